@@ -1,0 +1,134 @@
+"""Argument checks of the public operators: every message names the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SELECTIONS = ("correlation", "cosine", "gumbel")
+
+
+def describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def tensor(name: str, value: Any, dims: str, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
+    """`dims` is the documented shape, such as "[B, C, H, W]"."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor {dims}, got {describe(value)}")
+    if value.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name}: expected dtype {names}, got {describe(value)}")
+    if value.dim() != dims.count(",") + 1:
+        raise ValueError(f"{name}: expected shape {dims}, got {describe(value)}")
+
+
+def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an integer, got {describe(value)}")
+    if value < low or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name}: expected an integer {limit}, got {value}")
+
+
+def finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a number above 0, got {value}")
+    return number
+
+
+def values_known(value: Tensor) -> bool:
+    """Whether looking at the values costs nothing: on a GPU it would wait for the device, and under
+    torch.compile there are none yet. The kernels are defined for any value either way."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def per_item(name: str, value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
+    """A float64 tensor of `shape` from a number, a sequence or a tensor; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(f"{name}: has no gradient here, got a tensor that requires one; detach it")
+        if value.dtype.is_complex or value.dtype == torch.bool:
+            raise TypeError(f"{name}: expected real numbers, got {describe(value)}")
+        if value.device != device:
+            raise ValueError(f"{name}: expected the device of images ({device}), got {value.device}")
+        result = value.to(torch.float64)
+    else:
+        try:
+            result = torch.as_tensor(value, dtype=torch.float64, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}: expected numbers, got {describe(value)}") from error
+    try:
+        result = result.expand(shape).contiguous()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}: expected shape {shape}, or one that broadcasts to it, got {tuple(result.shape)}"
+        ) from error
+    if values_known(result) and not bool(torch.isfinite(result).all()):
+        raise ValueError(f"{name}: expected finite numbers, got {value}")
+    return result
+
+
+def strips_and_query(
+    query: Any, strips: Any, query_name: str, query_dims: str, strips_name: str, strips_dims: str
+) -> None:
+    tensor(query_name, query, query_dims)
+    tensor(strips_name, strips, strips_dims)
+    same_device(query_name, query, strips_name, strips)
+    fits(query_name, query, strips_name, tuple(strips.shape[1:]))
+
+
+def fits(name: str, query: Tensor, strips_name: str, strip_shape: tuple[int, ...]) -> None:
+    """Whether a query [B, C, H, Wq] can slide round strips of (C, H, W)."""
+    channels, height, columns = strip_shape
+    if tuple(query.shape[1:3]) != (channels, height):
+        raise ValueError(
+            f"{name}: expected C={channels}, H={height} as in {strips_name}, got C={query.shape[1]}, H={query.shape[2]}"
+        )
+    if not 1 <= query.shape[3] <= columns:
+        raise ValueError(f"{name}: expected 1 to {columns} columns (W of {strips_name}), got {query.shape[3]}")
+
+
+def query_width(value: Any, query: Tensor) -> Tensor | None:
+    """int64 [B], each from 1 to the padded width."""
+    if value is None:
+        return None
+    tensor("query_width", value, "[B]", (torch.int64, torch.int32, torch.int16, torch.uint8))
+    same_device("query_width", value, "query", query)
+    batch, padded = query.shape[0], query.shape[3]
+    if value.shape[0] != batch:
+        raise ValueError(f"query_width: expected {batch} widths (B of query), got {value.shape[0]}")
+    if values_known(value) and value.numel() and not 1 <= int(value.min()) <= int(value.max()) <= padded:
+        raise ValueError(
+            f"query_width: expected widths from 1 to {padded} (the padded width of query), "
+            f"got {int(value.min())} to {int(value.max())}"
+        )
+    return value.to(torch.int64)

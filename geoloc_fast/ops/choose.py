@@ -1,0 +1,115 @@
+"""Which backend runs a call: the first in order of preference that can.
+
+CUDA tensors: cuda, triton, reference. CPU tensors: cpu, reference. GEOLOC_FAST_BACKEND forces one, and a
+forced backend that cannot run is an error, never a silent fallback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from geoloc_fast import _native
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+log = logging.getLogger("geoloc_fast")
+_logged: set[tuple[str, str, str]] = set()
+_observers: list[Callable[[str, str, str], None]] = []
+
+
+def _checked(name: str | None, source: str) -> str | None:
+    if name and name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name or None
+
+
+_forced = _checked(os.environ.get("GEOLOC_FAST_BACKEND"), "GEOLOC_FAST_BACKEND")
+
+
+@contextmanager
+def force_backend(name: str | None) -> Iterator[None]:
+    """Inside the `with`, every operator runs on backend `name` or fails (None: free choice again)."""
+    global _forced
+    before, _forced = _forced, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@contextmanager
+def force_isa(name: str) -> Iterator[None]:
+    """Inside the `with`, the CPU kernels run with instruction set `name`; an error says why one cannot."""
+    native = _native.native_cpu
+    if native is None:
+        raise RuntimeError(f"instruction set {name!r} cannot be forced: {_native.cpu_problem}")
+    before = native.isa()
+    native.set_isa(name)
+    try:
+        yield
+    finally:
+        native.set_isa(before)
+
+
+@contextmanager
+def observe_calls() -> Iterator[list[tuple[str, str, str]]]:
+    """Collects (operator, backend, plan) of every call made inside the `with`: proof of which path ran."""
+    calls: list[tuple[str, str, str]] = []
+
+    def note(op: str, backend: str, plan: str) -> None:
+        calls.append((op, backend, plan))
+
+    _observers.append(note)
+    try:
+        yield calls
+    finally:
+        _observers.remove(note)
+
+
+def ran(op: str, backend: str, plan: str = "") -> None:
+    """Called by an operator after a backend ran; `plan` names the path inside the backend."""
+    for observer in _observers:
+        observer(op, backend, plan)
+
+
+def can_run_cpu(tensor: Tensor) -> str:
+    """Empty if the CPU module can take this tensor, else the reason."""
+    if _native.native_cpu is None:
+        return _native.cpu_problem
+    return "" if tensor.device.type == "cpu" else f"the tensors are on {tensor.device}"
+
+
+def can_run_cuda(tensor: Tensor) -> str:
+    if _native.native_cuda is None or _native.cuda_problem:
+        return _native.cuda_problem
+    return "" if tensor.device.type == "cuda" else f"the tensors are on {tensor.device}"
+
+
+def not_written(backend: str) -> Callable[..., str]:
+    """The `can_run` of a backend that has no kernel for an operator."""
+    return lambda *args: f"this operator has no {backend} kernel"
+
+
+def choose_backend(op: str, device_type: str, can_run: dict[str, Callable[[], str]]) -> str:
+    """`can_run[backend]()` is empty if that backend can take the call, else the reason why not."""
+    if _forced is not None:
+        reason = "" if _forced == "reference" else can_run[_forced]()
+        if reason:
+            raise RuntimeError(f"{op}: backend {_forced!r} is forced (GEOLOC_FAST_BACKEND) but cannot run: {reason}")
+        return _forced
+    for backend in _PREFERENCE.get(device_type, ("reference",)):
+        if backend == "reference":
+            return backend
+        reason = can_run[backend]()
+        if not reason:
+            return backend
+        if (op, backend, reason) not in _logged:
+            _logged.add((op, backend, reason))
+            log.info("%s: not on backend %s: %s", op, backend, reason)
+    return "reference"

@@ -1,0 +1,183 @@
+"""A bank of strips, and the search for the strips that fit a photo best."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geoloc_fast import checks
+from geoloc_fast.ops import strip_bank as op
+from geoloc_fast.reference import strip_bank as layouts
+from geoloc_fast.reference.strip_bank import BankLayout
+
+MAX_K = 1024
+
+
+class StripTopK(NamedTuple):
+    score: Tensor  # [B, k] float32, best first; -inf where there is no row
+    index: Tensor  # type: ignore[assignment]  # [B, k] int64 rows of the bank; -1 where there is no row
+    shift: Tensor  # [B, k] int64; -1 where there is no row
+
+
+class StripScore(NamedTuple):
+    score: Tensor  # [B, n] float32; -inf where index is -1
+    shift: Tensor  # [B, n] int64; -1 where index is -1
+
+
+class StripBank:
+    """Strips packed for search, in one contiguous buffer that can also be a memory-mapped file.
+
+    `buffer` (uint8) is the bank: `StripBank(buffer)` opens one, `StripBank.pack` makes one. Its bytes are
+    documented in `geoloc_fast/reference/strip_bank.py`. The buffer is never written to.
+    """
+
+    def __init__(self, buffer: Tensor) -> None:
+        checks.tensor("buffer", buffer, "[bytes]", (torch.uint8,))
+        if not buffer.is_contiguous():
+            raise ValueError(f"buffer: expected contiguous bytes, got stride {buffer.stride()}")
+        self.layout = BankLayout.from_header(bytes(buffer[: layouts.HEADER_BYTES].tolist()))
+        if buffer.shape[0] != self.layout.nbytes:
+            raise ValueError(
+                f"buffer: expected {self.layout.nbytes} bytes for {len(self)} strips, got {buffer.shape[0]}"
+            )
+        if buffer.data_ptr() % layouts.ALIGNMENT:
+            raise ValueError(
+                f"buffer: expected an address that is a multiple of {layouts.ALIGNMENT}, "
+                f"got {buffer.data_ptr() % layouts.ALIGNMENT} bytes past one; copy it with .clone()"
+            )
+        self.buffer = buffer
+        self.blocks = buffer[layouts.HEADER_BYTES :]
+
+    @staticmethod
+    def pack(
+        strips: Tensor,
+        *,
+        dtype: str = "bf16",
+        column0_deg: float = 180.0,
+        device: torch.device | str | None = None,
+    ) -> StripBank:
+        """Packs strips [N, C, H, W], stored in `dtype` ("bf16" or "fp32").
+
+        `column0_deg` is the heading of the left edge of every strip. Values must be finite.
+        """
+        checks.tensor("strips", strips, "[N, C, H, W]")
+        if min(strips.shape[1:]) < 1:
+            raise ValueError(f"strips: expected at least one value a strip, got {checks.describe(strips)}")
+        checks.choice("dtype", dtype, layouts.DTYPES)
+        column0_deg = checks.finite("column0_deg", column0_deg)
+        strips = strips.detach().to(device)
+        count, channels, height, columns = strips.shape
+        layout = BankLayout(count, channels, height, columns, dtype, column0_deg)
+        buffer = torch.empty(layout.nbytes, dtype=torch.uint8, device=strips.device)
+        header = torch.frombuffer(bytearray(layout.header()), dtype=torch.uint8)
+        buffer[: layouts.HEADER_BYTES] = header.to(strips.device)
+        buffer[layouts.HEADER_BYTES :] = op.pack(strips, dtype)
+        return StripBank(buffer)
+
+    def unpack(self, index: Tensor | None = None) -> Tensor:
+        """The strips of rows `index` [n] (default all) as they are stored: float32 [n, C, H, W]."""
+        if index is None:
+            index = torch.arange(len(self), device=self.buffer.device)
+        checks.tensor("index", index, "[n]", (torch.int64, torch.int32))
+        checks.same_device("index", index, "the bank", self.buffer)
+        if checks.values_known(index) and index.numel():
+            self._check_rows(int(index.min()), int(index.max()), 0)
+        return op.unpack(self.blocks, [len(self), *self.shape], self.dtype, index.to(torch.int64))
+
+    def __len__(self) -> int:
+        return self.layout.count
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every strip."""
+        return self.layout.channels, self.layout.height, self.layout.columns
+
+    @property
+    def dtype(self) -> str:
+        return self.layout.dtype
+
+    @property
+    def column0_deg(self) -> float:
+        return self.layout.column0_deg
+
+    @property
+    def nbytes(self) -> int:
+        return self.layout.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.buffer.device
+
+    def __repr__(self) -> str:
+        return (
+            f"StripBank({len(self)} strips of {self.shape}, {self.dtype}, column0_deg={self.column0_deg}, "
+            f"{self.nbytes} bytes on {self.device})"
+        )
+
+    def _check_rows(self, low: int, high: int, lowest: int) -> None:
+        if low < lowest or high >= len(self):
+            raise ValueError(f"index: expected rows from {lowest} to {len(self) - 1}, got {low} to {high}")
+
+
+def strip_topk(
+    query: Tensor,
+    bank: StripBank,
+    k: int,
+    *,
+    query_width: Tensor | None = None,
+    select: str = "correlation",
+    alive: Tensor | None = None,
+) -> StripTopK:
+    """The k strips of the bank that fit each query [B, C, H, Wq] best, over all shifts.
+
+    Exact for the values the bank stores (what `bank.unpack` returns); ties go to the lowest row. Rows with
+    `alive[row] == False` (bool [len(bank)]) are passed over. Where fewer than k rows are left, index and shift are
+    -1 and the score -inf. Memory is O(B k) beside the bank. `query_width` and `select` as in `azimuth_match`.
+    """
+    _check_search(query, bank, select)
+    query_width = checks.query_width(query_width, query)
+    checks.whole("k", k, 1, MAX_K)
+    if alive is not None:
+        checks.tensor("alive", alive, "[R]", (torch.bool,))
+        checks.same_device("alive", alive, "the bank", bank.buffer)
+        if alive.shape[0] != len(bank):
+            raise ValueError(f"alive: expected {len(bank)} values (one a strip), got {alive.shape[0]}")
+    shape = [len(bank), *bank.shape]
+    return StripTopK(*op.topk(query.detach(), bank.blocks, shape, bank.dtype, k, query_width, select, alive))
+
+
+def strip_score(
+    query: Tensor,
+    bank: StripBank,
+    index: Tensor,
+    *,
+    query_width: Tensor | None = None,
+    select: str = "correlation",
+) -> StripScore:
+    """Score and shift of given rows, index [B, n], for each query: the routine that decides `strip_topk`.
+
+    An index of -1 scores -inf at shift -1, so that the padded answer of a search can be passed in as it is.
+    """
+    _check_search(query, bank, select)
+    query_width = checks.query_width(query_width, query)
+    checks.tensor("index", index, "[B, n]", (torch.int64, torch.int32))
+    checks.same_device("index", index, "the bank", bank.buffer)
+    if index.shape[0] != query.shape[0]:
+        raise ValueError(f"index: expected {query.shape[0]} rows (B of query), got {index.shape[0]}")
+    if checks.values_known(index) and index.numel():
+        bank._check_rows(int(index.min()), int(index.max()), -1)
+    shape = [len(bank), *bank.shape]
+    return StripScore(
+        *op.score(query.detach(), bank.blocks, shape, bank.dtype, index.to(torch.int64), query_width, select)
+    )
+
+
+def _check_search(query: Tensor, bank: StripBank, select: str) -> None:
+    checks.tensor("query", query, "[B, C, H, Wq]")
+    if not isinstance(bank, StripBank):
+        raise TypeError(f"bank: expected a StripBank, got {checks.describe(bank)}")
+    checks.same_device("query", query, "the bank", bank.buffer)
+    checks.fits("query", query, "the bank", bank.shape)
+    checks.choice("select", select, checks.SELECTIONS[:2])
