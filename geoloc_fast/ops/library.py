@@ -20,7 +20,7 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
     _library.define(schema)
 
     def without_autocast(*args: Any) -> Any:
-        if not torch.is_autocast_enabled() and not torch.is_autocast_cpu_enabled():
+        if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
             return run(*args)
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return run(*args)

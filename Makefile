@@ -1,0 +1,62 @@
+# Everything here runs on a fresh machine with Python 3.10+, a C++17 compiler and make: the virtual
+# environment is made on first use. PYTHON=python3.12 chooses the interpreter, VENV=dir the place.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt csrc/CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+SANITIZE ?= address,undefined
+
+.PHONY: help install demo test test-full lint native-test python-test format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+install: $(VENV)/.installed  ## make the virtual environment and install the package in it
+
+# Editable, so that the source tree is what runs, with the native modules beside it.
+$(VENV)/.installed: pyproject.toml $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (23, 1))' || $(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.22' 'ninja>=1.11'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/editable -e '.[dev]'
+	touch $@
+
+demo: install  ## locate photos of a synthetic city the model never saw; writes demo/
+	$(BIN)/geoloc-fast demo --out demo
+
+test: lint native-test python-test  ## what CI runs
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The native core without Python, under sanitizers.
+native-test: install
+	$(BIN)/cmake -S . -B build/native-$(SANITIZE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DGEOLOC_FAST_PYTHON=OFF -DGEOLOC_FAST_CUDA=OFF \
+		-DGEOLOC_FAST_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo -DGEOLOC_FAST_SANITIZE=$(SANITIZE)
+	$(BIN)/cmake --build build/native-$(SANITIZE)
+	$(BIN)/ctest --test-dir build/native-$(SANITIZE) --output-on-failure
+
+python-test: install
+	GEOLOC_FAST_REQUIRE=cpu $(BIN)/python -m pytest -q -m "not slow"
+
+test-full: test  ## adds the long grids, the thread sanitizer, and the oldest and newest torch
+	$(MAKE) native-test SANITIZE=thread
+	GEOLOC_FAST_REQUIRE=cpu $(BIN)/python -m pytest -q -m slow
+	$(MAKE) torch-test TORCH=2.4.1 TORCHVISION=0.19.1 NUMPY='numpy<2.3'
+	$(MAKE) torch-test TORCH= TORCHVISION= NUMPY=numpy
+
+# The operators' tests with one version of torch (empty: the newest) in an environment of its own.
+torch-test:
+	$(PYTHON) -m venv build/venv-torch$(TORCH)
+	build/venv-torch$(TORCH)/bin/python -m pip install --quiet torch$(addprefix ==,$(TORCH)) torchvision$(addprefix ==,$(TORCHVISION)) '$(NUMPY)' '.[test]'
+	cd python_tests && GEOLOC_FAST_REQUIRE=cpu ../build/venv-torch$(TORCH)/bin/python -m pytest -q -m "not slow and not checkout" .
+
+format: install  ## put sources into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+clean:  ## remove what was built here
+	rm -rf build demo $(VENV)

@@ -1,0 +1,14 @@
+"""Prints what is being tested: the backends, so that nobody tests the slow path unaware."""
+
+import pytest
+
+import geoloc_fast
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    info = geoloc_fast.build_info()
+    lines = [f"geoloc_fast {info['version']} from {geoloc_fast.__file__}, torch {info['torch']}"]
+    for name, backend in info["backends"].items():
+        state = backend.get("isa") or "available" if backend["available"] else f"not here: {backend['reason']}"
+        lines.append(f"  {name}: {state}")
+    return lines

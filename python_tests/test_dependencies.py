@@ -1,0 +1,131 @@
+"""Which room may know which: read from the imports and includes themselves."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "geoloc_fast"
+CSRC = ROOT / "csrc"
+
+pytestmark = [
+    pytest.mark.checkout,
+    pytest.mark.skipif(not CSRC.is_dir(), reason="not in a checkout: there are no sources to read"),
+]
+
+# Room -> what of geoloc_fast it may import. `_native`, `checks`, `files`, `geo` know nothing of the others.
+ALLOWED = {
+    "reference": {"reference"},
+    "triton_kernels": {"triton_kernels"},
+    "ops": {"ops", "reference", "triton_kernels", "_native"},
+    "operators": {"ops", "checks", "reference", "_native", "files", "operators"},
+    "models": {"models", "operators", "files", "geo"},
+    "data": {"data", "operators", "files", "geo"},
+    "index": {"index", "operators", "files", "geo"},
+    "testing": {"testing", "ops", "operators", "reference", "_native"},
+    "losses": set(),
+    "metrics": {"geo"},
+    "geo": set(),
+    "files": set(),
+    "checks": set(),
+    "_native": set(),
+    "report": {"data", "index", "files", "geo", "metrics"},
+    "cli": {"index", "data", "models", "operators", "metrics", "geo", "files", "report", "demo", "_native"},
+    "demo": {"index", "data", "models", "operators", "metrics", "geo", "files", "report"},
+}
+OPERATOR_FILES = {"polar", "azimuth", "retrieval", "__init__"}
+
+
+def room_of(module: str) -> str:
+    """The room of `geoloc_fast.<module>`; the public operators share one."""
+    first = module.split(".")[0]
+    return "operators" if first in OPERATOR_FILES or first == "" else first
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports, below `geoloc_fast`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "geoloc_fast":
+                found |= {
+                    f"{alias.name}"
+                    if (PACKAGE / f"{alias.name}.py").exists() or (PACKAGE / alias.name).is_dir()
+                    else ""
+                    for alias in node.names
+                }
+            elif node.module and node.module.startswith("geoloc_fast."):
+                found.add(node.module.removeprefix("geoloc_fast."))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "geoloc_fast":
+                    found.add(alias.name.removeprefix("geoloc_fast").removeprefix("."))
+    return found
+
+
+def test_every_import_follows_the_plan() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        room = room_of(module)
+        assert room in ALLOWED, f"{path}: a room that the plan does not know"
+        for name in imports(path):
+            if room_of(name) not in ALLOWED[room] | {room}:
+                wrong.append(f"{module} imports {name or 'geoloc_fast'}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_reference_imports_torch_only() -> None:
+    for path in (PACKAGE / "reference").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                top = name.split(".")[0]
+                assert top in {"torch", "geoloc_fast"} or top in sys.stdlib_module_names, f"{path}: {name}"
+
+
+def test_package_never_imports_its_users() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) (train|bench|python_tests)\b", path.read_text(), re.M), path
+
+
+@pytest.mark.parametrize("folder", ["include", "common", "cpu", "cuda", "bindings", "tests"])
+def test_native_core_includes(folder: str) -> None:
+    allowed = {
+        "include": {"geoloc_fast"},
+        "common": {"geoloc_fast", "common"},
+        "cpu": {"geoloc_fast", "common", "cpu"},
+        "cuda": {"geoloc_fast", "common", "cuda"},
+        "bindings": {"geoloc_fast", "bindings", "cpu"},  # cpu/isa.h: which instruction set
+        "tests": {"geoloc_fast", "common", "cpu", "cuda", "tests"},
+    }[folder]
+    for path in (CSRC / folder).rglob("*.*"):
+        if path.suffix not in {".h", ".cpp", ".cu", ".cuh"}:
+            continue
+        for name in re.findall(r'#include\s*[<"]([^>"]+)[>"]', path.read_text()):
+            top = name.split("/")[0]
+            assert top not in {"torch", "ATen", "c10"}, f"{path}: {name}"
+            assert top != "pybind11" or folder == "bindings", f"{path}: {name}"
+            if top in {"geoloc_fast", "common", "cpu", "cuda", "bindings", "tests"}:
+                assert top in allowed, f"{path}: {name}"
+
+
+def test_kernel_sources_bring_no_inline_code_along() -> None:
+    """They are compiled once per instruction set; a standard template would be shared between the builds."""
+    allowed = {"cmath", "cstdint", "cstring", "cstddef", "immintrin.h", "cfloat"}
+    for path in (CSRC / "cpu").glob("*_kernel.cpp"):
+        for name in re.findall(r"#include\s*<([^>]+)>", path.read_text()):
+            assert name in allowed, f"{path}: <{name}>"
+
+
+def test_import_is_light() -> None:
+    heavy = ("cv2", "timm", "triton", "typer", "torchvision")
+    code = f"import sys, geoloc_fast; print(*[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.split() == []
