@@ -1,0 +1,10 @@
+"""A synthetic city: satellite image, street panorama and crowd photo of the same places.
+
+Everything is generated from a seed, so that the whole system can be trained, tested and shown without
+any published data set. Results on it say nothing about real cities, and must be labelled synthetic.
+"""
+
+from geoloc_fast.data.city.render import CityViews, make_city
+from geoloc_fast.data.city.scene import City
+
+__all__ = ["City", "CityViews", "make_city"]

@@ -1,0 +1,556 @@
+"""The scene: streets, lots, buildings, trees and parking, in metres, rasterised once to a fine grid.
+
+x points east and y north, in metres from the city's origin. Rasters are maps with north up: cell
+(row, col) is centred on x = west_m + col * CELL_M, y = north_m - row * CELL_M. Every cell knows its
+height, its material and its owner: the parcel (a lot with its building, or a street) that gives it a
+tint. What changes from day to day (cars, light, seasons, paint) is not here but in the renderer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+from geoloc_fast.geo import move_m
+
+CELL_M = 0.2
+VIEW_RANGE_M = 90.0  # how far a street view sees; the map reaches this far beyond every place
+MIN_PLACE_DISTANCE_M = 20.0
+PHOTO_OFFSET_M = 4.0  # a photo is taken at most this far from its place
+GRAIN_SIZE = 512  # side of the periodic noise tiles, a power of two
+
+_CROWDING_M = 25.0  # at most three places lie this near to any photo
+_KERB_CM = 12
+
+MATERIALS = ("asphalt", "patch", "cobble", "sidewalk", "marking", "cycleway", "grass", "paving", "roof", "car", "glass")
+(ASPHALT, PATCH, COBBLE, SIDEWALK, MARKING, CYCLEWAY, GRASS, PAVING, ROOF, CAR, GLASS) = range(len(MATERIALS))
+
+
+def generator(seed: int, *stream: int) -> Generator:
+    """The random numbers of one stream of a seed; streams do not depend on the order of calls."""
+    return Generator(np.random.PCG64([seed, *stream]))
+
+
+@dataclass(frozen=True, eq=False)
+class Parcels:
+    """What owns the ground, one row each: lots (with at most one building) and streets.
+
+    A building is a convex prism: `walls[i]` are its half-planes (nx, ny, offset) with the normal
+    outward, a point being inside where nx x + ny y <= offset; rows are padded with empty planes.
+    """
+
+    tint: np.ndarray  # [n, 3], multiplies the colour of the material: the roof's colour, or about 1
+    facade: np.ndarray  # [n, 3]
+    walls: np.ndarray  # [n, E, 3]
+    eaves_m: np.ndarray  # [n], 0 without a building
+    floor_m: np.ndarray
+    bay_m: np.ndarray  # distance between windows
+    window: np.ndarray  # [n, 2], width and height as fractions of bay and floor
+    shop: np.ndarray  # bool [n]: wide windows on the ground floor
+
+
+@dataclass(frozen=True, eq=False)
+class City:
+    """One city and its places; `City.build(seed, places=...)` makes it."""
+
+    seed: int
+    origin_lat: float
+    origin_lon: float
+    west_m: float
+    north_m: float
+    height_cm: np.ndarray  # uint16 [rows, cols]
+    material: np.ndarray  # uint8 [rows, cols]
+    owner: np.ndarray  # int32 [rows, cols], row of `parcels`
+    parcels: Parcels
+    trees: np.ndarray  # [n, 5]: x, y, crown radius, height, 1 for a conifer
+    slots: np.ndarray  # [n, 4]: x, y, heading_deg, probability that a car is there on a given day
+    places: np.ndarray  # [N, 2]: x, y
+    grain: np.ndarray  # float32 [GRAIN_SIZE, GRAIN_SIZE], periodic, mean 0, deviation 1
+    clouds: np.ndarray  # the same, smoother
+
+    @classmethod
+    def build(cls, seed: int, *, places: int) -> City:
+        """Make the city of `seed`, just large enough for `places` places on its streets."""
+        return _build(seed, places)
+
+    def to_cells(self, x_m: Any, y_m: Any) -> tuple[Any, Any]:
+        """Fractional (row, col) of points."""
+        return (self.north_m - y_m) / CELL_M, (x_m - self.west_m) / CELL_M
+
+    def to_lat_lon(self, x_m: Any, y_m: Any) -> tuple[Any, Any]:
+        """WGS84 degrees of points, on the tangent plane at the origin."""
+        return move_m(self.origin_lat, self.origin_lon, x_m, y_m)
+
+    def height_m(self, x_m: float, y_m: float) -> float:
+        """Height of the ground or roof at one point."""
+        row, col = self.to_cells(x_m, y_m)
+        return float(self.height_cm[round(row), round(col)]) / 100.0
+
+
+# Convex polygons: float64 [n, 2], counterclockwise.
+
+
+def _half_planes(polygon: np.ndarray) -> np.ndarray:
+    along = np.roll(polygon, -1, axis=0) - polygon
+    normal = np.stack([along[:, 1], -along[:, 0]], axis=1)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    return np.column_stack([normal, (normal * polygon).sum(axis=1)])
+
+
+def _clip(polygon: np.ndarray, plane: np.ndarray) -> np.ndarray:
+    """The part of the polygon inside the half-plane; empty when nothing is left."""
+    outside = polygon @ plane[:2] - plane[2]
+    kept = []
+    for k in range(len(polygon)):
+        a, b = outside[k - 1], outside[k]
+        if (a < 0) != (b < 0):
+            kept.append(polygon[k - 1] + a / (a - b) * (polygon[k] - polygon[k - 1]))
+        if b < 0:
+            kept.append(polygon[k])
+    corners = np.array(kept).reshape(-1, 2)
+    if len(corners):  # corners that coincide would give a wall without direction
+        step = np.linalg.norm(corners - np.roll(corners, 1, axis=0), axis=1)
+        corners = corners[step > 0.05]
+    return corners if len(corners) >= 3 else np.empty((0, 2))
+
+
+def _inset(polygon: np.ndarray, margins_m: Any) -> np.ndarray:
+    planes = _half_planes(polygon)
+    planes[:, 2] -= margins_m
+    for plane in planes:
+        if len(polygon):
+            polygon = _clip(polygon, plane)
+    return polygon
+
+
+def _area(polygon: np.ndarray) -> float:
+    x, y = polygon.T if len(polygon) else np.zeros((2, 1))
+    return float(0.5 * np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))
+
+
+def _split(polygon: np.ndarray, target_m2: float, rng: Generator) -> list[np.ndarray]:
+    """Cut across the longer side until no part is larger than the target."""
+    if len(polygon) == 0 or _area(polygon) <= target_m2:
+        return [polygon] if len(polygon) else []
+    along = np.roll(polygon, -1, axis=0) - polygon
+    longest = along[np.argmax((along**2).sum(axis=1))]
+    axes = np.stack([longest, [-longest[1], longest[0]]]) / np.hypot(*longest)
+    low, high = (polygon @ axes.T).min(axis=0), (polygon @ axes.T).max(axis=0)
+    side = int(np.argmax(high - low))
+    cut = low[side] + (high - low)[side] * rng.uniform(0.4, 0.6)
+    plane = np.array([*axes[side], cut])
+    parts = _clip(polygon, plane), _clip(polygon, -plane)
+    return [lot for part in parts for lot in _split(part, target_m2, rng)]
+
+
+# Streets: a jittered, turned grid with varying blocks, some streets missing, some diagonal.
+
+
+@dataclass(frozen=True, eq=False)
+class _Streets:
+    start: np.ndarray  # [n, 2]
+    end: np.ndarray
+    road_m: np.ndarray  # width of the carriageway
+    walk_m: np.ndarray  # width of each sidewalk
+    look: np.ndarray  # [n, 4] uniform numbers that choose surface, markings, trees, parking
+    blocks: list[np.ndarray]  # what the streets leave over
+
+    def frame(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Start, unit vector along, unit vector to the right, length."""
+        along = self.end[k] - self.start[k]
+        length = float(np.hypot(*along))
+        along = along / length
+        return self.start[k], along, np.array([along[1], -along[0]]), length
+
+    def parks(self, k: int) -> bool:
+        return bool(self.road_m[k] >= 9 and self.look[k, 3] < 0.75)
+
+
+def _lay_streets(rng: Generator, half_m: float) -> _Streets:
+    reach_m = half_m * 1.45 + 60  # the turned grid covers the corners too
+    lines = []
+    for _ in range(2):
+        steps = rng.uniform(48, 105, size=int(2 * reach_m / 48) + 2)
+        lines.append(np.cumsum(steps) - steps.sum() * rng.uniform(0.48, 0.52))
+    u, v = lines
+    nodes = np.stack(np.meshgrid(u, v, indexing="ij"), axis=-1)
+    nodes += rng.uniform(-8, 8, size=nodes.shape)
+    turn = np.radians(rng.uniform(0, 90))
+    nodes = nodes @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    widths = [6.5, 8.0, 9.5, 13.0]
+    line_road = [rng.choice(widths, p=[0.3, 0.3, 0.25, 0.15], size=len(line)) for line in (v, u)]
+    line_walk = [rng.uniform(2.4, 4.5, size=len(line)) for line in (v, u)]
+    missing = rng.random((2, len(u), len(v))) < 0.13
+    diagonal = rng.random((len(u), len(v)))
+
+    rows = []
+
+    def half_width(axis: int, i: int, j: int) -> float:  # of the corridor along the edge that leaves node (i, j)
+        line = j if axis == 0 else i
+        if missing[axis, i, j]:
+            return 0.5
+        return float(line_road[axis][line] / 2 + line_walk[axis][line])
+
+    blocks = []
+    for i in range(len(u) - 1):
+        for j in range(len(v) - 1):
+            a, b, c, d = nodes[i, j], nodes[i + 1, j], nodes[i + 1, j + 1], nodes[i, j + 1]
+            if np.abs([a, b, c, d]).max() > half_m + 80:
+                continue
+            for axis, end in ((0, b), (1, d)):
+                if not missing[axis, i, j]:
+                    line = j if axis == 0 else i
+                    rows.append([*a, *end, line_road[axis][line], line_walk[axis][line]])
+            south, west = half_width(0, i, j), half_width(1, i, j)
+            north, east = half_width(0, i, j + 1), half_width(1, i + 1, j)
+            if diagonal[i, j] < 0.1:
+                rows.append([*a, *c, 6.5, 2.5])
+                blocks.append(_inset(np.array([a, b, c]), [south, east, 5.75]))
+                blocks.append(_inset(np.array([a, c, d]), [5.75, north, west]))
+            else:
+                blocks.append(_inset(np.array([a, b, c, d]), [south, east, north, west]))
+    table = np.array(rows)
+    look = rng.random((len(table), 4))
+    blocks = [block for block in blocks if _area(block) > 60]
+    return _Streets(table[:, :2], table[:, 2:4], table[:, 4], table[:, 5], look, blocks)
+
+
+def _choose_places(rng: Generator, streets: _Streets, half_m: float, count: int) -> np.ndarray:
+    """Points on the carriageways; fewer than asked for when the streets have no room."""
+    candidates = []
+    for k in range(len(streets.start)):
+        start, along, right, length = streets.frame(k)
+        free_m = streets.road_m[k] / 2 - (3.4 if streets.parks(k) else 1.4)
+        at = rng.uniform(0, 20)
+        while at < length:
+            candidates.append(start + at * along + rng.uniform(-1, 1) * free_m * right)
+            at += rng.uniform(MIN_PLACE_DISTANCE_M + 1, 34)
+    points = np.array(candidates)
+    points = points[np.abs(points).max(axis=1) < half_m]
+    points = points[rng.permutation(len(points))]
+    crowding_m = _CROWDING_M + PHOTO_OFFSET_M
+    kept = np.empty((count, 2))
+    near = np.zeros(count, dtype=np.int64)
+    n = 0
+    for point in points:
+        if n == count:
+            break
+        distance_m = np.hypot(*(kept[:n] - point).T)
+        close = np.flatnonzero(distance_m < crowding_m)
+        if distance_m.min(initial=np.inf) < MIN_PLACE_DISTANCE_M:
+            continue
+        if len(close) > 2 or (near[close] >= 2).any():
+            continue
+        near[close] += 1
+        kept[n], near[n] = point, len(close)
+        n += 1
+    return kept[:n]
+
+
+# Lots. Each kind: share of blocks, lot size in m2, setback in m, storeys, share of pitched roofs.
+_KINDS = {
+    "centre": (0.36, (240, 600), (0.0, 0.5), (2, 7), 0.35),
+    "houses": (0.35, (280, 480), (1.6, 3.2), (1, 3), 0.9),
+    "slabs": (0.14, (600, 1300), (4.0, 7.5), (3, 9), 0.1),
+    "park": (0.07, (900, 2500), (0.0, 0.0), (0, 0), 0.0),
+    "plaza": (0.05, (900, 2500), (0.0, 0.0), (0, 0), 0.0),
+    "parking": (0.03, (700, 1500), (0.0, 0.0), (0, 0), 0.0),
+}
+_ROOFS = np.array(
+    [
+        (0.55, 0.28, 0.2),
+        (0.46, 0.26, 0.2),
+        (0.32, 0.32, 0.34),
+        (0.62, 0.6, 0.58),
+        (0.42, 0.36, 0.31),
+        (0.78, 0.77, 0.75),
+        (0.3, 0.36, 0.34),
+    ]
+)
+_FACADES = np.array(
+    [
+        (0.8, 0.76, 0.66),
+        (0.72, 0.62, 0.48),
+        (0.6, 0.38, 0.3),
+        (0.82, 0.81, 0.8),
+        (0.55, 0.56, 0.58),
+        (0.76, 0.68, 0.6),
+        (0.5, 0.42, 0.36),
+        (0.66, 0.7, 0.66),
+    ]
+)
+
+
+class _Painter:
+    """Fills the rasters and collects the parcels."""
+
+    def __init__(self, half_m: float):
+        cells = int(np.ceil(2 * half_m / CELL_M)) + 1
+        self.west_m, self.north_m = -half_m, half_m
+        self.height_cm = np.full((cells, cells), _KERB_CM, dtype=np.uint16)
+        self.material = np.full((cells, cells), GRASS, dtype=np.uint8)
+        self.owner = np.zeros((cells, cells), dtype=np.int32)
+        self.rows: list[tuple] = []
+        self.slots: list[tuple] = []
+
+    def parcel(self, rng: Generator, tint: np.ndarray, building: np.ndarray | None = None, storeys: int = 0) -> int:
+        """Adds a row to the parcels; its number."""
+        floor_m = rng.uniform(2.8, 3.6)
+        facade = _FACADES[rng.integers(len(_FACADES))] * rng.uniform(0.85, 1.15)
+        walls = np.empty((0, 3)) if building is None else _half_planes(building)
+        eaves_m = 0.0 if building is None else storeys * floor_m + rng.uniform(0.3, 1.2)
+        window = rng.uniform((0.3, 0.4), (0.75, 0.65)) if rng.random() < 0.85 else (1.0, 0.45)
+        shop = storeys > 2 and rng.random() < 0.45
+        self.rows.append((tint, facade, walls, eaves_m, floor_m, rng.uniform(1.9, 3.8), window, shop))
+        return len(self.rows) - 1
+
+    def fill(
+        self, polygon: Any, material: int | None = None, owner: int | None = None, height_cm: int | None = None
+    ) -> None:
+        """Paints a convex polygon."""
+        corners = np.asarray(polygon) - (self.west_m, self.north_m)
+        corners = np.rint(corners * (16 / CELL_M, -16 / CELL_M)).astype(np.int32)
+        for raster, value in ((self.material, material), (self.owner, owner), (self.height_cm, height_cm)):
+            if value is not None:
+                cv2.fillConvexPoly(raster, corners, int(value), shift=4)
+
+    def strip(self, start: np.ndarray, end: np.ndarray, right_m: float, width_m: float, **paint: int) -> None:
+        """Paints a band from start to end, its middle `right_m` to the right of the line."""
+        along = (end - start) / np.hypot(*(end - start))
+        right = np.array([along[1], -along[0]])
+        inner, outer = right * (right_m - width_m / 2), right * (right_m + width_m / 2)
+        self.fill([start + inner, end + inner, end + outer, start + outer], **paint)
+
+    def disc(self, centre: np.ndarray, radius_m: float, **paint: int) -> None:
+        angle = np.arange(24) * (2 * np.pi / 24)
+        self.fill(centre + radius_m * np.stack([np.cos(angle), np.sin(angle)], axis=1), **paint)
+
+    def raise_building(self, number: int, building: np.ndarray, pitch: float) -> None:
+        """Raises the prism over its footprint; a pitched roof climbs with the distance to the wall."""
+        _, _, walls, eaves_m, *_ = self.rows[number]
+        low, high = building.min(axis=0), building.max(axis=0)
+        c0, r0 = np.floor((low[0] - self.west_m) / CELL_M), np.floor((self.north_m - high[1]) / CELL_M)
+        c1, r1 = np.ceil((high[0] - self.west_m) / CELL_M) + 1, np.ceil((self.north_m - low[1]) / CELL_M) + 1
+        rows, cols = self.material.shape
+        window = np.s_[int(max(r0, 0)) : int(min(r1, rows)), int(max(c0, 0)) : int(min(c1, cols))]
+        y = self.north_m - CELL_M * np.arange(window[0].start, window[0].stop)[:, None]
+        x = self.west_m + CELL_M * np.arange(window[1].start, window[1].stop)[None, :]
+        if x.size == 0 or y.size == 0:
+            return
+        depth_m = np.min([offset - nx * x - ny * y for nx, ny, offset in walls], axis=0)
+        inside = depth_m >= 0
+        roof_m = eaves_m + pitch * np.minimum(depth_m[inside], 6.0)
+        self.height_cm[window][inside] = np.rint(100 * roof_m).astype(np.uint16)
+        self.material[window][inside] = ROOF
+        self.owner[window][inside] = number
+
+
+def _paint_block(painter: _Painter, rng: Generator, block: np.ndarray, centrality: float) -> list[tuple]:
+    """Paints the lots of a block and returns its buildings, raised after the streets are laid."""
+    share = np.array([kind[0] for kind in _KINDS.values()])
+    share[:2] *= (0.3 + 1.4 * centrality, 1.7 - 1.4 * centrality)
+    kind = list(_KINDS)[rng.choice(len(share), p=share / share.sum())]
+    _, lot_m2, setback, storeys, pitched = _KINDS[kind]
+    common_setback_m, common_storeys = rng.uniform(*setback), rng.integers(storeys[0], storeys[1] + 1)
+    block_planes = _half_planes(block)
+    buildings = []
+    for lot in _split(block, rng.uniform(*lot_m2), rng):
+        inset_m = common_setback_m + rng.uniform(0, 0.2 + 0.2 * setback[1])
+        levels = int(np.clip(common_storeys + rng.integers(-1, 2), storeys[0], storeys[1]))
+        margins_m = np.maximum(inset_m * rng.uniform(0.7, 1.4, size=len(lot)), 0.05)
+        footprint = _inset(lot, margins_m)
+        side_middles = (lot + np.roll(lot, -1, axis=0)) / 2
+        to_street_m = (block_planes[:, 2] - side_middles @ block_planes[:, :2].T).min(axis=1)
+        front = int(np.argmin(to_street_m))
+        courtyard = to_street_m[front] > 2 and rng.random() < 0.7
+        room = len(_inset(footprint, 2.0)) > 0 and rng.random() < 0.95
+        built = levels > 0 and room and not courtyard
+        ground = {"plaza": PAVING, "parking": ASPHALT}.get(kind, GRASS)
+        if kind == "centre":
+            ground = PAVING if rng.random() < 0.6 else GRASS
+        tone = painter.parcel(rng, np.full(3, rng.uniform(0.85, 1.12)))
+        painter.fill(lot, ground, tone, _KERB_CM if kind != "parking" else 2)
+        middle = lot.mean(axis=0)
+        for _ in range(rng.integers(1, 3) if ground == GRASS else 0):  # drives and paths
+            side = lot[(front + 1) % len(lot)] - lot[front]
+            gate = lot[front] + rng.uniform(0.15, 0.85) * side
+            painter.strip(middle, gate, 0, rng.uniform(1.4, 3.4), material=PAVING)
+        if kind == "plaza":
+            for _ in range(rng.integers(1, 4)):  # flower beds
+                bed = middle + (lot[rng.integers(len(lot))] - middle) * rng.uniform(0, 0.6)
+                painter.disc(bed, rng.uniform(1.5, 4.5), material=GRASS)
+        if kind == "parking":
+            _paint_parking(painter, lot)
+        if built:
+            roof = _ROOFS[rng.integers(len(_ROOFS))] * rng.uniform(0.8, 1.2)
+            number = painter.parcel(rng, roof, footprint, levels)
+            pitch = rng.uniform(0.45, 0.9) if rng.random() < pitched else 0.0
+            buildings.append((number, footprint, pitch))
+    return buildings
+
+
+def _paint_parking(painter: _Painter, lot: np.ndarray) -> None:
+    """Rows of bays across the lot, along its first side."""
+    along = (lot[1] - lot[0]) / np.hypot(*(lot[1] - lot[0]))
+    left = np.array([-along[1], along[0]])
+    planes = _half_planes(lot)
+    heading_deg = float(np.degrees(np.arctan2(left[0], left[1])))
+    for row_m in np.arange(3.2, 60, 8.5):
+        for at_m in np.arange(1.5, 80, 2.6):
+            bay = lot[0] + at_m * along + row_m * left
+            if (planes[:, :2] @ bay - planes[:, 2]).max() < -3:
+                side = bay - 1.3 * along
+                painter.strip(side - 2.4 * left, side + 2.4 * left, 0, 0.2, material=MARKING)
+                painter.slots.append((*bay, heading_deg, 0.5))
+
+
+def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> list[np.ndarray]:
+    """Paints sidewalks, carriageways and markings; where the street trees stand."""
+    count = len(streets.start)
+    surface = np.where(streets.look[:, 0] < 0.78, ASPHALT, COBBLE)
+    surface[streets.road_m > 9] = ASPHALT
+    owners = [painter.parcel(rng, np.full(3, rng.uniform(0.88, 1.12))) for _ in range(count)]
+    for k in range(count):
+        walk = {"material": SIDEWALK, "owner": owners[k], "height_cm": _KERB_CM}
+        reach_m = streets.road_m[k] / 2 + streets.walk_m[k]
+        painter.strip(streets.start[k], streets.end[k], 0, 2 * reach_m, **walk)
+        painter.disc(streets.start[k], reach_m, **walk)
+        painter.disc(streets.end[k], reach_m, **walk)
+    for k in np.argsort(streets.road_m, kind="stable"):  # the wider street keeps its surface
+        road = {"material": surface[k], "owner": owners[k], "height_cm": 0}
+        painter.strip(streets.start[k], streets.end[k], 0, streets.road_m[k], **road)
+        painter.disc(streets.start[k], streets.road_m[k] / 2, **road)
+        painter.disc(streets.end[k], streets.road_m[k] / 2, **road)
+    trees = []
+    for k in range(count):
+        start, along, right, length = streets.frame(k)
+        road_m, (_, marked, planted, _) = streets.road_m[k], streets.look[k]
+        for _ in range(rng.poisson(length / 40)):  # where the road was opened and closed again
+            cut = start + rng.uniform(0, length) * along
+            end, right_m = cut + rng.uniform(1, 6) * along, rng.uniform(-1, 1) * road_m / 3
+            painter.strip(cut, end, right_m, rng.uniform(0.8, 2.5), material=PATCH)
+        heading_deg = float(np.degrees(np.arctan2(along[0], along[1])))
+        clear_m = 9.5  # markings, trees and cars keep off the crossings
+        if length < 2 * clear_m + 12:
+            continue
+
+        line = partial(_paint_line, painter, start, along)
+        if surface[k] == ASPHALT and marked < 0.8:
+            if road_m >= 9 and marked < 0.3:
+                for side in (-1, 1):
+                    line(clear_m, length - clear_m, side * (road_m / 2 - 0.9), 1.6, CYCLEWAY)
+            for at in np.arange(clear_m + 3, length - clear_m - 3, 6.0):
+                line(at, at + 3, 0, 0.25)
+            for begin, sign in ((clear_m, -1), (length - clear_m, 1)):
+                if rng.random() < 0.6:
+                    for across in np.arange(-road_m / 2 + 0.5, road_m / 2 - 0.3, 1.1):
+                        line(begin - 1.6, begin + 1.6, across + 0.25, 0.55)
+                    stop_m = begin - sign * 3.0
+                    line(stop_m - 0.2, stop_m + 0.2, -sign * road_m / 4, road_m / 2 - 0.4)
+        for side in (-1, 1):
+            flow_deg = heading_deg if side > 0 else heading_deg + 180
+            if streets.parks(k):
+                for at in np.arange(clear_m + 5, length - clear_m - 3, 5.8):
+                    slot = start + at * along + side * (road_m / 2 - 1.1) * right
+                    painter.slots.append((*slot, flow_deg, 0.6))
+            for at in np.arange(rng.uniform(0, 12), length, 14):
+                lane = start + at * along + side * road_m / 5 * right
+                painter.slots.append((*lane, flow_deg, 0.07))
+            if planted < 0.45 and (planted > 0.2 or side > 0) and streets.walk_m[k] > 2.8:
+                spacing_m = 7 + 16 * planted
+                stems = np.arange(clear_m + 2, length - clear_m, spacing_m)[:, None]
+                row = start + stems * along + side * (road_m / 2 + 0.8) * right
+                row = row[rng.random(len(row)) < 0.9]
+                radius_m = rng.uniform(1.4, 2.6, size=len(row))
+                height_m = radius_m * rng.uniform(2.2, 3.2) + 2
+                trees.append(np.column_stack([row, radius_m, height_m, np.zeros(len(row))]))
+    return trees
+
+
+def _paint_line(
+    painter: _Painter,
+    start: np.ndarray,
+    along: np.ndarray,
+    begin_m: float,
+    end_m: float,
+    right_m: float,
+    width_m: float,
+    material: int = MARKING,
+) -> None:
+    begin, end = start + begin_m * along, start + end_m * along
+    painter.strip(begin, end, right_m, width_m, material=material)
+
+
+def _noise(rng: Generator, slope: float) -> np.ndarray:
+    """A periodic tile of noise whose amplitude falls with frequency to the power `slope`."""
+    frequency = np.fft.fftfreq(GRAIN_SIZE)
+    radius = np.hypot(frequency[:, None], frequency[None, : GRAIN_SIZE // 2 + 1])
+    radius[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.standard_normal((GRAIN_SIZE, GRAIN_SIZE))) / radius**slope
+    tile = np.fft.irfft2(spectrum, s=(GRAIN_SIZE, GRAIN_SIZE))
+    return (tile / tile.std()).astype(np.float32)
+
+
+def _build(seed: int, count: int) -> City:
+    half_m = 30 + 0.5 * np.sqrt(1250.0 * count)
+    while True:  # the core grows until its streets have room for every place
+        rng = generator(seed, 0)
+        streets = _lay_streets(rng, half_m + VIEW_RANGE_M)
+        places = _choose_places(rng, streets, half_m, count)
+        if len(places) == count:
+            break
+        half_m *= 1.08
+    painter = _Painter(half_m + VIEW_RANGE_M + 5)
+    painter.parcel(rng, np.ones(3))  # owner 0: nobody's ground
+    buildings = []
+    for block in streets.blocks:
+        outward = np.hypot(*block.mean(axis=0)) / (half_m + VIEW_RANGE_M)
+        centrality = np.clip(1.1 - outward + rng.uniform(-0.4, 0.4), 0, 1)
+        buildings += _paint_block(painter, rng, block, float(centrality))
+    trees = _paint_streets(painter, rng, streets)
+    for number, footprint, pitch in buildings:
+        painter.raise_building(number, footprint, pitch)
+
+    tint, facade, walls, *rest = zip(*painter.rows, strict=True)
+    padded = np.zeros((len(walls), max(len(w) for w in walls), 3), dtype=np.float32)
+    padded[..., 2] = 1e9
+    for row, planes in zip(padded, walls, strict=True):
+        row[: len(planes)] = planes
+    eaves_m, floor_m, bay_m, window, shop = (np.array(values) for values in rest)
+    parcels = Parcels(
+        np.array(tint, np.float32), np.array(facade, np.float32), padded, eaves_m, floor_m, bay_m, window, shop
+    )
+
+    edge_m = half_m + VIEW_RANGE_M
+    garden = rng.uniform(-edge_m, edge_m, size=(int((2 * edge_m) ** 2 / 55), 2))
+    rows, cols = (painter.north_m - garden[:, 1]) / CELL_M, (garden[:, 0] - painter.west_m) / CELL_M
+    spot = np.rint(rows).astype(int), np.rint(cols).astype(int)
+    wooded = rng.uniform(0.05, 1.0, size=len(tint))[painter.owner[spot]] ** 2
+    grown = (painter.material[spot] == GRASS) & (rng.random(len(garden)) < wooded)
+    garden = garden[grown]
+    radius_m = rng.uniform(1.0, 3.6, size=len(garden))
+    conifer = rng.random(len(garden)) < 0.2
+    height_m = radius_m * rng.uniform(1.7, 2.8, size=len(garden)) + 1.5
+    trees.append(np.column_stack([garden, radius_m * np.where(conifer, 0.6, 1), height_m, conifer]))
+    origin = generator(seed, 1)
+    return City(
+        seed=seed,
+        origin_lat=float(origin.uniform(40, 58)),
+        origin_lon=float(origin.uniform(-4, 25)),
+        west_m=painter.west_m,
+        north_m=painter.north_m,
+        height_cm=painter.height_cm,
+        material=painter.material,
+        owner=painter.owner,
+        parcels=parcels,
+        trees=np.concatenate(trees),
+        slots=np.array(painter.slots).reshape(-1, 4),
+        places=places,
+        grain=_noise(rng, 0.7),
+        clouds=_noise(rng, 1.8),
+    )
