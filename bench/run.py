@@ -1,0 +1,117 @@
+"""Runs every benchmark several times, each time in a fresh process, and writes one JSON.
+
+    python bench/run.py [--runs 5] [--out bench/results/cpu.json] [pytest arguments, such as -k polar]
+
+Inside a run the cases of a group stand next to one another, so that ours and its peers meet the same machine; over the
+runs the median of medians and the worst are kept. The limits of the machine are measured in every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from limits import measure
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def one_run(arguments: list[str]) -> dict[str, Any]:
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run.json"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--benchmark-enable",
+            "--benchmark-only",
+            f"--benchmark-json={out}",
+        ]
+        command += [*arguments, str(ROOT / "bench")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        if done.returncode != 0:
+            sys.exit(f"bench: a benchmark failed its own check\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
+        return {"limits": measure(torch.get_num_threads()), "benchmarks": json.loads(out.read_text())["benchmarks"]}
+
+
+def machine() -> dict[str, Any]:
+    import numpy
+    import torch
+
+    import geoloc_fast
+
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    for name in ("cv2", "faiss"):
+        try:
+            versions[name] = __import__(name).__version__
+        except ImportError:
+            versions[name] = "not installed"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": geoloc_fast.build_info()["backends"]["cpu"]["isa"],
+        "compiler": geoloc_fast.build_info()["backends"]["cpu"]["compiler"],
+        "versions": versions,
+        "commit": commit.stdout.strip() or "not a checkout",
+    }
+
+
+def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in runs:
+        for bench in run["benchmarks"]:
+            name = bench["extra_info"].pop("entry", bench["name"])
+            row = rows.setdefault((bench["group"] or "", name), {"medians_s": [], "extra": {}})
+            row["medians_s"].append(bench["stats"]["median"])
+            row["extra"].update(bench["extra_info"])
+    return {
+        "limits": {key: statistics.median(run["limits"][key] for run in runs) for key in runs[0]["limits"]},
+        "rows": [
+            {
+                "case": group,
+                "entry": name,
+                "median_s": statistics.median(row["medians_s"]),
+                "worst_s": max(row["medians_s"]),
+                "runs": len(row["medians_s"]),
+                **row["extra"],
+            }
+            for (group, name), row in rows.items()
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "cpu.json")
+    arguments, rest = parser.parse_known_args()
+    runs = [one_run(rest) for _ in tqdm(range(arguments.runs), desc="benchmark runs")]
+    command = " ".join(["python bench/run.py", f"--runs {arguments.runs}", *rest])
+    result = {"command": command, "machine": machine(), **merged(runs)}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {arguments.out}; python bench/report.py renders it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The command `geoloc-fast`. Results go to stdout, progress and complaints to stderr.
+
+Exit codes: 0 done, 1 it failed, 2 a wrong argument, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# typer brings its own click in newer releases and the click package in older ones; both derive from this.
+_ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Where was this photo taken, and which way was it looking?",
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `geoloc-fast COMMAND` a family also while there are few commands."""
+
+
+@app.command()
+def info() -> None:
+    """What was built and what can run here, as JSON.
+
+    Example: geoloc-fast info
+    """
+    from geoloc_fast import build_info
+
+    typer.echo(json.dumps(build_info(), indent=1))
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder to write predictions.geojson, metrics.json, report.html to.")
+    ] = Path("demo"),
+    places: Annotated[int, typer.Option(min=2, max=20_000, help="Places in the city.")] = 400,
+    photos: Annotated[int, typer.Option(min=1, max=20_000, help="Photos to locate.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Which city. The shipped model was trained on others.")] = 20_000,
+    model: Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+) -> None:
+    """Make an unseen synthetic city, index it, and locate photos of unknown heading.
+
+    Example: geoloc-fast demo --out demo --places 400 --photos 200
+    """
+    from geoloc_fast.demo import default_model, run_demo, summary
+
+    metrics = run_demo(out, model_path=model or default_model(), places=places, photos=photos, seed=seed)
+    typer.echo(json.dumps(metrics, indent=1) if as_json else summary(metrics))
+    if not as_json:
+        typer.echo(f"Written to {out}: predictions.geojson, metrics.json, report.html")
+
+
+def main() -> None:
+    """Runs the command; a mistake is one line on stderr, not a traceback."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    try:
+        code = app(standalone_mode=False)
+    except _ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "geoloc-fast"
+        message = " ".join(error.format_message().split())
+        print(f"{command}: {message} (see {command} --help)", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("geoloc-fast: interrupted; nothing half-written was left", file=sys.stderr)
+        code = 130
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        print(f"geoloc-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 1
+    sys.exit(code or 0)

@@ -1,0 +1,297 @@
+"""The model of the main paper: places and photos to strips that azimuth matching compares.
+
+    place:  polar satellite image, panorama -> encoder (circular) -> iAFF -> strip [C, H, W]
+    photo:  cylindrical columns             -> encoder            -> strip [C, H, Wq]
+
+Everything is in one frame: column 0 of polar image, panorama and strip looks at `column0_deg`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geoloc_fast.files import write_atomically
+from geoloc_fast.models.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, normalise_image
+from geoloc_fast.models.fusion import IAFF
+
+__all__ = ["BundleError", "Geolocalizer", "GeolocalizerConfig", "PhotoStrips"]
+
+_FORMAT = "geoloc_fast.geolocalizer"
+_VERSION = "1"
+_STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class BundleError(ValueError):
+    """A file is not a model bundle this version can load, or it is damaged."""
+
+
+class PhotoStrips(NamedTuple):
+    strips: Tensor
+    """`[B, C, H, Wq]` at unit norm over each photo's own columns, zero beyond them."""
+    width: Tensor
+    """Own columns of each photo, int64 `[B]` on the strips' device: the `query_width` of
+    `azimuth_match` and the `width` of `shift_to_heading`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GeolocalizerConfig:
+    """Everything that is needed to rebuild the network around its weights."""
+
+    backbone: str = "convnext_base"
+    """A timm model name."""
+    backbone_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Passed to `timm.create_model`; JSON values only."""
+    backbone_stride: int = 16
+    """Which of the backbone's feature maps feeds the strip head."""
+    image_size: tuple[int, int] = (128, 512)
+    """Height and width of panoramas and polar images; a photo has this height."""
+    strip: tuple[int, int, int] = (16, 4, 16)
+    """Channels, height and columns of a strip."""
+    sharing: str = "all"
+    """"all": one backbone for photo, panorama and polar satellite image."""
+    column0_deg: float = 180.0
+    """Heading of column 0 of everything this model sees and gives."""
+    assumed_fov_deg: float = 90.0
+    """Horizontal field of view to reproject a photo with when its own is not known."""
+    initial_scale: float = 1 / 0.07
+    """Start of the learned logit scale of the shift selection in training."""
+    initial_temperature: float = 0.07
+    """Start of the learned temperature of the loss."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        object.__setattr__(self, "strip", tuple(self.strip))
+        object.__setattr__(self, "backbone_kwargs", dict(self.backbone_kwargs))
+        if len(self.image_size) != 2 or not _positive_integers(self.image_size):
+            raise ValueError(f"image_size: expected (height, width), got {self.image_size}")
+        if len(self.strip) != 3 or not _positive_integers(self.strip):
+            raise ValueError(f"strip: expected (channels, height, columns), got {self.strip}")
+        if self.sharing != "all":
+            raise ValueError(f"sharing: expected 'all', got {self.sharing!r}")
+        if not 0 < self.assumed_fov_deg <= 360:
+            raise ValueError(f"assumed_fov_deg: expected in (0, 360], got {self.assumed_fov_deg}")
+        for name in ("initial_scale", "initial_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected above 0, got {getattr(self, name)}")
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configs give equal text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> GeolocalizerConfig:
+        return cls(**json.loads(text))
+
+
+def _positive_integers(values: tuple[Any, ...]) -> bool:
+    return all(type(value) is int and value > 0 for value in values)
+
+
+class Geolocalizer(nn.Module):
+    """Encodes places and photos; matching, search and headings are the azimuth operators' work.
+
+    Images are uint8, or floating point normalised with `IMAGE_MEAN` and `IMAGE_STD` (see
+    `geoloc_fast.models.encoder`). What a photo does not see is black.
+    """
+
+    def __init__(self, config: GeolocalizerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or GeolocalizerConfig()
+        self.encoder = Encoder(
+            config.backbone,
+            image_size=config.image_size,
+            strip=config.strip,
+            backbone_stride=config.backbone_stride,
+            backbone_kwargs=config.backbone_kwargs,
+        )
+        self.fusion = IAFF(config.strip[0])
+        # As logarithms: a step then changes them by a ratio and they cannot leave (0, inf).
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.initial_temperature)))
+        self.fingerprint: str | None = None
+        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
+
+    @property
+    def scale(self) -> Tensor:
+        """Logit scale of the shift selection, for `azimuth_match(select="gumbel", scale=...)`."""
+        return self.log_scale.exp().clamp(max=100.0)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Temperature of the loss, never below 0.01."""
+        return self.log_temperature.exp().clamp(min=0.01)
+
+    def encode_place(
+        self,
+        polar_satellite: Tensor | None = None,
+        panorama: Tensor | None = None,
+        *,
+        has_panorama: Tensor | None = None,
+    ) -> Tensor:
+        """Strips `[N, C, H, W]` of places, from `[N, 3, *image_size]` images in the same frame.
+
+        Either source may be None, and `has_panorama` (bool `[N]`) marks the places of a batch
+        whose panorama is to be looked at. A source that is missing is replaced by the other one's
+        strip, which fusion then gives back unchanged.
+        """
+        if polar_satellite is None or panorama is None:
+            if polar_satellite is None and panorama is None:
+                raise ValueError("polar_satellite: expected it or panorama given, got neither")
+            if has_panorama is not None:
+                raise ValueError("has_panorama: expected only with both sources, got one source")
+            strip = self.encoder(panorama if polar_satellite is None else polar_satellite, circular=True)
+            return self.fusion(strip, strip)
+        if panorama.shape != polar_satellite.shape:
+            raise ValueError(
+                f"panorama: expected the shape of polar_satellite {list(polar_satellite.shape)}, "
+                f"got {list(panorama.shape)}"
+            )
+        both = torch.cat((normalise_image(polar_satellite), normalise_image(panorama)))
+        from_above, from_street = self.encoder(both, circular=True).chunk(2)
+        if has_panorama is not None:
+            if has_panorama.dtype != torch.bool or has_panorama.shape != (len(panorama),):
+                raise ValueError(
+                    f"has_panorama: expected bool [{len(panorama)}], got {has_panorama.dtype} "
+                    f"{list(has_panorama.shape)}"
+                )
+            from_street = torch.where(has_panorama[:, None, None, None], from_street, from_above)
+        return self.fusion(from_above, from_street)
+
+    def encode_photo(self, photo: Tensor, width: Tensor | None = None) -> PhotoStrips:
+        """Strips of photos `[B, 3, H, w]` whose columns are azimuth at the panorama's scale.
+
+        `width [B]` is how many of the image columns belong to each photo, counted from the left;
+        default all of them. What lies right of a photo's width is never read. A width becomes
+        round(width * W / image width) strip columns (halves up), at least 1 and at most W; when
+        that is not exact the photo is cut, or continued in black, evenly on both sides, so its
+        centre stays the centre of its strip.
+
+        Photos of one strip width are encoded together, at that width. So a photo's strip does not
+        depend on what it is batched with, and padding costs nothing. The loop reads `width` on the
+        host: keep it on the CPU to spare a synchronisation.
+        """
+        channels, height, columns = self.config.strip
+        cell = self.encoder.columns_per_strip_column
+        batch = len(photo)
+        if width is None:
+            width = torch.full((batch,), photo.shape[-1])
+        elif width.shape != (batch,) or width.is_floating_point():
+            raise ValueError(f"width: expected integers [{batch}], got {width.dtype} {list(width.shape)}")
+        own = width.tolist()
+        if batch and not 1 <= min(own) <= max(own) <= photo.shape[-1]:
+            raise ValueError(
+                f"width: expected from 1 to the {photo.shape[-1]} columns of photo, got {min(own)} to {max(own)}"
+            )
+        strip_width = [min(max((w + cell // 2) // cell, 1), columns) for w in own]
+        photo = normalise_image(photo)
+        if batch == 0:
+            return PhotoStrips(photo.new_zeros(0, channels, height, 1), width.to(photo.device))
+        parts, order = [], []
+        for n in sorted(set(strip_width)):
+            rows = [i for i in range(batch) if strip_width[i] == n]
+            canvas = _centred(photo[rows], [own[i] for i in rows], n * cell)
+            part = self.encoder(canvas, circular=False)
+            parts.append(F.pad(part, (0, max(strip_width) - n)))
+            order += rows
+        inverse = torch.tensor(order, device=photo.device).argsort()
+        return PhotoStrips(torch.cat(parts)[inverse], torch.tensor(strip_width, device=photo.device))
+
+    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> str:
+        """Writes config and weights to one safetensors file, and returns its fingerprint.
+
+        Floating-point weights are stored as `dtype` (float32, float16 or bfloat16). The file
+        appears under its name complete or not at all.
+        """
+        if dtype not in _STORED_DTYPES:
+            raise ValueError(f"dtype: expected one of {_STORED_DTYPES}, got {dtype}")
+        tensors = {
+            name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+            for name, value in self.state_dict().items()
+        }
+        config = self.config.to_json()
+        fingerprint = _fingerprint(config, tensors)
+        metadata = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "config": config,
+            "fingerprint": fingerprint,
+        }
+        write_atomically(path, safetensors.torch.save(tensors, metadata))
+        return fingerprint
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Geolocalizer:
+        """The model of a bundle, in float32 and eval mode. BundleError if the file is not a whole,
+        unaltered bundle of this version; OSError if it cannot be read."""
+        config_text, fingerprint, tensors = _read_bundle(Path(path))
+        try:
+            model = cls(GeolocalizerConfig.from_json(config_text))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BundleError(f"{path}: expected a usable config, got {error}") from error
+        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if expected != found:
+            wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+            raise BundleError(
+                f"{path}: expected the weights of its config, got {wrong} with shape "
+                f"{found.get(wrong)} instead of {expected.get(wrong)}"
+            )
+        model.load_state_dict(tensors)
+        model.fingerprint = fingerprint
+        return model.to(device).eval()
+
+
+def _centred(photo: Tensor, width: list[int], target: int) -> Tensor:
+    """The first `width[b]` columns of each photo, cut or continued in black to `target` columns,
+    evenly on both sides."""
+    own = torch.tensor(width, device=photo.device)[:, None]
+    # Towards zero: the half column that an odd difference leaves then lies to the left as often as
+    # to the right, and headings have no bias.
+    start = torch.div(own - target, 2, rounding_mode="trunc")
+    column = start + torch.arange(target, device=photo.device)
+    inside = (column >= 0) & (column < own)
+    column = column.clamp(0, photo.shape[-1] - 1)
+    taken = photo.gather(3, column[:, None, None, :].expand(-1, *photo.shape[1:3], -1))
+    black = torch.tensor([-m / s for m, s in zip(IMAGE_MEAN, IMAGE_STD, strict=True)])
+    return torch.where(inside[:, None, None, :], taken, black.to(photo).view(1, 3, 1, 1))
+
+
+def _fingerprint(config: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {_VERSION}\n{config}\n".encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_bundle(path: Path) -> tuple[str, str, dict[str, Tensor]]:
+    with open(path, "rb"):  # a missing or unreadable file is an OSError, not a bad bundle
+        pass
+    try:
+        with safetensors.safe_open(path, framework="pt") as bundle:
+            metadata = bundle.metadata() or {}
+            tensors = {name: bundle.get_tensor(name) for name in bundle.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{path}: expected a safetensors file, got {error}") from error
+    kind = (metadata.get("format"), metadata.get("version"))
+    if kind != (_FORMAT, _VERSION):
+        raise BundleError(f"{path}: expected {_FORMAT} version {_VERSION}, got {kind[0]} {kind[1]}")
+    config, fingerprint = metadata.get("config", ""), metadata.get("fingerprint", "")
+    actual = _fingerprint(config, tensors)
+    if actual != fingerprint:
+        raise BundleError(f"{path}: expected fingerprint {fingerprint}, got {actual}: the file was altered")
+    return config, fingerprint, tensors

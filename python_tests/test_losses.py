@@ -1,0 +1,74 @@
+"""Losses against loops that spell the formula out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from geoloc_fast.losses import info_nce
+
+
+def one_way(score: list[list[float]], positive: list[int], mask: list[list[bool]], temperature: float) -> float:
+    total = 0.0
+    for b, row in enumerate(score):
+        kept = [math.exp(s / temperature) for r, s in enumerate(row) if r == positive[b] or not mask[b][r]]
+        total -= math.log(math.exp(row[positive[b]] / temperature) / sum(kept))
+    return total / len(score)
+
+
+@pytest.mark.parametrize("references", [5, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_info_nce_is_its_formula(references: int, symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = torch.rand(5, references, generator=generator, dtype=torch.float64) * 2 - 1
+    mask = torch.rand(5, references, generator=generator) < 0.3
+    positive = torch.randperm(references, generator=generator)[:5]
+    for chosen, given in ((positive, positive), (torch.arange(5), None)):
+        expected = one_way(score.tolist(), chosen.tolist(), mask.tolist(), 0.1)
+        if symmetric:
+            back = score[:, chosen].T.tolist()
+            expected += one_way(back, list(range(5)), mask[:, chosen].T.tolist(), 0.1)
+            expected /= 2
+        loss = info_nce(score, given, temperature=0.1, mask=mask, symmetric=symmetric)
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_positive_stays_in_the_denominator() -> None:
+    loss = info_nce(torch.zeros(4, 4), temperature=1.0)
+    assert float(loss) == pytest.approx(math.log(4))
+
+
+def test_queries_that_share_a_positive_do_not_push_it_away() -> None:
+    score = torch.tensor([[1.0, 0.2, 0.0], [0.9, 0.1, 0.3]])
+    loss = info_nce(score, torch.tensor([0, 0]), temperature=1.0)
+    forward = info_nce(score, torch.tensor([0, 0]), temperature=1.0, symmetric=False)
+    assert float(loss) == pytest.approx(float(forward) / 2)
+
+
+def test_masked_entries_get_no_gradient_and_positives_cannot_be_masked() -> None:
+    score = torch.randn(3, 3, requires_grad=True)
+    loss = info_nce(score, temperature=0.5, mask=torch.ones(3, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert score.grad is not None
+    assert not score.grad.any()
+
+
+def test_learned_temperature_gets_a_gradient() -> None:
+    temperature = torch.tensor(0.07, requires_grad=True)
+    info_nce(torch.randn(4, 4), temperature=temperature).backward()
+    assert temperature.grad is not None
+    assert temperature.grad.isfinite()
+
+
+def test_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="score: expected"):
+        info_nce(torch.zeros(3), temperature=1.0)
+    with pytest.raises(ValueError, match="positive: expected"):
+        info_nce(torch.zeros(3, 2), temperature=1.0)
+    with pytest.raises(ValueError, match="positive: expected"):
+        info_nce(torch.zeros(3, 3), torch.zeros(2, dtype=torch.long), temperature=1.0)
+    with pytest.raises(ValueError, match="mask: expected"):
+        info_nce(torch.zeros(3, 3), temperature=1.0, mask=torch.zeros(3, 3))

@@ -1,0 +1,466 @@
+"""Encoder, fusion and geolocalizer: what the conventions promise of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from geoloc_fast.models import (
+    IAFF,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    MSCAM,
+    BundleError,
+    Encoder,
+    Geolocalizer,
+    GeolocalizerConfig,
+    circular_twin,
+)
+
+TINY = GeolocalizerConfig(
+    backbone="convnext_atto",
+    backbone_kwargs={"depths": [1, 1, 2, 1], "dims": [8, 16, 32, 32]},
+    image_size=(64, 256),
+    strip=(16, 4, 16),
+)
+CELL = 16  # image columns of one strip column
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Fresh networks have zero biases and equal norms, which hide mistakes in padding."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 0:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return module.eval()
+
+
+@pytest.fixture
+def model() -> Geolocalizer:
+    torch.manual_seed(0)
+    model = Geolocalizer(TINY)
+    randomised(model)
+    return model
+
+
+def images(batch: int, width: int = 256, height: int = 64) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+# -- circular_twin -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image_size", "strip", "stride"),
+    [
+        ((64, 256), (16, 4, 16), 16),
+        ((128, 256), (16, 4, 8), 16),  # halves both
+        ((64, 256), (8, 2, 32), 8),  # height alone
+        ((64, 512), (16, 4, 16), 16),  # width alone
+    ],
+)
+def test_rolling_a_panorama_rolls_its_strip(
+    image_size: tuple[int, int], strip: tuple[int, int, int], stride: int
+) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(
+        "convnext_atto",
+        image_size=image_size,
+        strip=strip,
+        backbone_stride=stride,
+        backbone_kwargs=TINY.backbone_kwargs,
+    )
+    randomised(encoder)
+    x = images(2, image_size[1], image_size[0])
+    cell = encoder.columns_per_strip_column
+    with torch.no_grad():
+        one = encoder(x, circular=True)
+        assert one.shape == (2, *strip)
+        for columns in (1, 3, -2):
+            two = encoder(x.roll(columns * cell, -1), circular=True)
+            torch.testing.assert_close(two, one.roll(columns, -1), atol=1e-5, rtol=0)
+        not_circular = encoder(x.roll(cell, -1), circular=False)
+        assert (not_circular - encoder(x, circular=False).roll(1, -1)).abs().max() > 1e-4
+
+
+def test_convolutions_pad_circularly_along_width_and_zeros_along_height() -> None:
+    torch.manual_seed(0)
+    convs: list[nn.Conv2d] = [
+        nn.Conv2d(2, 4, (3, 5), padding=(1, 2), stride=(2, 1)),
+        nn.Conv2d(4, 4, 3, padding=(0, 2), dilation=(1, 2), groups=2),
+        nn.Conv2d(4, 3, (2, 4), padding="same"),
+    ]
+    x = torch.randn(2, 2, 9, 12)
+    twin = circular_twin(nn.Sequential(*convs))
+    expected = x
+    for conv in convs:
+        left, right, top, bottom = conv._reversed_padding_repeated_twice
+        padded = nn.functional.pad(expected, (left, right, 0, 0), mode="circular")
+        padded = nn.functional.pad(padded, (0, 0, top, bottom))
+        expected = nn.functional.conv2d(padded, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+    torch.testing.assert_close(twin(x), expected)
+
+
+def test_twin_owns_nothing_and_passes_unpadded_convolutions() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.Conv2d(4, 4, 3, padding=1))
+    twin = circular_twin(net)
+    assert type(twin[0]) is nn.Conv2d
+    assert twin[0]._parameters is net[0]._parameters
+    assert twin[1]._parameters is net[1]._parameters
+    assert type(net[1]) is nn.Conv2d
+    twin(torch.randn(1, 3, 16, 16)).sum().backward()
+    assert net[0].weight.grad is not None
+
+
+def _after_cast(model: Geolocalizer) -> Geolocalizer:
+    return model.double().float()
+
+
+def _after_load(model: Geolocalizer) -> Geolocalizer:
+    state = {k: v * 1.5 for k, v in model.state_dict().items()}
+    model.load_state_dict(state)
+    return model
+
+
+def _after_assigning_load(model: Geolocalizer) -> Geolocalizer:
+    model.load_state_dict({k: v * 1.5 for k, v in model.state_dict().items()}, assign=True)
+    return model
+
+
+def _after_deepcopy(model: Geolocalizer) -> Geolocalizer:
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    return copied
+
+
+def _after_step(model: Geolocalizer) -> Geolocalizer:
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model.encode_place(images(2)).square().sum().backward()
+    optimiser.step()
+    return model
+
+
+@pytest.mark.parametrize("change", [_after_cast, _after_load, _after_assigning_load, _after_deepcopy, _after_step])
+def test_twin_stays_tied(model: Geolocalizer, change: Callable[[Geolocalizer], Geolocalizer]) -> None:
+    model = change(model)
+    twin = model.encoder._circular[0]
+    own, tied = model.encoder.network.state_dict(), twin.state_dict()
+    assert own.keys() == tied.keys()
+    assert all(own[name].data_ptr() == tied[name].data_ptr() for name in own)
+    # A fresh twin of the changed network computes what the held one does.
+    with torch.no_grad():
+        fresh = circular_twin(model.encoder.network)(images(1))
+        torch.testing.assert_close(twin(images(1)), fresh, atol=0, rtol=0)
+    assert len(list(model.encoder.parameters())) == len(list(model.encoder.network.parameters()))
+    assert not any("_circular" in name for name in model.state_dict())
+
+
+def test_twin_follows_train_and_eval(model: Geolocalizer) -> None:
+    for mode in (True, False):
+        model.train(mode)
+        assert all(m.training is mode for m in model.encoder._circular[0].modules())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.ReflectionPad2d(1),
+        nn.ConvTranspose2d(3, 3, 3, padding=1),
+    ],
+)
+def test_other_padding_is_refused_by_name(layer: nn.Module) -> None:
+    with pytest.raises(TypeError, match=rf"module: .*{type(layer).__name__} at '1'"):
+        circular_twin(nn.Sequential(nn.Conv2d(3, 3, 1), layer))
+
+
+def test_too_narrow_to_wrap_is_refused() -> None:
+    twin = circular_twin(nn.Conv2d(1, 1, 7, padding=3))
+    with pytest.raises(ValueError, match="input: expected at least 3 columns"):
+        twin(torch.zeros(1, 1, 8, 2))
+
+
+# -- encoder -----------------------------------------------------------------------------------
+
+
+def test_default_encoder_is_the_papers() -> None:
+    with torch.device("meta"):
+        model = Geolocalizer()
+    head = [m for m in model.encoder.network.head if isinstance(m, nn.Conv2d)]
+    shapes = [tuple(m.weight.shape) for m in head]
+    assert shapes == [(1024, 512, 2, 2), (512, 1024, 3, 1), (16, 512, 3, 1), (16, 16, 1, 1)]
+    with torch.no_grad():
+        strip = model.encoder.network(torch.empty(1, 3, 128, 512, device="meta"))
+    assert strip.shape == (1, 16, 4, 16)
+
+
+def test_uint8_is_normalised_inside(model: Geolocalizer) -> None:
+    grey = torch.randint(0, 256, (2, 3, 64, 256), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_place(grey), model.encode_place((grey - mean) / std))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"image_size": (64, 256), "strip": (16, 3, 16)}, "strip: expected an image height"),
+        ({"image_size": (64, 256), "strip": (16, 4, 32)}, "strip: expected an image width"),
+        ({"image_size": (60, 256), "strip": (16, 4, 16)}, "strip: expected an image height"),
+        ({"backbone_stride": 5}, "backbone_stride: expected one of"),
+    ],
+)
+def test_sizes_that_cannot_fit(kwargs: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Encoder("convnext_atto", **kwargs)  # type: ignore[arg-type]
+
+
+def test_wrong_images_are_refused(model: Geolocalizer) -> None:
+    with pytest.raises(ValueError, match="images: expected a full turn of 256"):
+        model.encode_place(images(1, 128))
+    with pytest.raises(ValueError, match="images: expected \\[B, 3, 64, W\\]"):
+        model.encode_place(images(1, 256, 32))
+    with pytest.raises(TypeError, match="images: expected uint8"):
+        model.encode_place(torch.zeros(1, 3, 64, 256, dtype=torch.int32))
+    with pytest.raises(ValueError, match="multiple of 16"):
+        model.encoder(images(1, 40), circular=False)
+
+
+# -- fusion ------------------------------------------------------------------------------------
+
+
+def test_iaff_formula_and_two_attentions() -> None:
+    torch.manual_seed(0)
+    fusion = IAFF(16)
+    x, y = torch.randn(2, 2, 16, 4, 16)
+    w1 = fusion.first_attention(x + y)
+    w2 = fusion.second_attention(x * w1 + y * (1 - w1))
+    expected = nn.functional.normalize((x * w2 + y * (1 - w2)).flatten(1)).view_as(x)
+    fused = fusion(x, y)
+    torch.testing.assert_close(fused, expected)
+    fused[:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in fusion.parameters())
+
+
+def test_fusing_a_strip_with_itself_gives_it_back() -> None:
+    x = nn.functional.normalize(torch.randn(3, 16 * 4 * 16)).view(3, 16, 4, 16)
+    torch.testing.assert_close(IAFF(16)(x, x), x)
+
+
+def test_attention_on_one_by_one_maps_and_batch_one() -> None:
+    attention = MSCAM(8).train()
+    weight = attention(torch.randn(1, 8, 1, 1))
+    assert weight.shape == (1, 8, 1, 1)
+    assert bool(((weight > 0) & (weight < 1)).all())
+
+
+# -- geolocalizer ------------------------------------------------------------------------------
+
+
+def test_place_strips_are_unit_norm_and_equivariant(model: Geolocalizer) -> None:
+    above, street = images(3), images(3).flip(-1)
+    with torch.no_grad():
+        strip = model.encode_place(above, street)
+        rolled = model.encode_place(above.roll(CELL, -1), street.roll(CELL, -1))
+    assert strip.shape == (3, 16, 4, 16)
+    torch.testing.assert_close(strip.flatten(1).norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(rolled, strip.roll(1, -1), atol=1e-5, rtol=0)
+
+
+def test_a_missing_source_is_replaced_by_the_other(model: Geolocalizer) -> None:
+    above, street = images(3), images(3).flip(-1)
+    has = torch.tensor([True, False, True])
+    with torch.no_grad():
+        strip = model.encode_place(above, street, has_panorama=has)
+        both = model.encode_place(above, street)
+        alone = model.encode_place(above)
+        torch.testing.assert_close(alone, model.encoder(above, circular=True))
+        torch.testing.assert_close(model.encode_place(None, street), model.encode_place(street))
+    torch.testing.assert_close(strip[[0, 2]], both[[0, 2]])
+    torch.testing.assert_close(strip[1], alone[1])
+    with pytest.raises(ValueError, match="polar_satellite: expected"):
+        model.encode_place()
+
+
+def test_a_photos_strip_does_not_depend_on_its_batch(model: Geolocalizer) -> None:
+    width = torch.tensor([64, 40, 96, 7, 64, 55])
+    photo = images(6, 96)
+    with torch.no_grad():
+        mixed = model.encode_photo(photo, width)
+        assert mixed.strips.shape == (6, 16, 4, 6)
+        # round(w / 16), halves up, at least 1
+        assert mixed.width.tolist() == [4, 3, 6, 1, 4, 3]
+        torch.testing.assert_close(mixed.strips.flatten(1).norm(dim=1), torch.ones(6))
+        for i, w in enumerate(width.tolist()):
+            alone = model.encode_photo(photo[i : i + 1, ..., :w]).strips[0]
+            n = int(mixed.width[i])
+            torch.testing.assert_close(mixed.strips[i, ..., :n], alone, atol=1e-5, rtol=0)
+            assert not mixed.strips[i, ..., n:].any()
+        # What lies beyond a photo's width is never read.
+        poisoned = photo.clone()
+        for i, w in enumerate(width.tolist()):
+            poisoned[i, ..., w:] = float("nan")
+        torch.testing.assert_close(model.encode_photo(poisoned, width).strips, mixed.strips)
+
+
+def test_photos_stay_centred(model: Geolocalizer) -> None:
+    """Rounding to strip columns cuts or adds evenly: the centre is where it was."""
+    black = -torch.tensor(IMAGE_MEAN) / torch.tensor(IMAGE_STD)
+    photo = images(1, 64)
+    with torch.no_grad():
+        whole = model.encode_photo(photo).strips
+        framed = black.view(1, 3, 1, 1).expand(1, 3, 64, 64).clone()
+        framed[..., 3:61] = photo[..., 3:61]
+        torch.testing.assert_close(model.encode_photo(photo[..., 3:61]).strips, model.encode_photo(framed).strips)
+        wider = nn.functional.pad(photo, (3, 3))
+        torch.testing.assert_close(model.encode_photo(wider).strips, whole)
+
+
+def test_batch_of_one_trains_and_empty_batches_pass(model: Geolocalizer) -> None:
+    model.train()
+    strip = model.encode_place(images(1), images(1).flip(-1))
+    photo = model.encode_photo(images(1, 64))
+    (strip[..., :4] * photo.strips).sum().backward()
+    trained = [n for n, p in model.named_parameters() if p.grad is None]
+    assert trained == ["log_scale", "log_temperature"]
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert model.encode_photo(images(0, 64)).strips.shape[0] == 0
+    assert model.encode_place(images(0), images(0)).shape == (0, 16, 4, 16)
+
+
+def test_bad_widths_are_refused(model: Geolocalizer) -> None:
+    for width in (torch.tensor([0]), torch.tensor([65]), torch.tensor([1.0]), torch.ones(2).int()):
+        with pytest.raises(ValueError, match="width: expected"):
+            model.encode_photo(images(1, 64), width)
+
+
+def test_scale_and_temperature_start_as_configured() -> None:
+    model = Geolocalizer(TINY)
+    assert model.scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
+    assert model.temperature.item() == pytest.approx(0.07, rel=1e-5)
+
+
+# -- bundles -----------------------------------------------------------------------------------
+
+
+def test_bundle_round_trip(model: Geolocalizer, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    fingerprint = model.save(path)
+    loaded = Geolocalizer.load(path)
+    assert loaded.config == model.config
+    assert loaded.fingerprint == fingerprint == model.save(tmp_path / "again.safetensors")
+    assert not loaded.training
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode_place(images(1)), model.encode_place(images(1)), atol=0, rtol=0)
+    assert sorted(os.listdir(tmp_path)) == ["again.safetensors", "model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_bundle(model: Geolocalizer, tmp_path: Path, dtype: torch.dtype) -> None:
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    assert model.save(full) != model.save(half, dtype=dtype)
+    assert half.stat().st_size < 0.7 * full.stat().st_size
+    loaded = Geolocalizer.load(half)
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+    with torch.no_grad():
+        cosine = (loaded.encode_place(images(1)) * model.encode_place(images(1))).sum()
+    assert cosine > 0.999
+
+
+def _rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None]) -> None:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors, metadata)
+    safetensors.torch.save_file(tensors, path, metadata)
+
+
+def test_damaged_bundles_are_refused(model: Geolocalizer, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    whole = path.read_bytes()
+
+    for size in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BundleError, match="expected a safetensors file"):
+            Geolocalizer.load(path)
+
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(BundleError, match="the file was altered"):
+        Geolocalizer.load(path)
+
+    def other_config(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        config = json.loads(metadata["config"])
+        config["assumed_fov_deg"] = 60.0
+        metadata["config"] = json.dumps(config)
+
+    def other_version(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        metadata["version"] = "2"
+
+    def no_metadata(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        metadata.clear()
+
+    for change, message in (
+        (other_config, "the file was altered"),
+        (other_version, "version 1, got geoloc_fast.geolocalizer 2"),
+        (no_metadata, "expected geoloc_fast.geolocalizer"),
+    ):
+        path.write_bytes(whole)
+        _rewritten(path, change)
+        with pytest.raises(BundleError, match=message):
+            Geolocalizer.load(path)
+
+    with pytest.raises(FileNotFoundError):
+        Geolocalizer.load(tmp_path / "absent.safetensors")
+
+
+def test_weights_of_another_architecture_are_refused(
+    model: Geolocalizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    other = GeolocalizerConfig(**{**vars(TINY), "strip": (8, 4, 16)})
+    for config, message in (
+        (other.to_json(), "expected the weights of its config"),
+        (other.to_json().replace("convnext_atto", "no_such_net"), "expected a usable config"),
+        (other.to_json().replace("sharing", "shearing"), "expected a usable config"),
+        ("not json", "expected a usable config"),
+    ):
+        monkeypatch.setattr(GeolocalizerConfig, "to_json", lambda self, text=config: text)
+        model.save(path)
+        monkeypatch.undo()
+        with pytest.raises(BundleError, match=message):
+            Geolocalizer.load(path)
+
+
+def test_a_failed_save_leaves_the_old_bundle(
+    model: Geolocalizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    fingerprint = model.save(path)
+
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with torch.no_grad():
+        model.log_scale.add_(1.0)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(path)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert Geolocalizer.load(path).fingerprint == fingerprint
