@@ -1,0 +1,160 @@
+"""Renders bench/results/*.json as docs/benchmarks.md, and the latency plots beside it.
+
+    python bench/report.py
+
+Nothing is measured here, and no figure stands in the page that is not in the JSON.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = "geoloc_fast"
+
+
+def seconds(value: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if value * scale >= 1:
+            return f"{value * scale:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def limit_share(row: dict[str, Any], limits: dict[str, Any]) -> str:
+    """The share of the nearest limit: bytes that must move, or operations to be done, at the machine's rate."""
+    shares = []
+    if "bytes" in row:
+        shares.append(
+            (row["bytes"] / row["median_s"] / (limits[row.get("bandwidth", "read") + "_gb_s"] * 1e9), "bandwidth")
+        )
+    if "flops" in row:
+        kind = row.get("flops_dtype", "fp32")
+        if limits[f"{kind}_gflop_s"]:
+            shares.append((row["flops"] / row["median_s"] / (limits[f"{kind}_gflop_s"] * 1e9), f"{kind} arithmetic"))
+    if not shares:
+        return ""
+    share, what = max(shares)
+    return f"{100 * share:.0f} % of {what}"
+
+
+def table(case: str, rows: list[dict[str, Any]], limits: dict[str, Any]) -> list[str]:
+    ours = min((row["median_s"] for row in rows if row["entry"].startswith(OURS)), default=None)
+    lines = [
+        f"### {case}",
+        "",
+        "| | median | worst of runs | time against ours | max error | peak memory | of the limit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: row["median_s"]):
+        name = f"**{row['entry']}**" if row["entry"].startswith(OURS) else row["entry"]
+        ratio = "" if ours is None else f"{row['median_s'] / ours:.2f}x"
+        error = f"{row['max_error']:.1e}" if "max_error" in row else ""
+        peak = f"{row['peak_mb']:.0f} MB" if "peak_mb" in row else ""
+        lines.append(
+            f"| {name} | {seconds(row['median_s'])} | {seconds(row['worst_s'])} | {ratio} | {error} | {peak} | "
+            f"{limit_share(row, limits)} |"
+        )
+    notes = [f"{row['entry']}: {row['note']}" for row in rows if "note" in row]
+    return [*lines, *(["", *notes] if notes else []), ""]
+
+
+def plot(series: dict[str, list[tuple[float, float]]], title: str, x_title: str, y_title: str) -> str:
+    """A log-log line plot as SVG."""
+    width, height, left, bottom = 720, 420, 80, 50
+    points = [point for line in series.values() for point in line]
+    low = [math.floor(math.log10(min(p[i] for p in points))) for i in (0, 1)]
+    high = [math.ceil(math.log10(max(p[i] for p in points))) for i in (0, 1)]
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        u = (math.log10(x) - low[0]) / max(high[0] - low[0], 1)
+        v = (math.log10(y) - low[1]) / max(high[1] - low[1], 1)
+        return left + u * (width - left - 170), height - bottom - v * (height - bottom - 40)
+
+    colours = ["#b3261e", "#1f5fa8", "#19713a", "#8a5a00", "#6a3d9a", "#555555", "#008b8b", "#c71585"]
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="12"><rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="{left}" y="22" font-size="15">{html.escape(title)}</text>',
+    ]
+    for exponent in range(low[0], high[0] + 1):
+        x, y = at(10.0**exponent, 10.0 ** low[1])
+        _, top = at(10.0**exponent, 10.0 ** high[1])
+        parts.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{top:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">1e{exponent}</text>')
+    for exponent in range(low[1], high[1] + 1):
+        x, y = at(10.0 ** low[0], 10.0**exponent)
+        right, _ = at(10.0 ** high[0], 10.0**exponent)
+        parts.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{right:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">1e{exponent}</text>')
+    for n, (name, line) in enumerate(sorted(series.items())):
+        colour = colours[n % len(colours)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in sorted(line)))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in (at(*p) for p in line)]
+        parts.append(f'<text x="{width - 160}" y="{60 + 18 * n}" fill="{colour}">{html.escape(name)}</text>')
+    parts.append(
+        f'<text x="{(left + width - 170) / 2:.0f}" y="{height - 10}" text-anchor="middle">{html.escape(x_title)}</text>'
+    )
+    parts.append(
+        f'<text transform="translate(18,{height / 2:.0f}) rotate(-90)" text-anchor="middle">{html.escape(y_title)}'
+        "</text></svg>"
+    )
+    return "\n".join(parts)
+
+
+def gallery_plot(rows: list[dict[str, Any]]) -> str:
+    """Rows that carry `gallery` (strips in the bank) are the latency of one search against its size."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if "gallery" in row:
+            name = f"{row['entry']}, {row.get('queries', 1)} photo{'s' if row.get('queries', 1) > 1 else ''}"
+            series.setdefault(name, []).append((row["gallery"], 1e3 * row["median_s"]))
+    return plot(series, "Latency of a search against gallery size", "strips in the bank", "ms") if series else ""
+
+
+def render(result: dict[str, Any]) -> str:
+    machine, limits = result["machine"], result["limits"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Measured by `{result['command']}` at commit {machine['commit']} on {machine['cpu']} "
+        f"({machine['cores']} cores, {machine['threads']} threads, instruction set {machine['isa']}, {machine['compiler']}), {versions}. "
+        "Medians over separate runs, ours and the peers next to one another in each; results were checked against "
+        "float64 before they were timed.",
+        "",
+        f"The machine's limits in the same runs: read {limits['read_gb_s']:.1f} GB/s, "
+        f"copy {limits['copy_gb_s']:.1f} GB/s, float32 {limits['fp32_gflop_s']:.0f} GFLOP/s, bfloat16 {limits['bf16_gflop_s']:.0f} GFLOP/s, on "
+        f"{limits['threads']:.0f} threads.",
+        "",
+    ]
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        cases.setdefault(row["case"], []).append(row)
+    for case, rows in cases.items():
+        lines += table(case, rows, limits)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    result = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())
+    page = render(result)
+    drawing = gallery_plot(result["rows"])
+    if drawing:
+        pictures = ROOT / "docs" / "pictures"
+        pictures.mkdir(exist_ok=True)
+        (pictures / "latency.svg").write_text(drawing)
+        page += "\n![Latency of a search against gallery size](pictures/latency.svg)\n"
+    notes = ROOT / "bench" / "results" / "notes.md"
+    if notes.exists():
+        page += "\n" + notes.read_text()
+    (ROOT / "docs" / "benchmarks.md").write_text(page)
+    print("written to docs/benchmarks.md")
+
+
+if __name__ == "__main__":
+    main()
