@@ -123,13 +123,14 @@ def render(result: dict[str, Any]) -> str:
         "# Benchmarks",
         "",
         f"Measured by `{result['command']}` at commit {machine['commit']} on {machine['cpu']} "
-        f"({machine['cores']} cores, {machine['threads']} threads, instruction set {machine['isa']}, {machine['compiler']}), {versions}. "
+        f"({machine['cores']} cores, {machine['threads']} threads, instruction set {machine['isa']}, "
+        f"{machine['compiler']}), {versions}. "
         "Medians over separate runs, ours and the peers next to one another in each; results were checked against "
         "float64 before they were timed.",
         "",
         f"The machine's limits in the same runs: read {limits['read_gb_s']:.1f} GB/s, "
-        f"copy {limits['copy_gb_s']:.1f} GB/s, float32 {limits['fp32_gflop_s']:.0f} GFLOP/s, bfloat16 {limits['bf16_gflop_s']:.0f} GFLOP/s, on "
-        f"{limits['threads']:.0f} threads.",
+        f"copy {limits['copy_gb_s']:.1f} GB/s, float32 {limits['fp32_gflop_s']:.0f} GFLOP/s, "
+        f"bfloat16 {limits['bf16_gflop_s']:.0f} GFLOP/s, on {limits['threads']:.0f} threads.",
         "",
     ]
     cases: dict[str, list[dict[str, Any]]] = {}

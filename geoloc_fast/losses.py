@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["info_nce"]
+__all__ = ["info_nce", "shift_cross_entropy"]
 
 
 def info_nce(
@@ -57,3 +57,36 @@ def _cross_entropy(logits: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
     dropped = mask.clone()
     dropped[rows, positive] = False
     return F.cross_entropy(logits.masked_fill(dropped, float("-inf")), positive)
+
+
+def shift_cross_entropy(
+    query: Tensor,
+    strips: Tensor,
+    shift: Tensor,
+    *,
+    temperature: float | Tensor,
+    query_width: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of the true shift among all shifts, for photos whose heading is known.
+
+    The b-th query `[B, C, H, Wq]` against the b-th strip `[B, C, H, W]`: softmax over the cosines of
+    all W windows, divided by the temperature. `shift [B]` may be fractional; the two columns around
+    it then share the target. It tells the encoder which window is right where InfoNCE, through the
+    window it selected itself, only tells whether that one was.
+    """
+    columns, width = strips.shape[3], query.shape[3]
+    column = torch.arange(width, device=query.device)
+    if query_width is None:
+        own = torch.ones_like(query[:, 0, 0])
+    else:
+        own = (column < query_width[:, None]).to(query)
+    at = (torch.arange(columns, device=query.device)[:, None] + column) % columns
+    windows = strips[..., at] * own[:, None, None, None]  # [B, C, H, W, Wq]
+    query = F.normalize((query * own[:, None, None]).flatten(1), dim=1).view_as(query)
+    windows = F.normalize(windows.transpose(1, 3).flatten(2), dim=2)  # [B, W, H C Wq]
+    cosine = torch.einsum("bwn,bn->bw", windows, query.transpose(1, 2).flatten(1))
+    left = shift.floor()
+    part = (shift - left).to(cosine)[:, None]
+    left = left.long() % columns
+    target = F.one_hot(left, columns) * (1 - part) + F.one_hot((left + 1) % columns, columns) * part
+    return F.cross_entropy(cosine.float() / temperature, target)
