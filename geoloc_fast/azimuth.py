@@ -156,17 +156,23 @@ class _AzimuthMatch(torch.autograd.Function):
         tau: float,
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        score, shift = match_op.forward(query, strips, query_width, select, scale, tau, noise)
-        ctx.save_for_backward(query, strips, query_width, scale, noise, shift)
+        slope = scale_slope = None
+        if scale is not None and noise is not None:
+            score, shift, slope, scale_slope = match_op.forward_with_slope(
+                query, strips, query_width, scale, tau, noise
+            )
+        else:
+            score, shift = match_op.forward(query, strips, query_width, select, scale, tau, noise)
+        ctx.save_for_backward(query, strips, query_width, scale, noise, score, shift, slope, scale_slope)
         ctx.select, ctx.tau = select, tau
         ctx.mark_non_differentiable(shift)
         return score, shift
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, strips, query_width, scale, noise, shift = ctx.saved_tensors
+        query, strips, query_width, scale, noise, score, shift, slope, scale_slope = ctx.saved_tensors
         grad_query, grad_strips, grad_scale = match_op.backward(
-            grads[0], query, strips, query_width, ctx.select, scale, ctx.tau, noise, shift
+            grads[0], query, strips, query_width, ctx.select, scale, ctx.tau, noise, score, shift, slope, scale_slope
         )
         return grad_query, grad_strips, None, None, None if scale is None else grad_scale, None, None
 

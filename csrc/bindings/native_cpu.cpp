@@ -42,6 +42,7 @@ PYBIND11_MODULE(_native_cpu, m) {
   m.def("isa", [] { return cpu::isa_name(cpu::current_isa()); });
   m.def("set_isa", &set_isa);
 
+  bind_azimuth_match_cpu(m);
   bind_polar_resample_cpu(m);
 }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast.ops import choose
-from geoloc_fast.ops.azimuth_match import as_scale, fake_gradients
+from geoloc_fast.ops.azimuth_match import fake_gradients
 from geoloc_fast.ops.library import register
 from geoloc_fast.reference import azimuth_crop as reference
 from geoloc_fast.reference.windows import wide_dtype
@@ -61,7 +61,7 @@ def _run_backward(
         )
     choose.ran("azimuth_crop_backward", "reference")
     grad_scale = query.new_zeros((), dtype=wide_dtype(query, strips)) if a is None else grads[2]
-    return grads[0], grads[1], as_scale(grad_scale, scale)
+    return grads[0], grads[1], grad_scale if scale is None else grad_scale.to(scale.dtype)
 
 
 def _fake_backward(grad_crop: Tensor, grad_score: Tensor, *args: Any) -> tuple[Tensor, ...]:

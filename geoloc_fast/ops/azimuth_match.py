@@ -2,17 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geoloc_fast import _native
+from geoloc_fast.checks import SELECTIONS
 from geoloc_fast.ops import choose
 from geoloc_fast.ops.library import register
 from geoloc_fast.reference import azimuth_match as reference
 from geoloc_fast.reference.windows import wide_dtype
 
-_NOT_WRITTEN = {name: choose.not_written(name) for name in ("cpu", "cuda", "triton")}
+# DType, Selection and AzimuthPlan of the native headers
+CODES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+SELECTION_CODES = {name: code for code, name in enumerate(SELECTIONS)}
+_PLANS = ("direct", "spectral", "scatter")
+_forced = {"azimuth_match": -1, "azimuth_match_backward": -1}  # -1: the cost model chooses
+_OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
+
+
+@contextmanager
+def force_plan(forward: str | None = None, backward: str | None = None) -> Iterator[None]:
+    """Inside the `with`, the CPU kernel computes "direct" or "spectral", its backward "spectral" or "scatter"."""
+    before = dict(_forced)
+    for name, plan in (("azimuth_match", forward), ("azimuth_match_backward", backward)):
+        if plan is not None:
+            _forced[name] = _PLANS.index(plan)
+    try:
+        yield
+    finally:
+        _forced.update(before)
+
+
+def can_run_cpu(query: Tensor, strips: Tensor) -> str:
+    for tensor in (query, strips):
+        if tensor.dtype not in CODES:
+            return f"no kernel for {tensor.dtype}"
+    return choose.can_run_cpu(query)
+
+
+def native_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor of strips as the native module takes it."""
+    return tensor.data_ptr(), CODES[tensor.dtype], tensor.shape, tensor.stride()
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def as_float(scale: Tensor | None) -> float:
+    return 1.0 if scale is None else float(scale)
+
+
+def _backend(op: str, query: Tensor, strips: Tensor) -> str:
+    return choose.choose_backend(op, query.device.type, {"cpu": lambda: can_run_cpu(query, strips), **_OTHERS})
+
+
+def _match_cpu(
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    scale: Tensor | None,
+    tau: float,
+    noise: Tensor | None,
+    slope: Tensor | None,
+    scale_slope: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    native: Any = _native.native_cpu
+    code = SELECTION_CODES[select]
+    threads = torch.get_num_threads()
+    plan, space = native.azimuth_match_plan(
+        query.shape, strips.shape, query_width is not None, code, slope is not None, False,
+        _forced["azimuth_match"], threads,
+    )  # fmt: skip
+    shape = (query.shape[0], strips.shape[0])
+    score = torch.empty(shape, dtype=torch.float32)
+    shift = torch.empty(shape, dtype=torch.int64)
+    workspace = torch.empty((space,), dtype=torch.uint8)
+    query_width = None if query_width is None else query_width.contiguous()
+    noise = None if noise is None else noise.to(torch.float32)
+    native.azimuth_match(
+        *native_tensor(query), *native_tensor(strips), address(query_width), code, as_float(scale), tau,
+        address(noise), (0, 0, 0) if noise is None else noise.stride(), score.data_ptr(), shift.data_ptr(),
+        address(slope), address(scale_slope), plan, workspace.data_ptr(), threads,
+    )  # fmt: skip
+    choose.ran("azimuth_match", "cpu", f"{native.isa()}/{_PLANS[plan]}")
+    return score, shift
 
 
 def _run(
@@ -24,7 +103,8 @@ def _run(
     tau: float,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    choose.choose_backend("azimuth_match", query.device.type, _NOT_WRITTEN)
+    if _backend("azimuth_match", query, strips) == "cpu":
+        return _match_cpu(query, strips, query_width, select, scale, tau, noise, None, None)
     result = reference.azimuth_match(query, strips, query_width, select, scale, tau, noise)
     choose.ran("azimuth_match", "reference")
     return result
@@ -36,6 +116,30 @@ def _fake(query: Tensor, strips: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return score, query.new_empty(shape, dtype=torch.int64)
 
 
+def _run_with_slope(
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    scale: Tensor,
+    tau: float,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if _backend("azimuth_match", query, strips) == "cpu":
+        slope = torch.empty((query.shape[0], strips.shape[3], strips.shape[0]), dtype=torch.float32)
+        scale_slope = torch.empty((query.shape[0], strips.shape[0]), dtype=torch.float32)
+        score, shift = _match_cpu(query, strips, query_width, "gumbel", scale, tau, noise, slope, scale_slope)
+        return score, shift, slope, scale_slope
+    result = reference.azimuth_match_with_slope(query, strips, query_width, scale, tau, noise)
+    choose.ran("azimuth_match", "reference")
+    return result
+
+
+def _fake_with_slope(query: Tensor, strips: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    score, shift = _fake(query, strips)
+    slope = score.new_empty((query.shape[0], strips.shape[3], strips.shape[0]))
+    return score, shift, slope, torch.empty_like(score)
+
+
 def _run_backward(
     grad_score: Tensor,
     query: Tensor,
@@ -45,41 +149,46 @@ def _run_backward(
     scale: Tensor | None,
     tau: float,
     noise: Tensor | None,
+    score: Tensor,
     shift: Tensor,
+    slope: Tensor | None,
+    scale_slope: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    choose.choose_backend("azimuth_match_backward", query.device.type, _NOT_WRITTEN)
-    wide = wide_dtype(query, strips)
-    grad_query = torch.zeros_like(query, dtype=wide)
-    grad_strips = torch.empty_like(strips)
-    grad_scale = query.new_zeros((), dtype=wide)
-    at_once = reference.strips_at_once(query, strips, select)
-    # Strips do not see one another, so the graph of one chunk at a time is enough.
-    for begin in range(0, strips.shape[0], at_once):
-        part = slice(begin, begin + at_once)
-        with torch.enable_grad():
-            q = query.detach().requires_grad_()
-            s = strips[part].detach().requires_grad_()
-            a = None if scale is None else scale.detach().requires_grad_()
-            n = None if noise is None else noise[:, part]
-            score, _ = reference.azimuth_match(q, s, query_width, select, a, tau, n)
-            inputs = [q, s] if a is None else [q, s, a]
-            grads = torch.autograd.grad(score, inputs, grad_score[:, part].to(score.dtype))
-        grad_query += grads[0]
-        grad_strips[part] = grads[1]
-        if a is not None:
-            grad_scale += grads[2]
+    if _backend("azimuth_match_backward", query, strips) == "cpu":
+        native: Any = _native.native_cpu
+        code = SELECTION_CODES[select]
+        threads = torch.get_num_threads()
+        plan, space = native.azimuth_match_plan(
+            query.shape, strips.shape, query_width is not None, code, False, True,
+            _forced["azimuth_match_backward"], threads,
+        )  # fmt: skip
+        grad_query = torch.empty(query.shape, dtype=torch.float32)
+        grad_strips = torch.empty(strips.shape, dtype=torch.float32)
+        workspace = torch.empty((space,), dtype=torch.uint8)
+        query_width = None if query_width is None else query_width.contiguous()
+        grad_score = grad_score.to(torch.float32).contiguous()
+        number = native.azimuth_match_backward(
+            *native_tensor(query), *native_tensor(strips), address(query_width), code, as_float(scale), tau,
+            grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(), address(slope), address(scale_slope),
+            grad_query.data_ptr(), grad_strips.data_ptr(), plan, workspace.data_ptr(), threads,
+        )  # fmt: skip
+        choose.ran("azimuth_match_backward", "cpu", f"{native.isa()}/{_PLANS[plan]}")
+        grad_scale = torch.full((), number, dtype=torch.float32 if scale is None else scale.dtype)
+        return grad_query.to(query.dtype), grad_strips.to(strips.dtype), grad_scale
+    gradients = reference.azimuth_match_backward(
+        grad_score, query, strips, query_width, select, scale, tau, noise
+    )
     choose.ran("azimuth_match_backward", "reference")
-    return grad_query.to(query.dtype), grad_strips, as_scale(grad_scale, scale)
-
-
-def as_scale(grad: Tensor, scale: Tensor | None) -> Tensor:
-    """The gradient of `scale` in its own dtype; where there is no scale, a zero nobody reads."""
-    return grad if scale is None else grad.to(scale.dtype)
+    return gradients
 
 
 def fake_gradients(query: Tensor, strips: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     dtype = wide_dtype(query, strips) if scale is None else scale.dtype
-    return torch.empty_like(query), torch.empty_like(strips), query.new_empty((), dtype=dtype)
+    return (
+        query.new_empty(query.shape),
+        strips.new_empty(strips.shape),
+        query.new_empty((), dtype=dtype),
+    )
 
 
 def _fake_backward(grad_score: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,8 +197,16 @@ def _fake_backward(grad_score: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tens
 
 _ARGUMENTS = "Tensor query, Tensor strips, Tensor? query_width, str select, Tensor? scale, float tau, Tensor? noise"
 forward = register(f"azimuth_match({_ARGUMENTS}) -> (Tensor, Tensor)", _run, _fake)
+# For training with "gumbel": also d score / d logit [B, W, R] and d score / d scale [B, R].
+forward_with_slope = register(
+    "azimuth_match_with_slope(Tensor query, Tensor strips, Tensor? query_width, Tensor scale, float tau, "
+    "Tensor noise) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_with_slope,
+    _fake_with_slope,
+)
 backward = register(
-    f"azimuth_match_backward(Tensor grad_score, {_ARGUMENTS}, Tensor shift) -> (Tensor, Tensor, Tensor)",
+    f"azimuth_match_backward(Tensor grad_score, {_ARGUMENTS}, Tensor score, Tensor shift, Tensor? slope, "
+    "Tensor? scale_slope) -> (Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )

@@ -50,6 +50,9 @@ def _crop(
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = query.dtype
+    query, query_broken = windows.without_broken(query)
+    strips, strips_broken = windows.without_broken(strips)
+    broken = query_broken | strips_broken
     all_windows = windows.windows(strips, query.shape[3])  # [B, C, H, W, Wq]
     correlation = torch.einsum("bchx,bchsx->bs", query, all_windows)
     column_energy = strips.square().sum((1, 2))
@@ -73,6 +76,5 @@ def _crop(
     norm = torch.where(usable, window_energy, 1.0).sqrt()
     crop = torch.where(usable[:, None, None, None], window / norm[:, None, None, None], 0.0)
     score = windows.guarded_cosine((query * window).sum((1, 2, 3)), window_energy, query_energy, strip_energy)
-    broken = ~(torch.isfinite(query_energy) & torch.isfinite(strip_energy))
     crop = torch.where(broken[:, None, None, None], torch.nan, crop)
     return crop, torch.where(broken, torch.nan, score), torch.where(broken, 0, shift)

@@ -21,7 +21,6 @@ class Pairs(NamedTuple):
     correlation: Tensor  # [B, R, W] inner product of the query with the window at each shift
     energy: Tensor  # [B, R, W] squared norm of that window
     cosine: Tensor  # [B, R, W] cosine of query and window; 0 where the window (or the query) is empty
-    broken: Tensor  # [B, R] the query or the strip holds NaN or Inf (or overflows)
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
@@ -42,6 +41,15 @@ def masked(query: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask[:, None, None], query, 0.0)
 
 
+def without_broken(items: Tensor) -> tuple[Tensor, Tensor]:
+    """The items with 0 in place of those that hold NaN or Inf (or overflow), and which those are: bool [N].
+
+    So a broken item touches neither its neighbours' results nor their gradients.
+    """
+    broken = ~torch.isfinite(items.detach().square().sum((1, 2, 3)))
+    return torch.where(broken[:, None, None, None], 0.0, items), broken
+
+
 def windows(strips: Tensor, width: int) -> Tensor:
     """[R, C, H, W, width]: every window of every strip, materialised. Only the reference can afford it."""
     columns = strips.shape[3]
@@ -51,7 +59,7 @@ def windows(strips: Tensor, width: int) -> Tensor:
 
 
 def compare(query: Tensor, mask: Tensor, strips: Tensor) -> Pairs:
-    """`query` already masked."""
+    """`query` already masked, nothing broken."""
     window = windows(strips, query.shape[3])
     correlation = torch.einsum("bchx,rchsx->brs", query, window)
     column_energy = strips.square().sum((1, 2))  # [R, W]
@@ -60,8 +68,7 @@ def compare(query: Tensor, mask: Tensor, strips: Tensor) -> Pairs:
     query_energy = query.square().sum((1, 2, 3))
     strip_energy = column_energy.sum(1)
     cosine = guarded_cosine(correlation, energy, query_energy[:, None, None], strip_energy[:, None])
-    broken = ~(torch.isfinite(query_energy)[:, None] & torch.isfinite(strip_energy))
-    return Pairs(correlation, energy, cosine, broken)
+    return Pairs(correlation, energy, cosine)
 
 
 def guarded_cosine(product: Tensor, energy: Tensor, query_energy: Tensor, strip_energy: Tensor) -> Tensor:
