@@ -16,6 +16,7 @@ namespace geoloc_fast::bindings {
 using Sizes = std::array<int64_t, 4>;
 
 void bind_polar_resample_cpu(pybind11::module_& m);
+void bind_strip_bank_cpu(pybind11::module_& m);
 void bind_polar_resample_cuda(pybind11::module_& m);
 
 // Every status but kOk as the Python exception it means.

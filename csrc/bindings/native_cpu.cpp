@@ -43,6 +43,7 @@ PYBIND11_MODULE(_native_cpu, m) {
   m.def("set_isa", &set_isa);
 
   bind_polar_resample_cpu(m);
+  bind_strip_bank_cpu(m);
 }
 
 }  // namespace geoloc_fast::bindings
