@@ -17,6 +17,7 @@ using Sizes = std::array<int64_t, 4>;
 
 void bind_azimuth_match_cpu(pybind11::module_& m);
 void bind_polar_resample_cpu(pybind11::module_& m);
+void bind_strip_bank_cpu(pybind11::module_& m);
 void bind_polar_resample_cuda(pybind11::module_& m);
 
 // Every status but kOk as the Python exception it means.

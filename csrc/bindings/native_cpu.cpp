@@ -44,6 +44,7 @@ PYBIND11_MODULE(_native_cpu, m) {
 
   bind_azimuth_match_cpu(m);
   bind_polar_resample_cpu(m);
+  bind_strip_bank_cpu(m);
 }
 
 }  // namespace geoloc_fast::bindings

@@ -30,18 +30,20 @@ void set_current_isa(Isa isa);     // only with an empty isa_problem()
   namespace avx512bf16 {                                        \
   Result function Arguments;                                    \
   }
-// The pointer to `function` of the current instruction set.
-#define GEOLOC_FAST_PICK_KERNEL(function)                    \
-  (current_isa() == Isa::kAvx512Bf16 ? &avx512bf16::function \
-   : current_isa() == Isa::kAvx512   ? &avx512::function     \
-   : current_isa() == Isa::kAvx2     ? &avx2::function       \
-                                     : &baseline::function)
+// The pointer to `function` of one instruction set. A call that takes several kernels asks for the current
+// instruction set once, since another thread may change it.
+#define GEOLOC_FAST_KERNEL_OF(isa, function)         \
+  ((isa) == Isa::kAvx512Bf16 ? &avx512bf16::function \
+   : (isa) == Isa::kAvx512   ? &avx512::function     \
+   : (isa) == Isa::kAvx2     ? &avx2::function       \
+                             : &baseline::function)
 #else
 #define GEOLOC_FAST_DECLARE_KERNEL(Result, function, Arguments) \
   namespace baseline {                                          \
   Result function Arguments;                                    \
   }
-#define GEOLOC_FAST_PICK_KERNEL(function) (&baseline::function)
+#define GEOLOC_FAST_KERNEL_OF(isa, function) ((void)(isa), &baseline::function)
 #endif
+#define GEOLOC_FAST_PICK_KERNEL(function) GEOLOC_FAST_KERNEL_OF(current_isa(), function)
 
 }  // namespace geoloc_fast::cpu

@@ -6,17 +6,20 @@ A bank travels as its blocks (uint8) and `shape` = [count, C, H, W]; `dtype` is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geoloc_fast import _native
 from geoloc_fast.ops import choose
 from geoloc_fast.ops.library import register
 from geoloc_fast.reference import strip_bank, strip_score, strip_topk
-from geoloc_fast.reference.strip_bank import BankLayout
+from geoloc_fast.reference.strip_bank import LANES, BankLayout
 
-_NOT_WRITTEN = {name: choose.not_written(name) for name in ("cpu", "cuda", "triton")}
+_BLOCKS_AT_ONCE = 256  # packed at a time, so that a conversion to float32 stays small
+_NOT_WRITTEN = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
 def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
@@ -24,10 +27,56 @@ def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
     return BankLayout(count, channels, height, columns, dtype)
 
 
+def _choose(op: str, tensor: Tensor, columns: int, strips: Tensor | None = None) -> str:
+    return choose.choose_backend(
+        op, tensor.device.type, {**_NOT_WRITTEN, "cpu": lambda: _can_run_cpu(tensor, columns, strips)}
+    )
+
+
+def _can_run_cpu(tensor: Tensor, columns: int, strips: Tensor | None) -> str:
+    reason = choose.can_run_cpu(tensor)
+    if reason:
+        return reason
+    most = _native.native_cpu.max_strip_columns  # type: ignore[union-attr]
+    if columns > most:
+        return f"strips have {columns} columns, the kernels take at most {most}"
+    if strips is not None and strips.dtype == torch.float64:
+        return "strips of float64 are packed without rounding them to float32 first"
+    return ""
+
+
+@cache
+def _tables(columns: int) -> Tensor:
+    """float64 [2, W, W rounded up to 8]: the Fourier basis and its transpose, as the kernels read them."""
+    tables = torch.zeros((2, columns, -(-columns // 8) * 8), dtype=torch.float64)
+    basis = strip_bank.fourier_basis(columns)
+    tables[0, :, :columns] = basis
+    tables[1, :, :columns] = basis.T
+    return tables
+
+
+def _workspace(nbytes: int) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8)
+
+
 def _run_pack(strips: Tensor, dtype: str) -> Tensor:
-    choose.choose_backend("strip_pack", strips.device.type, _NOT_WRITTEN)
-    blocks = strip_bank.pack(strips, dtype)
-    choose.ran("strip_pack", "reference")
+    if _choose("strip_pack", strips, strips.shape[3], strips) == "reference":
+        blocks = strip_bank.pack(strips, dtype)
+        choose.ran("strip_pack", "reference")
+        return blocks
+    native: Any = _native.native_cpu
+    layout = _layout(strips.shape, dtype)
+    values = layout.channels * layout.height
+    blocks = torch.empty(layout.blocks * layout.block_bytes, dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    workspace = _workspace(native.strip_pack_workspace(layout.columns, threads))
+    for begin in range(0, layout.count, _BLOCKS_AT_ONCE * LANES):
+        part = strips[begin : begin + _BLOCKS_AT_ONCE * LANES].to(torch.float32).contiguous()
+        native.strip_pack(
+            blocks.data_ptr() + begin // LANES * layout.block_bytes, (part.shape[0], values, layout.columns),
+            dtype == "bf16", part.data_ptr(), _tables(layout.columns).data_ptr(), workspace.data_ptr(), threads,
+        )  # fmt: skip
+    choose.ran("strip_pack", "cpu", native.isa())
     return blocks
 
 
@@ -37,10 +86,26 @@ def _fake_pack(strips: Tensor, dtype: str) -> Tensor:
 
 
 def _run_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor) -> Tensor:
-    choose.choose_backend("strip_unpack", blocks.device.type, _NOT_WRITTEN)
-    strips = strip_bank.unpack(blocks, _layout(shape, dtype), index)
-    choose.ran("strip_unpack", "reference")
+    layout = _layout(shape, dtype)
+    if _choose("strip_unpack", blocks, layout.columns) == "reference":
+        strips = strip_bank.unpack(blocks, layout, index)
+        choose.ran("strip_unpack", "reference")
+        return strips
+    native: Any = _native.native_cpu
+    index = index.contiguous()
+    strips = torch.empty((index.shape[0], *shape[1:]), dtype=torch.float32)
+    threads = torch.get_num_threads()
+    workspace = _workspace(native.strip_unpack_workspace(layout.columns, threads))
+    native.strip_unpack(
+        blocks.data_ptr(), _size(layout), dtype == "bf16", index.data_ptr(), index.shape[0], strips.data_ptr(),
+        _tables(layout.columns).data_ptr(), workspace.data_ptr(), threads,
+    )  # fmt: skip
+    choose.ran("strip_unpack", "cpu", native.isa())
     return strips
+
+
+def _size(layout: BankLayout) -> tuple[int, int, int]:
+    return layout.count, layout.channels * layout.height, layout.columns
 
 
 def _fake_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor) -> Tensor:
@@ -56,10 +121,26 @@ def _run_score(
     query_width: Tensor | None,
     select: str,
 ) -> tuple[Tensor, Tensor]:
-    choose.choose_backend("strip_score", query.device.type, _NOT_WRITTEN)
-    result = strip_score.strip_score(query, blocks, _layout(shape, dtype), index, query_width, select)
-    choose.ran("strip_score", "reference")
-    return result
+    layout = _layout(shape, dtype)
+    if _choose("strip_score", query, layout.columns) == "reference":
+        result = strip_score.strip_score(query, blocks, layout, index, query_width, select)
+        choose.ran("strip_score", "reference")
+        return result
+    native: Any = _native.native_cpu
+    query, index = query.to(torch.float32).contiguous(), index.contiguous()
+    query_width = None if query_width is None else query_width.contiguous()
+    size, threads = _size(layout), torch.get_num_threads()
+    score = torch.empty(index.shape, dtype=torch.float32)
+    shift = torch.empty(index.shape, dtype=torch.int64)
+    workspace = _workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
+    native.strip_score(
+        blocks.data_ptr(), size, dtype == "bf16", query.data_ptr(),
+        0 if query_width is None else query_width.data_ptr(), query.shape[0], query.shape[3], select == "cosine",
+        index.data_ptr(), index.shape[1], score.data_ptr(), shift.data_ptr(), _tables(layout.columns).data_ptr(),
+        workspace.data_ptr(), threads,
+    )  # fmt: skip
+    choose.ran("strip_score", "cpu", native.isa())
+    return score, shift
 
 
 def _fake_score(query: Tensor, blocks: Tensor, shape: Any, dtype: str, index: Tensor, *rest: Any) -> Any:
@@ -76,10 +157,29 @@ def _run_topk(
     select: str,
     alive: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    choose.choose_backend("strip_topk", query.device.type, _NOT_WRITTEN)
-    result = strip_topk.strip_topk(query, blocks, _layout(shape, dtype), k, query_width, select, alive)
-    choose.ran("strip_topk", "reference")
-    return result
+    layout = _layout(shape, dtype)
+    if _choose("strip_topk", query, layout.columns) == "reference":
+        result = strip_topk.strip_topk(query, blocks, layout, k, query_width, select, alive)
+        choose.ran("strip_topk", "reference")
+        return result
+    native: Any = _native.native_cpu
+    query = query.to(torch.float32).contiguous()
+    query_width = None if query_width is None else query_width.contiguous()
+    alive = None if alive is None else alive.contiguous()
+    size, threads = _size(layout), torch.get_num_threads()
+    score = torch.empty((query.shape[0], k), dtype=torch.float32)
+    index = torch.empty((query.shape[0], k), dtype=torch.int64)
+    shift = torch.empty((query.shape[0], k), dtype=torch.int64)
+    bf16 = dtype == "bf16"
+    workspace = _workspace(native.strip_topk_workspace(size, bf16, query.shape[0], query.shape[3], k, threads))
+    plan = native.strip_topk(
+        blocks.data_ptr(), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
+        query.shape[0], query.shape[3], select == "cosine", k, 0 if alive is None else alive.data_ptr(),
+        score.data_ptr(), index.data_ptr(), shift.data_ptr(), _tables(layout.columns).data_ptr(),
+        workspace.data_ptr(), threads,
+    )  # fmt: skip
+    choose.ran("strip_topk", "cpu", plan)
+    return score, index, shift
 
 
 def _fake_topk(query: Tensor, blocks: Tensor, shape: Any, dtype: str, k: int, *rest: Any) -> Any:

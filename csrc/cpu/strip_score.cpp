@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/strip_score.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/slots.h"
+
+namespace geoloc_fast::cpu {
+
+int64_t strip_score_workspace(int64_t batch, int64_t values, int64_t columns, int64_t padded_width, int threads) {
+  const int64_t queries = batch * (exact_query_doubles(values, padded_width) * 8 + int64_t{sizeof(ExactQuery)});
+  return queries + exact_score_doubles(columns) * 8 * std::max(threads, 1);
+}
+
+Status strip_score(const StripScoreParams& p, int threads) {
+  const StripBankView& bank = p.bank;
+  if (bank.columns < 1 || bank.columns > kMaxStripColumns || bank.values < 1) return Status::kBadSize;
+  if (p.padded_width < 1 || p.padded_width > bank.columns) return Status::kBadSize;
+  for (int64_t i = 0; i < p.batch * p.n; ++i)
+    if (p.index[i] < -1 || p.index[i] >= bank.count) return Status::kBadSize;
+  for (int64_t b = 0; p.width != nullptr && b < p.batch; ++b)
+    if (p.width[b] < 1 || p.width[b] > p.padded_width) return Status::kBadSize;
+
+  const auto prepare = GEOLOC_FAST_PICK_KERNEL(strip_query_prepare);
+  const auto pair = GEOLOC_FAST_PICK_KERNEL(strip_score_pair);
+  const StripBasis basis = strip_basis(p.tables, bank.columns);
+  const int64_t per_query = exact_query_doubles(bank.values, p.padded_width);
+  double* values = static_cast<double*>(p.workspace);
+  double* scratch = values + p.batch * per_query;
+  ExactQuery* queries = reinterpret_cast<ExactQuery*>(scratch + exact_score_doubles(bank.columns) * std::max(threads, 1));
+  auto prepare_queries = [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      queries[b] = prepare(p.query + b * bank.values * p.padded_width, bank.values, p.padded_width,
+                           p.width ? p.width[b] : p.padded_width, values + b * per_query);
+  };
+  parallel_for(p.batch, 4, threads, prepare_queries);
+  for_slots(p.batch * p.n, 8, threads, [&](int slot, int64_t begin, int64_t end) {
+    double* mine = scratch + slot * exact_score_doubles(bank.columns);
+    for (int64_t i = begin; i < end; ++i) {
+      ExactScore result{-std::numeric_limits<float>::infinity(), -1};
+      if (p.index[i] >= 0) result = pair(bank, basis, queries[i / p.n], p.cosine, p.index[i], mine);
+      p.score[i] = result.score;
+      p.shift[i] = result.shift;
+    }
+  });
+  return Status::kOk;
+}
+
+}  // namespace geoloc_fast::cpu

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "geoloc_fast/strip_topk.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <new>
+
+#include "cpu/slots.h"
+#include "cpu/strip_score.h"
+#include "cpu/strip_topk_screen.h"
+
+namespace geoloc_fast::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// A pair that may belong to the answer.
+struct Kept {
+  int64_t row;
+  float lower, upper;  // of its score
+  int32_t shift;       // -1: not rescored; else lower == upper is the score
+};
+static_assert(sizeof(Kept) == kKeptBytes, "the plan bounds the memory of lists");
+
+bool better(const Kept& a, const Kept& b) { return a.lower != b.lower ? a.lower > b.lower : a.row < b.row; }
+
+// Everything one call needs, in the caller's workspace.
+struct Search {
+  Search(const StripTopkParams& p, Isa an_isa, int threads)
+      : params(p), isa(an_isa), plan(strip_topk_plan(p, an_isa, threads)) {
+    screen_bytes = std::max(GEOLOC_FAST_KERNEL_OF(isa, strip_topk_scratch)(p.bank.columns),
+                            (8 * strip_padded(p.bank.columns) + 63) / 64 * 64);
+    score_pair = GEOLOC_FAST_KERNEL_OF(isa, strip_score_pair);
+  }
+
+  const StripTopkParams& params;
+  const Isa isa;
+  const StripTopkPlan plan;
+  ScreenJob job{};
+  decltype(&baseline::strip_score_pair) score_pair;
+  int64_t screen_bytes;
+
+  int64_t* order;               // [batch] queries by width
+  int64_t* answer_row;          // [pass] which row of the output a live query fills
+  ExactQuery* exact;            // [pass]
+  double* exact_values;         // [pass][exact_query_doubles]
+  std::atomic<float>* proven;   // [pass] a lower bound of the k-th best score, found by any slot
+  float* threshold;             // [slots][pass]: pairs below are of no interest to the slot
+  Kept* kept;                   // [pass][slots][list]
+  int64_t* kept_count;          // [pass][slots]
+  int64_t* kept_end;            // [pass] running sum over the queries of what is left to rescore
+  double* exact_scratch;        // [slots][exact_score_doubles]
+  uint8_t* screen_scratch;      // [slots][screen_bytes]
+
+  Kept* list_of(int64_t query, int slot) const { return kept + (query * plan.slots + slot) * plan.list; }
+  int64_t& count_of(int64_t query, int slot) const { return kept_count[query * plan.slots + slot]; }
+};
+
+// Hands out aligned pieces of a workspace; without memory it only counts.
+struct Carver {
+  uint8_t* memory;
+  int64_t used = 0;
+  template <typename T>
+  T* take(int64_t n) {
+    T* piece = memory ? reinterpret_cast<T*>(memory + used) : nullptr;
+    used += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+int64_t carve(Search& s, void* workspace) {
+  const StripTopkParams& p = s.params;
+  const int64_t pass = s.plan.pass, slots = s.plan.slots, columns = p.bank.columns;
+  Carver carver{static_cast<uint8_t*>(workspace)};
+  s.order = carver.take<int64_t>(p.batch);
+  s.answer_row = carver.take<int64_t>(pass);
+  s.exact = carver.take<ExactQuery>(pass);
+  s.exact_values = carver.take<double>(pass * exact_query_doubles(p.bank.values, p.padded_width));
+  s.job.queries = carver.take<ScreenQuery>(pass);
+  s.job.operands = carver.take<uint32_t>(pass * s.plan.operand_words);
+  s.job.circle = carver.take<float>(2 * columns);
+  s.proven = carver.take<std::atomic<float>>(pass);
+  s.threshold = carver.take<float>(slots * ((pass + 15) / 16 * 16));  // no line belongs to two slots
+  s.kept = carver.take<Kept>(pass * slots * s.plan.list);
+  s.kept_count = carver.take<int64_t>(pass * slots);
+  s.kept_end = carver.take<int64_t>(pass);
+  s.exact_scratch = carver.take<double>(slots * exact_score_doubles(columns));
+  s.screen_scratch = carver.take<uint8_t>(slots * s.screen_bytes);
+  return carver.used;
+}
+
+float* threshold_of(const Search& s, int slot) { return s.threshold + slot * ((s.plan.pass + 15) / 16 * 16); }
+
+// Scores kept[i] for good; false if it has no score.
+bool rescore(const Search& s, int64_t query, int slot, Kept& pair) {
+  const ExactScore found = s.score_pair(s.params.bank, s.job.basis, s.exact[query], s.params.cosine, pair.row,
+                                        s.exact_scratch + slot * exact_score_doubles(s.params.bank.columns));
+  pair.lower = pair.upper = found.score;
+  pair.shift = found.shift;
+  return !std::isnan(found.score);
+}
+
+// The list of a slot is full: keeps what may still belong to the answer, at most three quarters of it, and raises
+// the slot's threshold.
+void make_room(Search& s, int64_t query, int slot) {
+  Kept* list = s.list_of(query, slot);
+  int64_t& count = s.count_of(query, slot);
+  const int64_t k = s.params.k;
+  std::nth_element(list, list + k - 1, list + count, better);
+  float known = list[k - 1].lower;
+  count = std::remove_if(list, list + count, [=](const Kept& pair) { return pair.upper < known; }) - list;
+  if (4 * count > 3 * s.plan.list) {
+    count = std::remove_if(list, list + count,
+                           [&](Kept& pair) { return pair.shift < 0 && !rescore(s, query, slot, pair); }) -
+            list;
+    if (count < k) return;
+    std::nth_element(list, list + k - 1, list + count, better);
+    known = list[k - 1].lower;
+    count = k;
+  }
+  // What comes later in this slot has a higher row than all of these k, so it must beat the lowest of them.
+  float& threshold = threshold_of(s, slot)[query];
+  threshold = std::max(threshold, std::nextafter(known, kInfinity));
+  float before = s.proven[query].load(std::memory_order_relaxed);
+  while (before < known && !s.proven[query].compare_exchange_weak(before, known, std::memory_order_relaxed)) {
+  }
+}
+
+void keep(void* owner, int slot, const ScreenHits& hits) {
+  Search& s = *static_cast<Search*>(owner);
+  for (int lane = 0; lane < kStripLanes; ++lane) {
+    if (!(hits.lanes >> lane & 1u) || !(hits.upper[lane] >= threshold_of(s, slot)[hits.query])) continue;
+    int64_t& count = s.count_of(hits.query, slot);
+    s.list_of(hits.query, slot)[count++] = {hits.block * kStripLanes + lane, hits.lower[lane], hits.upper[lane], -1};
+    if (count == s.plan.list) make_room(s, hits.query, slot);
+  }
+}
+
+// Makes queries [begin, end) of `order` ready; those with NaN or Inf are answered at once and left out.
+void prepare_pass(Search& s, int64_t begin, int64_t end, int threads) {
+  const StripTopkParams& p = s.params;
+  const int64_t values = p.bank.values, per_query = exact_query_doubles(values, p.padded_width);
+  const auto prepare = GEOLOC_FAST_KERNEL_OF(s.isa, strip_query_prepare);
+  auto exact = [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t b = s.order[begin + i];
+      s.exact[i] = prepare(p.query + b * values * p.padded_width, values, p.padded_width,
+                           p.width ? p.width[b] : p.padded_width, s.exact_values + i * per_query);
+    }
+  };
+  parallel_for(end - begin, 1, threads, exact);
+  ScreenJob& job = s.job;
+  job.live = 0;
+  for (int64_t i = 0; i < end - begin; ++i) {
+    const int64_t b = s.order[begin + i];
+    if (!std::isfinite(s.exact[i].energy)) {
+      std::fill_n(p.score + b * p.k, p.k, -kInfinity);
+      std::fill_n(p.index + b * p.k, p.k, -1);
+      std::fill_n(p.shift + b * p.k, p.k, -1);
+      continue;
+    }
+    s.exact[job.live] = s.exact[i];
+    s.answer_row[job.live] = b;
+    job.queries[job.live] = {p.query + b * values * p.padded_width, s.exact[i].width, s.exact[i].energy, 0.0f, 0.0f};
+    ++job.live;
+  }
+  const auto tile_at = GEOLOC_FAST_KERNEL_OF(s.isa, strip_topk_tile);
+  const auto operands = GEOLOC_FAST_KERNEL_OF(s.isa, strip_topk_operands);
+  for_slots(job.live, 1, std::min(threads, s.plan.slots), [&](int slot, int64_t i, int64_t) {
+    int64_t first = 0, tile = tile_at(job.products, p.bank.columns, 0, job.live);
+    for (; first + tile <= i; tile = tile_at(job.products, p.bank.columns, first, job.live)) first += tile;
+    operands(job, i, first, tile, s.screen_scratch + slot * s.screen_bytes);
+  });
+  for (int64_t q = 0; q < job.live; ++q) new (s.proven + q) std::atomic<float>(-kInfinity);
+  for (int slot = 0; slot < s.plan.slots; ++slot) std::fill_n(threshold_of(s, slot), job.live, -kInfinity);
+  std::fill_n(s.kept_count, job.live * s.plan.slots, 0);
+}
+
+void screen_pass(Search& s, int threads) {
+  const auto screen = GEOLOC_FAST_KERNEL_OF(s.isa, strip_topk_screen);
+  const int64_t blocks = (s.params.bank.count + kStripLanes - 1) / kStripLanes;
+  for_slots(blocks, s.plan.piece, std::min(threads, s.plan.slots), [&](int slot, int64_t begin, int64_t end) {
+    float* threshold = threshold_of(s, slot);
+    for (int64_t q = 0; q < s.job.live; ++q)
+      threshold[q] = std::max(threshold[q], s.proven[q].load(std::memory_order_relaxed));
+    screen(s.job, slot, begin, end, threshold, s.screen_scratch + slot * s.screen_bytes);
+  });
+}
+
+// Rescores what the slots kept and writes the answers.
+void answer_pass(Search& s, int threads) {
+  const StripTopkParams& p = s.params;
+  const int slots = s.plan.slots;
+  auto gather = [&](int64_t begin, int64_t end) {
+    for (int64_t q = begin; q < end; ++q) {
+      Kept* list = s.list_of(q, 0);
+      int64_t count = s.count_of(q, 0);
+      for (int slot = 1; slot < slots; ++slot) {
+        const Kept* other = s.list_of(q, slot);
+        std::copy(other, other + s.count_of(q, slot), list + count);
+        count += s.count_of(q, slot);
+      }
+      if (count > p.k) {
+        std::nth_element(list, list + p.k - 1, list + count, better);
+        const float known = list[p.k - 1].lower;
+        count = std::remove_if(list, list + count, [=](const Kept& pair) { return pair.upper < known; }) - list;
+      }
+      std::sort(list, list + count, [](const Kept& a, const Kept& b) { return a.row < b.row; });
+      s.count_of(q, 0) = count;
+    }
+  };
+  parallel_for(s.job.live, 1, threads, gather);
+  int64_t total = 0;
+  for (int64_t q = 0; q < s.job.live; ++q) s.kept_end[q] = total += s.count_of(q, 0);
+  for_slots(total, 8, std::min(threads, slots), [&](int slot, int64_t begin, int64_t end) {
+    int64_t q = std::upper_bound(s.kept_end, s.kept_end + s.job.live, begin) - s.kept_end;
+    for (int64_t i = begin; i < end; ++i) {
+      while (i >= s.kept_end[q]) ++q;
+      Kept& pair = s.list_of(q, 0)[i - (s.kept_end[q] - s.count_of(q, 0))];
+      // A pair without a score sinks below all others.
+      if (pair.shift < 0 && !rescore(s, q, slot, pair)) pair.lower = -kInfinity, pair.row = -1;
+    }
+  });
+  auto write = [&](int64_t begin, int64_t end) {
+    for (int64_t q = begin; q < end; ++q) {
+      Kept* list = s.list_of(q, 0);
+      int64_t count = s.count_of(q, 0);
+      count = std::remove_if(list, list + count, [](const Kept& pair) { return pair.row < 0; }) - list;
+      const int64_t best = std::min(count, p.k), at = s.answer_row[q] * p.k;
+      std::partial_sort(list, list + best, list + count, better);
+      for (int64_t i = 0; i < p.k; ++i) {
+        p.score[at + i] = i < best ? list[i].lower : -kInfinity;
+        p.index[at + i] = i < best ? list[i].row : -1;
+        p.shift[at + i] = i < best ? list[i].shift : -1;
+      }
+    }
+  };
+  parallel_for(s.job.live, 1, threads, write);
+}
+
+bool sizes_fit(const StripTopkParams& p) {
+  return p.bank.columns >= 1 && p.bank.columns <= kMaxStripColumns && p.bank.values >= 1 && p.k >= 1 &&
+         p.padded_width >= 1 && p.padded_width <= p.bank.columns;
+}
+
+}  // namespace
+
+int64_t strip_topk_workspace(const StripTopkParams& params, int threads) {
+  if (!sizes_fit(params)) return 0;
+  // The widest scratch of any instruction set, so that a change of it between the two calls does no harm.
+  int64_t bytes = 0;
+  for (int isa = 0; isa < kIsaCount; ++isa) {
+    Search s(params, static_cast<Isa>(isa), threads);
+    bytes = std::max(bytes, carve(s, nullptr));
+  }
+  return bytes;
+}
+
+Status strip_topk(const StripTopkParams& p, int threads, char plan[kMaxPlanName]) {
+  if (!sizes_fit(p)) return Status::kBadSize;
+  for (int64_t b = 0; p.width != nullptr && b < p.batch; ++b)
+    if (p.width[b] < 1 || p.width[b] > p.padded_width) return Status::kBadSize;
+
+  Search s(p, current_isa(), threads);
+  carve(s, p.workspace);
+  s.job.bank = p.bank;
+  s.job.basis = strip_basis(p.tables, p.bank.columns);
+  s.job.padded_width = p.padded_width;
+  s.job.cosine = p.cosine;
+  s.job.alive = p.alive;
+  s.job.products = s.plan.products;
+  s.job.epsilon = s.plan.epsilon;
+  s.job.operand_words = s.plan.operand_words;
+  s.job.owner = &s;
+  s.job.keep = keep;
+  if (!has_fixed_inverse(p.bank.columns)) {
+    float* circle = const_cast<float*>(s.job.circle);
+    for (int64_t i = 0; i < p.bank.columns; ++i) {
+      const double angle = 2 * M_PI * static_cast<double>(i) / static_cast<double>(p.bank.columns);
+      circle[i] = static_cast<float>(std::cos(angle));
+      circle[p.bank.columns + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  auto width_of = [&](int64_t b) { return p.width ? p.width[b] : p.padded_width; };
+  for (int64_t b = 0; b < p.batch; ++b) s.order[b] = b;
+  if (p.width != nullptr)
+    std::sort(s.order, s.order + p.batch, [&](int64_t a, int64_t b) {
+      return width_of(a) != width_of(b) ? width_of(a) < width_of(b) : a < b;
+    });
+  for (int64_t begin = 0; begin < p.batch; begin += s.plan.pass) {
+    prepare_pass(s, begin, std::min(p.batch, begin + s.plan.pass), threads);
+    if (s.job.live == 0) continue;
+    screen_pass(s, threads);
+    answer_pass(s, threads);
+  }
+
+  const char* form = p.bank.columns == 1 ? "flat" : "spectral";
+  const int length = std::snprintf(plan, kMaxPlanName, "%s/%s/%s", isa_name(s.isa),
+                                   kProductsNames[static_cast<int>(s.plan.products)], form);
+  if (p.bank.columns > 1 && has_fixed_inverse(p.bank.columns))
+    std::snprintf(plan + length, static_cast<size_t>(kMaxPlanName - length), "%d", static_cast<int>(p.bank.columns));
+  return Status::kOk;
+}
+
+}  // namespace geoloc_fast::cpu

@@ -1,0 +1,835 @@
+// Screening: approximate scores of all pairs, with a bound (see strip_topk.h). Nothing here decides an answer.
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <cstring>
+
+#include "cpu/simd.h"
+#include "cpu/strip_topk_screen.h"
+
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+namespace geoloc_fast::cpu::GEOLOC_FAST_ISA {
+namespace {
+
+// Lanes in one register. A block is worked through in 16 / kLanes parts.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Lanes __attribute__((vector_size(4 * kLanes), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes), may_alias));
+
+// Tile sizes, by what the registers hold. Sums of three-product tiles: 3 queries x blocks; of dot tiles the same;
+// of tiles of one plane ("flat"): 1. With 32 registers two blocks share every broadcast of a query's value, which
+// takes loads out of the way of the multipliers.
+constexpr int kTile = 4, kBlocks = kLanes == 16 ? 2 : 1;
+constexpr int kFlatTile = kLanes == 16 ? 16 : 8;
+constexpr int kDotTile = 8;
+constexpr int kMostQueries = 16, kMostBlocks = 2;
+static_assert(kFlatTile <= kMostQueries && kDotTile <= kMostQueries, "scratch memory holds a tile");
+
+GEOLOC_FAST_INLINE Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+GEOLOC_FAST_INLINE Words load(const uint32_t* from) { return *reinterpret_cast<const Words*>(from); }
+GEOLOC_FAST_INLINE void store(float* to, Lanes value) { *reinterpret_cast<Lanes*>(to) = value; }
+GEOLOC_FAST_INLINE Lanes all(float value) { return Lanes{} + value; }
+GEOLOC_FAST_INLINE Lanes pick(decltype(Lanes{} < Lanes{}) where, Lanes yes, Lanes no) { return where ? yes : no; }
+
+// max(a, b), b where either is NaN. (The forms with a full mask spare GCC 12 a false warning.)
+GEOLOC_FAST_INLINE Lanes highest(Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Lanes>(_mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Lanes>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#elif defined(__SSE__)
+  return reinterpret_cast<Lanes>(_mm_max_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b)));
+#else
+  return pick(a > b, a, b);
+#endif
+}
+
+// Bit i is set where a[i] >= b[i].
+GEOLOC_FAST_INLINE uint32_t at_least(Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(
+      _mm256_cmp_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), _CMP_GE_OQ)));
+#elif defined(__SSE__)
+  return static_cast<uint32_t>(
+      _mm_movemask_ps(_mm_cmpge_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b))));
+#else
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(a[i] >= b[i]) << i;
+  return mask;
+#endif
+}
+
+GEOLOC_FAST_INLINE Lanes square_root(Lanes a) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Lanes>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(a)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Lanes>(_mm256_sqrt_ps(reinterpret_cast<__m256>(a)));
+#elif defined(__SSE__)
+  return reinterpret_cast<Lanes>(_mm_sqrt_ps(reinterpret_cast<__m128>(a)));
+#else
+  for (int i = 0; i < kLanes; ++i) a[i] = std::sqrt(a[i]);
+  return a;
+#endif
+}
+
+// Keeps a broadcast in a register for its several uses, where the compiler would load it for each of them.
+GEOLOC_FAST_INLINE Lanes broadcast(const float* value) {
+  Lanes result = all(*value);
+#if defined(__AVX512F__)
+  asm("" : "+v"(result));
+#endif
+  return result;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Inverse transform: the planes of a correlation to its values at all shifts. planes[0] = A_0, planes[2f-1] and
+// planes[2f] the parts of A_f, planes[W-1] = A_ny. An even W splits into two halves, even and odd shifts:
+//   even: B_f = A_f + conj(A_(W/2-f)),   odd: B_f = (A_f - conj(A_(W/2-f))) e^(2 pi i f / W).
+
+constexpr double kQuarterCosines[17] = {  // of 2 pi i / 64
+    1.0, 0.99518472667219693, 0.98078528040323043, 0.95694033573220882, 0.92387953251128674, 0.88192126434835505,
+    0.83146961230254524, 0.77301045336273699, 0.70710678118654757, 0.63439328416364549, 0.55557023301960218,
+    0.47139673682599764, 0.38268343236508977, 0.29028467725446233, 0.19509032201612825, 0.098017140329560604, 0.0};
+constexpr float cosine_of_64(int i) {  // 0 <= i <= 32
+  return static_cast<float>(i <= 16 ? kQuarterCosines[i] : -kQuarterCosines[32 - i]);
+}
+constexpr float sine_of_64(int i) {  // 0 <= i <= 16
+  return static_cast<float>(kQuarterCosines[16 - i]);
+}
+
+template <int kColumns>
+GEOLOC_FAST_INLINE void inverse_fixed(const Lanes* re, const Lanes* im, Lanes* out, int stride) {
+  if constexpr (kColumns == 1) {
+    out[0] = re[0];
+  } else if constexpr (kColumns == 2) {
+    out[0] = re[0] + re[1];
+    out[stride] = re[0] - re[1];
+  } else {
+    constexpr int kHalf = kColumns / 2, kQuarter = kColumns / 4, kStep = 64 / kColumns;
+    Lanes even_re[kQuarter + 1], even_im[kQuarter + 1], odd_re[kQuarter + 1], odd_im[kQuarter + 1];
+    even_re[0] = re[0] + re[kHalf];
+    odd_re[0] = re[0] - re[kHalf];
+#pragma GCC unroll 16
+    for (int f = 1; f < kQuarter; ++f) {
+      const float c = cosine_of_64(f * kStep), s = sine_of_64(f * kStep);
+      even_re[f] = re[f] + re[kHalf - f];
+      even_im[f] = im[f] - im[kHalf - f];
+      const Lanes difference_re = re[f] - re[kHalf - f], difference_im = im[f] + im[kHalf - f];
+      odd_re[f] = difference_re * c - difference_im * s;
+      odd_im[f] = difference_re * s + difference_im * c;
+    }
+    even_re[kQuarter] = re[kQuarter];
+    odd_re[kQuarter] = -im[kQuarter];
+    inverse_fixed<kHalf>(even_re, even_im, out, 2 * stride);
+    inverse_fixed<kHalf>(odd_re, odd_im, out + stride, 2 * stride);
+  }
+}
+
+constexpr int64_t kInverseScratch = 5;  // Lanes a column, and a few
+
+// Any W, with a table of the circle of `circle_size` >= W points (a multiple of W): halves while W is even, then
+// takes c[s] and c[W-s] together.
+void inverse_any(int64_t columns, const Lanes* re, const Lanes* im, Lanes* out, int64_t stride, const float* circle,
+                 int64_t circle_size, Lanes* scratch) {
+  const int64_t step = circle_size / columns, half = columns / 2;
+  const float* sines = circle + circle_size;
+  if (columns % 2 == 0) {
+    Lanes *even_re = scratch, *even_im = even_re + half / 2 + 1;
+    Lanes *odd_re = even_im + half / 2 + 1, *odd_im = odd_re + half / 2 + 1;
+    even_re[0] = re[0] + re[half];
+    odd_re[0] = re[0] - re[half];
+    for (int64_t f = 1; 2 * f < half; ++f) {
+      const float c = circle[f * step], s = sines[f * step];
+      even_re[f] = re[f] + re[half - f];
+      even_im[f] = im[f] - im[half - f];
+      const Lanes difference_re = re[f] - re[half - f], difference_im = im[f] + im[half - f];
+      odd_re[f] = difference_re * c - difference_im * s;
+      odd_im[f] = difference_re * s + difference_im * c;
+    }
+    if (half % 2 == 0) {
+      even_re[half / 2] = re[half / 2];
+      odd_re[half / 2] = -im[half / 2];
+    }
+    inverse_any(half, even_re, even_im, out, 2 * stride, circle, circle_size, odd_im + half / 2 + 1);
+    inverse_any(half, odd_re, odd_im, out + stride, 2 * stride, circle, circle_size, odd_im + half / 2 + 1);
+    return;
+  }
+  Lanes sum = re[0];
+  for (int64_t f = 1; f <= half; ++f) sum += re[f];
+  out[0] = sum;
+  for (int64_t s = 1; s <= half; ++s) {
+    Lanes even = re[0], odd = {};
+    for (int64_t f = 1, at = s; f <= half; ++f, at = at + s < columns ? at + s : at + s - columns) {
+      even += re[f] * circle[at * step];
+      odd += im[f] * sines[at * step];
+    }
+    out[s * stride] = even - odd;
+    out[(columns - s) * stride] = even + odd;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// A block and what does not depend on the query's values: which lanes count, and the window norms of one width.
+
+struct BlockState {
+  const uint8_t* data;
+  int64_t block;
+  uint32_t valid;  // strips that exist, are alive, and can have a score
+  uint32_t wild;   // of these: outside the range the bound holds for
+  uint32_t zero;   // of these: hold nothing but zeros
+  int64_t width;   // that inverse_norm stands for; 0: none yet
+  uint32_t unsure;       // lanes with a window whose energy is too near the least that counts
+  alignas(64) float norm[kStripLanes];   // |S|, rounded up
+  alignas(64) float total[kStripLanes];  // |S|^2
+  alignas(64) float reach[kStripLanes];  // |S| times the largest inverse norm
+  float* inverse_norm;              // [W][16]: 1 / |window|, and 0 where the window's energy does not count
+  float* sums;                      // [2][W][16]
+};
+
+uint32_t word_kinds(const StripBankView& bank, const uint8_t* data, uint32_t lanes, uint32_t* zero) {
+  uint32_t any[kStripLanes] = {}, broken = 0;
+  for (int64_t i = 0; i < bank.columns * bank.words; ++i)
+    for (int lane = 0; lane < kStripLanes; ++lane) {
+      uint32_t word;
+      std::memcpy(&word, data + (i * kStripLanes + lane) * 4, sizeof word);
+      any[lane] |= word & (bank.bf16 ? 0x7fff7fffu : 0x7fffffffu);
+      const bool high = (word & 0x7f800000u) == 0x7f800000u, low = (word & 0x7f80u) == 0x7f80u;
+      broken |= static_cast<uint32_t>(high || (bank.bf16 && low)) << lane;
+    }
+  *zero = 0;
+  for (int lane = 0; lane < kStripLanes; ++lane) *zero |= static_cast<uint32_t>(any[lane] == 0) << lane;
+  *zero &= lanes;
+  return broken & lanes;
+}
+
+void open_block(const ScreenJob& job, int64_t block, BlockState& state) {
+  const StripBankView& bank = job.bank;
+  state.data = bank.blocks + block * bank.block_bytes;
+  state.block = block;
+  state.width = 0;
+  state.valid = state.wild = state.zero = 0;
+  const int64_t left = bank.count - block * kStripLanes;
+  for (int lane = 0; lane < kStripLanes && lane < left; ++lane)
+    if (job.alive == nullptr || job.alive[block * kStripLanes + lane]) state.valid |= 1u << lane;
+  if (state.valid == 0) return;
+
+  const float* energies = reinterpret_cast<const float*>(state.data + 4 * kStripLanes * bank.columns * bank.words);
+  f32x16 total = {};
+  for (int64_t n = 0; n < bank.columns; ++n) total += load16(energies + n * kStripLanes);
+  store16(state.total, total);
+  uint32_t odd = 0;
+  for (int lane = 0; lane < kStripLanes; ++lane) {
+    const bool usual = state.total[lane] >= 0x1p-80f && state.total[lane] <= 0x1p110f;
+    odd |= static_cast<uint32_t>(!usual) << lane;
+    state.norm[lane] = usual ? std::sqrt(state.total[lane]) * (1.0f + 0x1p-16f) : 0.0f;
+  }
+  odd &= state.valid;
+  if (odd != 0) {
+    const uint32_t broken = word_kinds(bank, state.data, odd, &state.zero);
+    state.valid &= ~broken;
+    state.wild = odd & ~broken & ~state.zero;
+  }
+}
+
+// Inverse window norms for queries of `width` columns. The windows are summed by doubling: no subtraction, so that
+// every sum of positive numbers keeps its digits.
+void set_width(const ScreenJob& job, int64_t width, BlockState& state) {
+  if (state.width == width) return;
+  state.width = width;
+  const int64_t columns = job.bank.columns;
+  const float* energies =
+      reinterpret_cast<const float*>(state.data + 4 * kStripLanes * columns * job.bank.words);
+  float *window = state.inverse_norm, *runs = state.sums, *longer = runs + columns * kStripLanes;
+  const f32x16 total = load16(state.total);
+  if (width == columns) {
+    for (int64_t s = 0; s < columns; ++s) store16(window + s * kStripLanes, total);
+  } else {
+    std::memcpy(runs, energies, static_cast<size_t>(4 * kStripLanes * columns));
+    bool first = true;
+    for (int64_t run = 1, offset = 0; run <= width; run *= 2) {  // runs[s] = sum of `run` columns from s on
+      if (width & run) {
+        for (int64_t s = 0, at = offset; s < columns; ++s, at = at + 1 < columns ? at + 1 : 0) {
+          const f32x16 here = load16(runs + at * kStripLanes);
+          store16(window + s * kStripLanes, first ? here : load16(window + s * kStripLanes) + here);
+        }
+        first = false;
+        offset += run;
+      }
+      if (2 * run > width) break;
+      for (int64_t s = 0, at = run % columns; s < columns; ++s, at = at + 1 < columns ? at + 1 : 0)
+        store16(longer + s * kStripLanes, load16(runs + s * kStripLanes) + load16(runs + at * kStripLanes));
+      float* swap = runs;
+      runs = longer, longer = swap;
+    }
+  }
+  state.unsure = 0;
+  for (int lane = 0; lane < kStripLanes; lane += kLanes) {
+    const Lanes all_columns = load(state.total + lane), least = all_columns * 1e-6f;
+    const Lanes surely_below = least * (1.0f - 1e-5f), surely_above = least * (1.0f + 1e-5f);
+    Lanes most = {};
+    uint32_t unsure = 0;
+    for (int64_t s = 0; s < columns; ++s) {
+      float* at = window + s * kStripLanes + lane;
+      const Lanes energy = load(at);
+      Lanes inverse = 1.0f / square_root(energy);
+      inverse = pick(energy > surely_below, inverse, Lanes{});
+      unsure |= at_least(energy, surely_below) & at_least(surely_above, energy);
+      most = highest(inverse, most);
+      store(at, inverse);
+      if (width == columns) {  // one window
+        for (++s; s < columns; ++s) store(window + s * kStripLanes + lane, inverse);
+        unsure = 0;
+      }
+    }
+    store(state.reach + lane, most * load(state.norm + lane));
+    state.unsure |= unsure << lane;
+  }
+  state.unsure &= ~state.zero;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Products. Every sweep adds or sets, for `kQueries` queries and `kBlocksNow` blocks, planes of the correlation:
+// planes[(block * kQueries + query) * W + plane]. `from` are the blocks' data at the part's first lane.
+
+struct Decoded {  // float32 channels of a word
+  Lanes value[2];
+};
+
+template <bool kBf16>
+GEOLOC_FAST_INLINE Decoded decode(const uint32_t* word) {
+  const Words bits = load(word);
+  if constexpr (kBf16)
+    return {{reinterpret_cast<Lanes>(bits << 16), reinterpret_cast<Lanes>(bits & 0xffff0000u)}};
+  else
+    return {{reinterpret_cast<Lanes>(bits), Lanes{}}};
+}
+
+GEOLOC_FAST_INLINE void put(Lanes* to, Lanes value, bool add) { *to = add ? *to + value : value; }
+
+// Chains of dependent additions are kept at six or more, by splitting the words among `kSplit` sums.
+constexpr int split_of(int chains) { return chains >= 6 ? 1 : chains >= 3 ? 2 : chains >= 2 ? 4 : 8; }
+
+// Plane 0 and, with kPlanes == 2, plane W-1: operands [channel][query][plane].
+template <bool kBf16, int kQueries, int kBlocksNow, int kPlanes>
+GEOLOC_FAST_INLINE void sweep_real(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end,
+                                   const float* operands, int64_t columns, Lanes* planes, bool add) {
+  constexpr int kValues = kBf16 ? 2 : 1, kSplit = split_of(kQueries * kBlocksNow * kPlanes);
+  Lanes sum[kSplit][kBlocksNow][kQueries][kPlanes] = {};
+  const int64_t last = (columns - 1) * words;
+  auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
+    Decoded in[kBlocksNow][kPlanes];
+    for (int b = 0; b < kBlocksNow; ++b) {
+      in[b][0] = decode<kBf16>(from[b] + w * kStripLanes);
+      if constexpr (kPlanes == 2) in[b][1] = decode<kBf16>(from[b] + (last + w) * kStripLanes);
+    }
+    for (int v = 0; v < kValues; ++v)
+      for (int q = 0; q < kQueries; ++q)
+        for (int p = 0; p < kPlanes; ++p) {
+          const float* operand = operands + ((w * kValues + v) * kQueries + q) * kPlanes + p;
+          const Lanes value = kBlocksNow > 1 ? broadcast(operand) : all(*operand);
+          for (int b = 0; b < kBlocksNow; ++b) sum[split][b][q][p] += in[b][p].value[v] * value;
+        }
+  };
+  int64_t w = begin;
+  for (; w + kSplit <= end; w += kSplit)
+#pragma GCC unroll 8
+    for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
+  for (; w < end; ++w) word_products(w, 0);
+  for (int b = 0; b < kBlocksNow; ++b)
+    for (int q = 0; q < kQueries; ++q)
+      for (int p = 0; p < kPlanes; ++p) {
+        for (int split = 1; split < kSplit; ++split) sum[0][b][q][p] += sum[split][b][q][p];
+        put(planes + (b * kQueries + q) * columns + (p ? columns - 1 : 0), sum[0][b][q][p], add);
+      }
+}
+
+// Frequency f by three products: operands [channel][query][3].
+template <bool kBf16, int kQueries, int kBlocksNow>
+GEOLOC_FAST_INLINE void sweep_three(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end, int64_t f,
+                                    const float* operands, int64_t columns, Lanes* planes, bool add) {
+  constexpr int kValues = kBf16 ? 2 : 1, kSplit = split_of(kQueries * kBlocksNow * 3);
+  Lanes k1[kSplit][kBlocksNow][kQueries] = {}, k2[kSplit][kBlocksNow][kQueries] = {},
+        k3[kSplit][kBlocksNow][kQueries] = {};
+  const int64_t first = (2 * f - 1) * words, second = first + words;
+  auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
+    Decoded re[kBlocksNow], im[kBlocksNow];
+    for (int b = 0; b < kBlocksNow; ++b) {
+      re[b] = decode<kBf16>(from[b] + (first + w) * kStripLanes);
+      im[b] = decode<kBf16>(from[b] + (second + w) * kStripLanes);
+    }
+    for (int v = 0; v < kValues; ++v) {
+      Lanes sum[kBlocksNow];
+      for (int b = 0; b < kBlocksNow; ++b) sum[b] = re[b].value[v] + im[b].value[v];
+      for (int q = 0; q < kQueries; ++q) {
+        const float* operand = operands + ((w * kValues + v) * kQueries + q) * 3;
+        const Lanes q1 = kBlocksNow > 1 ? broadcast(operand) : all(operand[0]);
+        for (int b = 0; b < kBlocksNow; ++b) k1[split][b][q] += sum[b] * q1;
+        const Lanes q2 = kBlocksNow > 1 ? broadcast(operand + 1) : all(operand[1]);
+        for (int b = 0; b < kBlocksNow; ++b) k2[split][b][q] += re[b].value[v] * q2;
+        const Lanes q3 = kBlocksNow > 1 ? broadcast(operand + 2) : all(operand[2]);
+        for (int b = 0; b < kBlocksNow; ++b) k3[split][b][q] += im[b].value[v] * q3;
+      }
+    }
+  };
+  int64_t w = begin;
+  for (; w + kSplit <= end; w += kSplit)
+#pragma GCC unroll 8
+    for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
+  for (; w < end; ++w) word_products(w, 0);
+  for (int b = 0; b < kBlocksNow; ++b)
+    for (int q = 0; q < kQueries; ++q) {
+      for (int split = 1; split < kSplit; ++split) {
+        k1[0][b][q] += k1[split][b][q];
+        k2[0][b][q] += k2[split][b][q];
+        k3[0][b][q] += k3[split][b][q];
+      }
+      Lanes* at = planes + (b * kQueries + q) * columns + 2 * f - 1;
+      put(at, k1[0][b][q] - k3[0][b][q], add);
+      put(at + 1, k1[0][b][q] + k2[0][b][q], add);
+    }
+}
+
+template <bool kBf16, int kQueries, int kBlocksNow>
+void sweep_float(const uint32_t* const* from, int64_t words, int64_t columns, const uint32_t* operand_words,
+                 Lanes* planes) {
+  constexpr int kValues = kBf16 ? 2 : 1;
+  const int64_t frequencies = (columns - 1) / 2, run = kChannelsInARow / kValues;
+  for (int64_t begin = 0; begin < words; begin += run) {
+    const int64_t end = words - begin < run ? words : begin + run;
+    const bool add = begin > 0;
+    const float* operands = reinterpret_cast<const float*>(operand_words);
+    if (columns % 2 == 0) {
+      sweep_real<kBf16, kQueries, kBlocksNow, 2>(from, words, begin, end, operands, columns, planes, add);
+      operands += words * kValues * kQueries * 2;
+    } else {
+      sweep_real<kBf16, kQueries, kBlocksNow, 1>(from, words, begin, end, operands, columns, planes, add);
+      operands += words * kValues * kQueries;
+    }
+    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kValues * kQueries * 3)
+      sweep_three<kBf16, kQueries, kBlocksNow>(from, words, begin, end, f, operands, columns, planes, add);
+  }
+}
+
+template <bool kBf16, int kQueries>
+void sweep_flat(const uint32_t* const* from, int64_t words, const uint32_t* operand_words, Lanes* planes) {
+  constexpr int kValues = kBf16 ? 2 : 1;
+  const int64_t run = kChannelsInARow / kValues;
+  const float* operands = reinterpret_cast<const float*>(operand_words);
+  for (int64_t begin = 0; begin < words; begin += run)
+    sweep_real<kBf16, kQueries, 1, 1>(from, words, begin, words - begin < run ? words : begin + run, operands, 1,
+                                      planes, begin > 0);
+}
+
+#if defined(__AVX512BF16__)
+GEOLOC_FAST_INLINE __m512bh pair(const uint32_t* value) {
+  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(*value)));
+}
+GEOLOC_FAST_INLINE __m512bh pairs(const uint32_t* words) { return reinterpret_cast<__m512bh>(load(words)); }
+GEOLOC_FAST_INLINE void add_dot(Lanes& sum, __m512bh a, __m512bh b) {
+  sum = reinterpret_cast<Lanes>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), a, b));
+}
+
+// Planes 0 and W-1: operands [word][query][plane].
+template <int kQueries, int kPlanes>
+GEOLOC_FAST_INLINE void sweep_real_dot(const uint32_t* from, int64_t words, int64_t begin, int64_t end,
+                                       const uint32_t* operands, int64_t columns, Lanes* planes, bool add) {
+  constexpr int kSplit = split_of(kQueries * kPlanes);
+  Lanes sum[kSplit][kQueries][kPlanes] = {};
+  const int64_t last = (columns - 1) * words;
+  auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
+    for (int p = 0; p < kPlanes; ++p) {
+      const __m512bh in = pairs(from + ((p ? last : 0) + w) * kStripLanes);
+      for (int q = 0; q < kQueries; ++q) add_dot(sum[split][q][p], in, pair(operands + (w * kQueries + q) * kPlanes + p));
+    }
+  };
+  int64_t w = begin;
+  for (; w + kSplit <= end; w += kSplit)
+#pragma GCC unroll 8
+    for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
+  for (; w < end; ++w) word_products(w, 0);
+  for (int q = 0; q < kQueries; ++q)
+    for (int p = 0; p < kPlanes; ++p) {
+      for (int split = 1; split < kSplit; ++split) sum[0][q][p] += sum[split][q][p];
+      put(planes + q * columns + (p ? columns - 1 : 0), sum[0][q][p], add);
+    }
+}
+
+// Frequency f: operands [word][query][2]. The instruction cannot subtract, so the two halves of the imaginary part
+// have sums of their own.
+template <int kQueries>
+GEOLOC_FAST_INLINE void sweep_four_dot(const uint32_t* from, int64_t words, int64_t begin, int64_t end, int64_t f,
+                                       const uint32_t* operands, int64_t columns, Lanes* planes, bool add) {
+  constexpr int kSplit = split_of(kQueries * 3);
+  Lanes re[kSplit][kQueries] = {}, plus[kSplit][kQueries] = {}, minus[kSplit][kQueries] = {};
+  const int64_t first = (2 * f - 1) * words, second = first + words;
+  auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
+    const __m512bh in_re = pairs(from + (first + w) * kStripLanes), in_im = pairs(from + (second + w) * kStripLanes);
+    for (int q = 0; q < kQueries; ++q) {
+      const uint32_t* operand = operands + (w * kQueries + q) * 2;
+      const __m512bh query_re = pair(operand), query_im = pair(operand + 1);
+      add_dot(re[split][q], in_re, query_re);
+      add_dot(plus[split][q], in_im, query_re);
+      add_dot(minus[split][q], in_re, query_im);
+      add_dot(re[split][q], in_im, query_im);
+    }
+  };
+  int64_t w = begin;
+  for (; w + kSplit <= end; w += kSplit)
+#pragma GCC unroll 8
+    for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
+  for (; w < end; ++w) word_products(w, 0);
+  for (int q = 0; q < kQueries; ++q) {
+    for (int split = 1; split < kSplit; ++split) {
+      re[0][q] += re[split][q];
+      plus[0][q] += plus[split][q];
+      minus[0][q] += minus[split][q];
+    }
+    put(planes + q * columns + 2 * f - 1, re[0][q], add);
+    put(planes + q * columns + 2 * f, plus[0][q] - minus[0][q], add);
+  }
+}
+
+template <int kQueries>
+void sweep_dot(const uint32_t* from, int64_t words, int64_t columns, const uint32_t* all_operands, Lanes* planes) {
+  const int64_t frequencies = (columns - 1) / 2, run = kChannelsInARow / 2;
+  for (int64_t begin = 0; begin < words; begin += run) {
+    const int64_t end = words - begin < run ? words : begin + run;
+    const bool add = begin > 0;
+    const uint32_t* operands = all_operands;
+    if (columns % 2 == 0) {
+      sweep_real_dot<kQueries, 2>(from, words, begin, end, operands, columns, planes, add);
+      operands += words * kQueries * 2;
+    } else {
+      sweep_real_dot<kQueries, 1>(from, words, begin, end, operands, columns, planes, add);
+      operands += words * kQueries;
+    }
+    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kQueries * 2)
+      sweep_four_dot<kQueries>(from, words, begin, end, f, operands, columns, planes, add);
+  }
+}
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------
+// From the planes of a pair's correlation to its bounds.
+
+struct Scratch {
+  Lanes* planes;       // [kMostBlocks][kMostQueries][W]
+  Lanes* correlation;  // [W]
+  Lanes* inverse;      // of inverse_any: re, im [W/2+1] each, and its scratch
+  float* inverse_norm[kMostBlocks];
+  float* sums;
+};
+
+constexpr int64_t lines_of_inverse(int64_t columns) { return kInverseScratch * columns + 64; }
+
+Scratch scratch_at(void* memory, int64_t columns) {
+  Scratch scratch;
+  scratch.planes = static_cast<Lanes*>(memory);
+  scratch.correlation = scratch.planes + kMostBlocks * kMostQueries * columns;
+  scratch.inverse = scratch.correlation + columns;
+  float* floats = reinterpret_cast<float*>(scratch.inverse + lines_of_inverse(columns));
+  for (int b = 0; b < kMostBlocks; ++b) scratch.inverse_norm[b] = floats + b * columns * kStripLanes;
+  scratch.sums = floats + kMostBlocks * columns * kStripLanes;
+  return scratch;
+}
+
+struct ScreenRun {
+  const ScreenJob& job;
+  int slot;
+  const float* threshold;
+  Scratch scratch;
+};
+
+// Bounds of the pairs of one query and one part of a block, from the correlation in scratch. Seldom called.
+__attribute__((noinline)) void examine(const ScreenRun& run, int64_t query, const BlockState& block, int part,
+                                       uint32_t lanes) {
+  const ScreenJob& job = run.job;
+  const int first_lane = part * kLanes;
+  const Lanes* c = run.scratch.correlation;
+  const float* inverse_norm = block.inverse_norm + first_lane;
+  const float slack = job.queries[query].slack;
+  const Lanes e = load(block.norm + first_lane) * job.queries[query].epsilon;
+  Lanes upper, lower;
+  if (job.cosine) {
+    upper = lower = all(-INFINITY);
+    for (int64_t s = 0; s < job.bank.columns; ++s) {
+      const Lanes inverse = load(inverse_norm + s * kStripLanes);
+      upper = highest((c[s] + e) * inverse, upper);
+      lower = highest((c[s] - e) * inverse, lower);
+    }
+  } else {
+    Lanes best = c[0];
+    for (int64_t s = 1; s < job.bank.columns; ++s) best = highest(c[s], best);
+    const Lanes least = best - 2.0f * e;
+    upper = all(-INFINITY), lower = all(INFINITY);
+    for (int64_t s = 0; s < job.bank.columns; ++s) {
+      const Lanes inverse = load(inverse_norm + s * kStripLanes);
+      const Lanes above = (c[s] + e) * inverse, below = (c[s] - e) * inverse;
+      upper = pick((c[s] >= least) & (above > upper), above, upper);
+      lower = pick((c[s] >= least) & (below < lower), below, lower);
+    }
+  }
+  ScreenHits hits{query, block.block, 0, {}, {}};
+  for (int i = 0; i < kLanes; ++i) {
+    const int lane = first_lane + i;
+    const uint32_t bit = 1u << lane;
+    if (!(lanes & 1u << i)) continue;
+    float low = lower[i] - slack, high = upper[i] + slack;
+    if ((block.wild & bit) || !(low <= high)) {
+      low = -INFINITY, high = INFINITY;
+    } else if (block.zero & bit) {
+      low = high = 0.0f;
+    } else if (block.unsure & bit) {
+      low = -INFINITY, high = high > slack ? high : slack;
+    }
+    if (!(high >= run.threshold[query])) continue;
+    hits.lanes |= bit;
+    hits.lower[lane] = low;
+    hits.upper[lane] = high;
+  }
+  if (hits.lanes != 0) job.keep(job.owner, run.slot, hits);
+}
+
+// The quick test: an upper bound of the score at any shift, for one query and one part of a block.
+template <int kColumns>
+GEOLOC_FAST_INLINE void finish(const ScreenRun& run, int64_t query, BlockState& block, int part, const Lanes* planes) {
+  const ScreenJob& job = run.job;
+  const int64_t columns = kColumns ? kColumns : job.bank.columns;
+  set_width(job, job.queries[query].width, block);
+  const float* inverse_norm = block.inverse_norm + part * kLanes;
+  Lanes best = all(-INFINITY);
+  constexpr int kFixed = kColumns ? kColumns : 1;
+  Lanes fixed[kFixed];
+  if constexpr (kColumns > 0) {
+    Lanes re[kColumns / 2 + 1], im[kColumns / 2 + 1];
+    re[0] = planes[0];
+#pragma GCC unroll 32
+    for (int f = 1; f <= (kColumns - 1) / 2; ++f) re[f] = planes[2 * f - 1], im[f] = planes[2 * f];
+    if constexpr (kColumns > 1) re[kColumns / 2] = planes[kColumns - 1];
+    inverse_fixed<kColumns>(re, im, fixed, 1);
+#pragma GCC unroll 64
+    for (int s = 0; s < kColumns; ++s) best = highest(fixed[s] * load(inverse_norm + s * kStripLanes), best);
+  } else {
+    Lanes *re = run.scratch.inverse, *im = re + columns / 2 + 1, *c = run.scratch.correlation;
+    re[0] = planes[0];
+    for (int64_t f = 1; f <= (columns - 1) / 2; ++f) re[f] = planes[2 * f - 1], im[f] = planes[2 * f];
+    if (columns % 2 == 0) re[columns / 2] = planes[columns - 1];
+    inverse_any(columns, re, im, c, 1, job.circle, columns, im + columns / 2 + 1);
+    for (int64_t s = 0; s < columns; ++s) best = highest(c[s] * load(inverse_norm + s * kStripLanes), best);
+  }
+  const Lanes bound = best + load(block.reach + part * kLanes) * job.queries[query].epsilon;
+  uint32_t lanes = at_least(bound, all(run.threshold[query] - job.queries[query].slack));
+  lanes |= (block.wild | block.unsure) >> part * kLanes;
+  lanes &= block.valid >> part * kLanes & ((1u << kLanes) - 1);
+  if (__builtin_expect(lanes != 0, 0)) {
+    if constexpr (kColumns > 0)
+      for (int s = 0; s < kColumns; ++s) run.scratch.correlation[s] = fixed[s];
+    examine(run, query, block, part, lanes);
+  }
+}
+
+template <int kColumns>
+void finish_all(const ScreenRun& run, int64_t first, int queries, BlockState* blocks, int count, int part) {
+  const int64_t columns = kColumns ? kColumns : run.job.bank.columns;
+  const Lanes* planes = run.scratch.planes;
+  for (int b = 0; b < count; ++b)
+    for (int q = 0; q < queries; ++q, planes += columns)
+      if (blocks[b].valid != 0) finish<kColumns>(run, first + q, blocks[b], part, planes);
+}
+
+void finish_tile(const ScreenRun& run, int64_t first, int queries, BlockState* blocks, int count, int part) {
+  switch (run.job.bank.columns) {
+    case 1: return finish_all<1>(run, first, queries, blocks, count, part);
+    case 8: return finish_all<8>(run, first, queries, blocks, count, part);
+    case 16: return finish_all<16>(run, first, queries, blocks, count, part);
+    case 32: return finish_all<32>(run, first, queries, blocks, count, part);
+    case 64: return finish_all<64>(run, first, queries, blocks, count, part);
+    default: return finish_all<0>(run, first, queries, blocks, count, part);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// A tile of queries against one or two blocks.
+
+template <bool kBf16, int kQueries>
+void sweep_blocks(const ScreenRun& run, const uint32_t* const* from, int count, const uint32_t* operands) {
+  const StripBankView& bank = run.job.bank;
+  Lanes* planes = run.scratch.planes;
+  if (count == 2 && kBlocks == 2)
+    sweep_float<kBf16, kQueries, kBlocks>(from, bank.words, bank.columns, operands, planes);
+  else
+    for (int b = 0; b < count; ++b)
+      sweep_float<kBf16, kQueries, 1>(from + b, bank.words, bank.columns, operands,
+                                      planes + b * kQueries * bank.columns);
+}
+
+template <bool kBf16>
+void sweep_tile_flat(const ScreenRun& run, int tile, const uint32_t* const* from, int count,
+                     const uint32_t* operands) {
+  const int64_t words = run.job.bank.words;
+  for (int b = 0; b < count; ++b) {
+    Lanes* planes = run.scratch.planes + b * tile;
+    switch (tile) {
+      case 16:
+        if constexpr (kFlatTile >= 16) sweep_flat<kBf16, 16>(from + b, words, operands, planes);
+        break;
+      case 8: sweep_flat<kBf16, 8>(from + b, words, operands, planes); break;
+      case 4: sweep_flat<kBf16, 4>(from + b, words, operands, planes); break;
+      case 2: sweep_flat<kBf16, 2>(from + b, words, operands, planes); break;
+      default: sweep_flat<kBf16, 1>(from + b, words, operands, planes); break;
+    }
+  }
+}
+
+template <bool kBf16>
+void sweep_tile(const ScreenRun& run, int tile, const uint32_t* const* from, int count, const uint32_t* operands) {
+  if (run.job.bank.columns == 1) return sweep_tile_flat<kBf16>(run, tile, from, count, operands);
+  switch (tile) {
+    case 4: return sweep_blocks<kBf16, 4>(run, from, count, operands);
+    case 2: return sweep_blocks<kBf16, 2>(run, from, count, operands);
+    default: return sweep_blocks<kBf16, 1>(run, from, count, operands);
+  }
+}
+
+#if defined(__AVX512BF16__)
+void sweep_tile_dot(const ScreenRun& run, int tile, const uint32_t* const* from, int count, const uint32_t* operands) {
+  const int64_t words = run.job.bank.words, columns = run.job.bank.columns;
+  for (int b = 0; b < count; ++b) {
+    Lanes* planes = run.scratch.planes + b * tile * columns;
+    switch (tile) {
+      case 16: sweep_dot<16>(from[b], words, columns, operands, planes); break;
+      case 8: sweep_dot<8>(from[b], words, columns, operands, planes); break;
+      case 4: sweep_dot<4>(from[b], words, columns, operands, planes); break;
+      case 2: sweep_dot<2>(from[b], words, columns, operands, planes); break;
+      default: sweep_dot<1>(from[b], words, columns, operands, planes); break;
+    }
+  }
+}
+#endif
+
+int largest_tile(Products products, int64_t columns) {
+  return columns == 1 ? kFlatTile : products == Products::kBf16Dot ? kDotTile : kTile;
+}
+
+}  // namespace
+
+int64_t strip_topk_tile(Products products, int64_t columns, int64_t first, int64_t live) {
+  int64_t tile = largest_tile(products, columns);
+  while (tile > live - first) tile /= 2;
+  return tile;
+}
+
+int64_t strip_topk_scratch(int64_t columns) {
+  const int64_t lines = kMostBlocks * kMostQueries * columns + columns + lines_of_inverse(columns);
+  return lines * 64 + (kMostBlocks + 2) * columns * kStripLanes * 4;
+}
+
+void strip_topk_operands(const ScreenJob& job, int64_t i, int64_t first, int64_t tile, void* scratch) {
+  const StripBankView& bank = job.bank;
+  ScreenQuery& query = job.queries[i];
+  const int64_t columns = bank.columns, padded = job.basis.padded, member = i - first;
+  const int64_t per_word = bank.bf16 ? 2 : 1, channels = bank.words * per_word;
+  const int64_t real_planes = columns == 1 ? 1 : 2 - columns % 2, frequencies = (columns - real_planes) / 2;
+  const double scale = query.energy > 0.0 ? 1.0 / std::sqrt(query.energy) : 0.0;
+  double* planes = static_cast<double*>(scratch);  // [padded] of one channel
+  uint32_t* operands = job.operands + first * job.operand_words;
+  double residual = 0.0;
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t p = 0; p < padded; ++p) planes[p] = 0.0;
+    if (c < bank.values)
+      for (int64_t x = 0; x < query.width; ++x) {
+        const double value = query.values[c * job.padded_width + x] * scale;
+        const double* basis = job.basis.columns_by_plane + x * padded;
+        for (int64_t p = 0; p < padded; ++p) planes[p] += value * basis[p];
+      }
+    if (job.products == Products::kBf16Dot) {
+      auto half = [&](int64_t word, double value) {
+        const float single = static_cast<float>(value);
+        uint32_t bits;
+        std::memcpy(&bits, &single, sizeof bits);
+        bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        const uint16_t stored = static_cast<uint16_t>(bits);
+        std::memcpy(reinterpret_cast<uint8_t*>(operands + word) + (c % 2) * 2, &stored, sizeof stored);
+        bits <<= 16;
+        float rounded;
+        std::memcpy(&rounded, &bits, sizeof rounded);
+        residual += (value - rounded) * (value - rounded);
+      };
+      const int64_t w = c / 2;
+      half((w * tile + member) * real_planes, planes[0]);
+      if (real_planes == 2) half((w * tile + member) * 2 + 1, planes[columns - 1]);
+      for (int64_t f = 1; f <= frequencies; ++f) {
+        const int64_t at = bank.words * tile * (real_planes + 2 * (f - 1)) + (w * tile + member) * 2;
+        half(at, planes[2 * f - 1]);
+        half(at + 1, planes[2 * f]);
+      }
+    } else {
+      auto whole = [&](int64_t word, double value) {
+        const float rounded = static_cast<float>(value);
+        std::memcpy(operands + word, &rounded, sizeof rounded);
+      };
+      whole((c * tile + member) * real_planes, planes[0]);
+      if (real_planes == 2) whole((c * tile + member) * 2 + 1, planes[columns - 1]);
+      for (int64_t f = 1; f <= frequencies; ++f) {
+        const int64_t at = channels * tile * (real_planes + 3 * (f - 1)) + (c * tile + member) * 3;
+        const double re = planes[2 * f - 1], im = -planes[2 * f];  // of the conjugate
+        whole(at, re);
+        whole(at + 1, im - re);
+        whole(at + 2, re + im);
+      }
+    }
+  }
+  const bool zero = !(query.energy > 0.0);
+  query.epsilon = zero ? 0.0f : job.epsilon + static_cast<float>(1.1 * std::sqrt(residual));
+  query.slack = zero ? 0.0f : kScoreSlack;
+}
+
+void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t end, const float* threshold,
+                       void* memory) {
+  const StripBankView& bank = job.bank;
+  const ScreenRun run{job, slot, threshold, scratch_at(memory, bank.columns)};
+  const int at_once = job.products != Products::kBf16Dot && bank.columns > 1 ? kBlocks : 1;
+  BlockState blocks[kMostBlocks];
+  for (int64_t block = begin; block < end; block += at_once) {
+    const int count = static_cast<int>(end - block < at_once ? end - block : at_once);
+    uint32_t valid = 0;
+    for (int b = 0; b < count; ++b) {
+      blocks[b].inverse_norm = run.scratch.inverse_norm[b];
+      blocks[b].sums = run.scratch.sums;
+      open_block(job, block + b, blocks[b]);
+      valid |= blocks[b].valid;
+    }
+    if (valid == 0) continue;
+    for (int64_t first = 0, tile; first < job.live; first += tile) {
+      tile = strip_topk_tile(job.products, bank.columns, first, job.live);
+      const uint32_t* operands = job.operands + first * job.operand_words;
+      for (int part = 0; part < kStripLanes / kLanes; ++part) {
+        const uint32_t* from[kMostBlocks];
+        for (int b = 0; b < count; ++b)
+          from[b] = reinterpret_cast<const uint32_t*>(blocks[b].data) + part * kLanes;
+#if defined(__AVX512BF16__)
+        if (job.products == Products::kBf16Dot)
+          sweep_tile_dot(run, static_cast<int>(tile), from, count, operands);
+        else
+#endif
+            if (bank.bf16)
+          sweep_tile<true>(run, static_cast<int>(tile), from, count, operands);
+        else
+          sweep_tile<false>(run, static_cast<int>(tile), from, count, operands);
+        finish_tile(run, first, static_cast<int>(tile), blocks, count, part);
+      }
+    }
+  }
+}
+
+}  // namespace geoloc_fast::cpu::GEOLOC_FAST_ISA

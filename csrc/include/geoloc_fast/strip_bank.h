@@ -1,0 +1,71 @@
+// The bytes of a bank of strips: packing and unpacking them.
+// SPDX-License-Identifier: Apache-2.0
+//
+// A strip of K = C*H channels and W columns is stored as its orthonormal real Fourier transform along azimuth:
+//
+//   plane 0              sum_n x[n] / sqrt(W)
+//   plane 2f-1, 2f       sqrt(2/W) sum_n x[n] cos(2 pi f n / W),   -sqrt(2/W) sum_n x[n] sin(2 pi f n / W)
+//   plane W-1 (W even)   sum_n x[n] (-1)^n / sqrt(W)
+//
+// Sixteen strips make a block, interleaved, so that lanes are strips and no sum crosses lanes:
+//
+//                 lane 0     lane 1           lane 15
+//   plane 0     | word 0   | word 0   | ... | word 0   |  64 bytes: one line
+//               | word 1   | word 1   | ... | word 1   |
+//                 ...
+//   plane W-1   | word n-1 | word n-1 | ... | word n-1 |  n = K (fp32), ceil(K/2) (bf16: two channels a word,
+//   energies    | column 0 | column 0 | ... | column 0 |      the lower channel in the low half)
+//                 ...
+//               | column W-1                           |
+//
+// A block takes 64 W (n + 1) bytes and begins at a multiple of 64. `energies` are float32 sums over the channels
+// of the squared columns of the strip as stored. Unused lanes of the last block are 0.
+//
+// Numerics: transforms in float64 with a fixed order of sums and no contraction, one rounding to what is stored
+// (through float32 for bf16); so every instruction set writes the same bytes and reads the same values.
+// Packing reads 4 K W bytes a strip and does 2 K W^2 multiply-adds (the second transform is for the energies).
+#pragma once
+#include "geoloc_fast/types.h"
+
+namespace geoloc_fast {
+
+constexpr int kStripLanes = 16;
+constexpr int64_t kMaxStripColumns = 1024;  // of the native kernels: their transform is a W x W table
+
+struct StripBankView {
+  const uint8_t* blocks;  // aligned to 64 bytes
+  int64_t count;          // strips
+  int64_t values;         // K
+  int64_t columns;        // W
+  bool bf16;              // else fp32
+  int64_t words;          // 32-bit words a plane and strip
+  int64_t block_bytes;
+};
+
+// Null blocks are allowed when count is 0. The view is as good as the bytes it is told about.
+StripBankView strip_bank_view(const void* blocks, int64_t count, int64_t values, int64_t columns, bool bf16);
+
+// Tables the kernels read, float64 [2][W][padded columns], zero beyond W: [0][plane][column] is the basis above,
+// [1][column][plane] its transpose. padded columns = W rounded up to 8.
+struct StripBasis {
+  const double* planes_by_column;
+  const double* columns_by_plane;
+  int64_t padded;
+};
+StripBasis strip_basis(const double* tables, int64_t columns);
+constexpr int64_t strip_padded(int64_t columns) { return (columns + 7) / 8 * 8; }
+
+namespace cpu {
+
+// Packs `view.count` strips, float32 [count][K][W], into `blocks` (the memory of the view, to be written).
+Status strip_pack(const StripBankView& view, uint8_t* blocks, const float* strips, const double* tables,
+                  void* workspace, int threads);
+int64_t strip_pack_workspace(int64_t columns, int threads);
+
+// Row index[i] of the bank as float32 [n][K][W]. kBadSize, with nothing read, if an index is outside the bank.
+Status strip_unpack(const StripBankView& view, const int64_t* index, int64_t n, float* out, const double* tables,
+                    void* workspace, int threads);
+int64_t strip_unpack_workspace(int64_t columns, int threads);
+
+}  // namespace cpu
+}  // namespace geoloc_fast
