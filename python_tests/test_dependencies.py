@@ -21,7 +21,7 @@ pytestmark = [
 ALLOWED = {
     "reference": {"reference"},
     "triton_kernels": {"triton_kernels"},
-    "ops": {"ops", "reference", "triton_kernels", "_native"},
+    "ops": {"ops", "reference", "triton_kernels", "checks", "_native"},
     "operators": {"ops", "checks", "reference", "_native", "files", "operators"},
     "models": {"models", "operators", "files", "geo"},
     "data": {"data", "operators", "files", "geo"},

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from geoloc_fast.losses import info_nce
+from geoloc_fast.losses import info_nce, shift_cross_entropy
 
 
 def one_way(score: list[list[float]], positive: list[int], mask: list[list[bool]], temperature: float) -> float:
@@ -61,6 +61,26 @@ def test_learned_temperature_gets_a_gradient() -> None:
     info_nce(torch.randn(4, 4), temperature=temperature).backward()
     assert temperature.grad is not None
     assert temperature.grad.isfinite()
+
+
+def test_shift_cross_entropy_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, strips = torch.randn(3, 2, 2, 4, generator=generator), torch.randn(3, 2, 2, 6, generator=generator)
+    width, shift = torch.tensor([4, 2, 3]), torch.tensor([1.0, 5.25, 2.5])
+    expected = 0.0
+    for b in range(3):
+        w = int(width[b])
+        columns = [[(s + j) % 6 for j in range(w)] for s in range(6)]
+        windows = torch.stack([strips[b][..., at].flatten() for at in columns])
+        cosine = torch.cosine_similarity(windows, query[b, ..., :w].flatten()[None])
+        log_p = (cosine / 0.2).log_softmax(0)
+        left, part = int(shift[b]), float(shift[b]) % 1
+        expected -= float((1 - part) * log_p[left] + part * log_p[(left + 1) % 6]) / 3
+    loss = shift_cross_entropy(query, strips, shift, query_width=width, temperature=0.2)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    full = shift_cross_entropy(query, strips, shift, temperature=0.2)
+    same = shift_cross_entropy(query, strips, shift, query_width=torch.full((3,), 4), temperature=0.2)
+    assert float(full) == float(same)
 
 
 def test_arguments_are_named() -> None:
