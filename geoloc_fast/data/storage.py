@@ -37,15 +37,19 @@ UNSAFE_PATHS = {
 
 
 class ImageError(ValueError):
-    """An image that cannot be had, for a reason that lies in its file. Names the file."""
+    """An image that cannot be had, for a reason that lies in its file. Names the file.
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that it survives the way out of a worker process
+    Of one that was raised in a worker of a DataLoader, torch keeps the text only, with the worker's traceback: its
+    `path` is all of that, its `reason` empty.
+    """
+
+    def __init__(self, path: str, reason: str = "") -> None:
+        super().__init__(path, reason)
         self.path = path
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
 def unsafe_path_reason(path: str) -> str | None:
