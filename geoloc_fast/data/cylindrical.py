@@ -74,8 +74,9 @@ def to_cylindrical(photo: np.ndarray, fov_deg: float, *, size: tuple[int, int] =
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    blocks = (rows, rays, columns, rays)
-    total = (fine * inside[..., None]).reshape(*blocks, 3).sum(axis=(1, 3), dtype=np.float64)
-    covered = inside.reshape(blocks).sum(axis=(1, 3))[..., None]
-    mean = np.where(2 * covered >= rays * rays, total / np.maximum(covered, 1), 0.0)
+    fine[~inside] = 0
+    # Means over blocks of rays x rays: exact, since sums of 16 bytes and bits are exact in float32.
+    mean = cv2.resize(fine.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    covered = cv2.resize(inside.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)[..., None]
+    mean = np.divide(mean, covered, out=np.zeros_like(mean), where=np.broadcast_to(2 * covered >= 1, mean.shape))
     return np.rint(mean).astype(np.uint8)

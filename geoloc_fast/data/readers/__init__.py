@@ -1,0 +1,51 @@
+"""Published data sets, and plain folders of photos, as manifests.
+
+A reader looks at file lists and names, not into the images (except `photo_folder`, which reads EXIF). Image paths stay
+where they are, relative to the data set's folder. docs/data.md shows the layout that each of them expects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.data.readers.cvact import read_cvact
+from geoloc_fast.data.readers.cvusa import read_cvusa
+from geoloc_fast.data.readers.msgd import read_msgd
+from geoloc_fast.data.readers.photo_folder import read_photo_folder
+from geoloc_fast.data.readers.utm_names import read_utm_names
+from geoloc_fast.data.readers.vigor import read_vigor
+
+__all__ = [
+    "READERS",
+    "read",
+    "read_cvact",
+    "read_cvusa",
+    "read_msgd",
+    "read_photo_folder",
+    "read_utm_names",
+    "read_vigor",
+]
+
+READERS: dict[str, Callable[..., Manifest]] = {
+    "cvusa": read_cvusa,
+    "cvact": read_cvact,
+    "vigor": read_vigor,
+    "msgd": read_msgd,
+    "utm-names": read_utm_names,
+    "photos": read_photo_folder,
+}
+
+
+def read(kind: str, path: str | os.PathLike[str], **options: Any) -> Manifest:
+    """The data set of that kind (a key of READERS) at `path`; `options` go to its reader."""
+    if kind == "manifest":
+        return Manifest.load(path, **options)
+    if kind not in READERS:
+        raise ValueError(f"kind: expected one of {', '.join(map(repr, ['manifest', *READERS]))}, got {kind!r}")
+    if not Path(path).is_dir():
+        raise NotADirectoryError(f"path: expected the folder of a data set, got {os.fspath(path)!r}")
+    return READERS[kind](path, **options)
