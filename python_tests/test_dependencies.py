@@ -125,7 +125,7 @@ def test_kernel_sources_bring_no_inline_code_along() -> None:
 
 
 def test_import_is_light() -> None:
-    heavy = ("cv2", "timm", "triton", "typer", "torchvision")
+    heavy = ("cv2", "timm", "triton", "typer", "torchvision", "PIL", "pyarrow")
     code = f"import sys, geoloc_fast; print(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.split() == []
