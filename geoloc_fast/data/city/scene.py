@@ -3,12 +3,15 @@
 x points east and y north, in metres from the city's origin. Rasters are maps with north up: cell
 (row, col) is centred on x = west_m + col * CELL_M, y = north_m - row * CELL_M. Every cell knows its
 height, its material and its owner: the parcel (a lot with its building, or a street) that gives it a
-tint. What changes from day to day (cars, light, seasons, paint) is not here but in the renderer.
+tint. What changes from day to day (cars, light, seasons) is not here but in the renderer. What changes
+over the years is: buildings that came or went, and facades that were painted over.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
+from geoloc_fast.data.city.styles import Colour, Style, style_number, style_of
 from geoloc_fast.geo import move_m
 
 CELL_M = 0.2
@@ -27,8 +31,17 @@ GRAIN_SIZE = 512  # side of the periodic noise tiles, a power of two
 _CROWDING_M = 25.0  # at most three places lie this near to any photo
 _KERB_CM = 12
 
-MATERIALS = ("asphalt", "patch", "cobble", "sidewalk", "marking", "cycleway", "grass", "paving", "roof", "car", "glass")
-(ASPHALT, PATCH, COBBLE, SIDEWALK, MARKING, CYCLEWAY, GRASS, PAVING, ROOF, CAR, GLASS) = range(len(MATERIALS))
+_EDGE_M = VIEW_RANGE_M + 20  # of the map round the places: a street view may stand off its place
+# Buildings came and went, and facades were painted, between these dates.
+CHANGES = (np.datetime64("2014-01-01"), np.datetime64("2023-06-30"))
+
+MATERIALS = (
+    *("asphalt", "patch", "cobble", "sidewalk", "marking", "cycleway", "grass", "paving", "roof", "car", "glass"),
+    *("water", "hedge", "fence"),
+)
+(ASPHALT, PATCH, COBBLE, SIDEWALK, MARKING, CYCLEWAY, GRASS, PAVING, ROOF, CAR, GLASS, WATER, HEDGE, FENCE) = range(
+    len(MATERIALS)
+)
 
 
 def generator(seed: int, *stream: int) -> Generator:
@@ -46,12 +59,44 @@ class Parcels:
 
     tint: np.ndarray  # [n, 3], multiplies the colour of the material: the roof's colour, or about 1
     facade: np.ndarray  # [n, 3]
+    facade_before: np.ndarray  # [n, 3], until it was painted over
+    painted: np.ndarray  # datetime64[D] [n]
     walls: np.ndarray  # [n, E, 3]
     eaves_m: np.ndarray  # [n], 0 without a building
     floor_m: np.ndarray
     bay_m: np.ndarray  # distance between windows
     window: np.ndarray  # [n, 2], width and height as fractions of bay and floor
     shop: np.ndarray  # bool [n]: wide windows on the ground floor
+    shutter: np.ndarray  # bool [n]: coloured shutters beside the windows
+
+
+@dataclass(frozen=True, eq=False)
+class Stencil:
+    """A building in raster form, at cells (row, col) and on."""
+
+    row: int
+    col: int
+    height_cm: np.ndarray  # uint16, 0 where the building is not
+    owner: int
+    built: np.datetime64 | None = None  # None: always
+    gone: np.datetime64 | None = None
+
+    def stands(self, date: np.datetime64) -> bool:
+        return bool((self.built is None or self.built <= date) and (self.gone is None or date < self.gone))
+
+    def press(self, height_cm: np.ndarray, material: np.ndarray, owner: np.ndarray, first: tuple[int, int]) -> None:
+        """Onto rasters whose cell (0, 0) is the map's `first`."""
+        row, col = self.row - first[0], self.col - first[1]
+        rows, cols = height_cm.shape
+        r0, r1 = max(row, 0), min(row + self.height_cm.shape[0], rows)
+        c0, c1 = max(col, 0), min(col + self.height_cm.shape[1], cols)
+        if r0 >= r1 or c0 >= c1:
+            return
+        window, own = np.s_[r0:r1, c0:c1], self.height_cm[r0 - row : r1 - row, c0 - col : c1 - col]
+        inside = own > 0
+        height_cm[window][inside] = own[inside]
+        material[window][inside] = ROOF
+        owner[window][inside] = self.owner
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +104,7 @@ class City:
     """One city and its places; `City.build(seed, places=...)` makes it."""
 
     seed: int
+    style: int | None  # number of the style, None for the mixed city
     origin_lat: float
     origin_lon: float
     west_m: float
@@ -67,16 +113,19 @@ class City:
     material: np.ndarray  # uint8 [rows, cols]
     owner: np.ndarray  # int32 [rows, cols], row of `parcels`
     parcels: Parcels
-    trees: np.ndarray  # [n, 5]: x, y, crown radius, height, 1 for a conifer
+    changes: list[Stencil]  # buildings that are not always there, and not in the rasters
+    trees: np.ndarray  # [n, 5]: x, y, crown radius, height, and 0 broad-leaved, 1 conifer, 2 palm
+    posts: np.ndarray  # [n, 4]: x, y, height, and 0 street lamp, 1 sign
     slots: np.ndarray  # [n, 4]: x, y, heading_deg, probability that a car is there on a given day
     places: np.ndarray  # [N, 2]: x, y
     grain: np.ndarray  # float32 [GRAIN_SIZE, GRAIN_SIZE], periodic, mean 0, deviation 1
     clouds: np.ndarray  # the same, smoother
+    fingerprint: str  # of everything drawn in metres, before anything is rasterised or rendered
 
     @classmethod
-    def build(cls, seed: int, *, places: int) -> City:
+    def build(cls, seed: int, *, places: int, style: int | str | None = None) -> City:
         """Make the city of `seed`, just large enough for `places` places on its streets."""
-        return _build(seed, places)
+        return _build(seed, places, style_number(style))
 
     def to_cells(self, x_m: Any, y_m: Any) -> tuple[Any, Any]:
         """Fractional (row, col) of points."""
@@ -90,6 +139,17 @@ class City:
         """Height of the ground or roof at one point."""
         row, col = self.to_cells(x_m, y_m)
         return float(self.height_cm[round(row), round(col)]) / 100.0
+
+    def is_free(self, x_m: float, y_m: float) -> bool:
+        """Whether a person can stand at a point, whatever the year."""
+        row, col = (round(v) for v in self.to_cells(x_m, y_m))
+        if self.height_cm[row, col] >= 50 or self.material[row, col] == WATER:
+            return False
+        for stencil in self.changes:
+            r, c = row - stencil.row, col - stencil.col
+            if 0 <= r < stencil.height_cm.shape[0] and 0 <= c < stencil.height_cm.shape[1] and stencil.height_cm[r, c]:
+                return False
+        return True
 
 
 # Convex polygons: float64 [n, 2], counterclockwise.
@@ -159,6 +219,7 @@ class _Streets:
     walk_m: np.ndarray  # width of each sidewalk
     look: np.ndarray  # [n, 4] uniform numbers that choose surface, markings, trees, parking
     blocks: list[np.ndarray]  # what the streets leave over
+    parking: float  # share of wide streets with parked cars
 
     def frame(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Start, unit vector along, unit vector to the right, length."""
@@ -168,24 +229,28 @@ class _Streets:
         return self.start[k], along, np.array([along[1], -along[0]]), length
 
     def parks(self, k: int) -> bool:
-        return bool(self.road_m[k] >= 9 and self.look[k, 3] < 0.75)
+        return bool(self.road_m[k] >= 9 and self.look[k, 3] < self.parking)
 
 
-def _lay_streets(rng: Generator, half_m: float) -> _Streets:
-    reach_m = half_m * 1.45 + 60  # the turned grid covers the corners too
+def _lay_streets(rng: Generator, half_m: float, style: Style) -> _Streets:
+    reach_m = half_m * 1.45 + 60 + style.bend_m  # the turned grid covers the corners too
     lines = []
-    for _ in range(2):
-        steps = rng.uniform(48, 105, size=int(2 * reach_m / 48) + 2)
+    for low, high in style.spacing_m:
+        steps = rng.uniform(low, high, size=int(2 * reach_m / low) + 2)
         lines.append(np.cumsum(steps) - steps.sum() * rng.uniform(0.48, 0.52))
     u, v = lines
     nodes = np.stack(np.meshgrid(u, v, indexing="ij"), axis=-1)
-    nodes += rng.uniform(-8, 8, size=nodes.shape)
+    nodes += rng.uniform(-style.jitter_m, style.jitter_m, size=nodes.shape)
+    if style.bend_m:  # each coordinate swings along the other
+        wave = 2 * np.pi / rng.uniform(240, 380, size=2)
+        nodes += style.bend_m * np.sin(wave * nodes[..., ::-1] + rng.uniform(0, 2 * np.pi, size=2))
     turn = np.radians(rng.uniform(0, 90))
     nodes = nodes @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    widths = [6.5, 8.0, 9.5, 13.0]
-    line_road = [rng.choice(widths, p=[0.3, 0.3, 0.25, 0.15], size=len(line)) for line in (v, u)]
-    line_walk = [rng.uniform(2.4, 4.5, size=len(line)) for line in (v, u)]
-    missing = rng.random((2, len(u), len(v))) < 0.13
+    line_road = [rng.choice(style.road_m, p=style.road_share, size=len(line)) for line in (v, u)]
+    line_walk = [rng.uniform(*style.walk_m, size=len(line)) for line in (v, u)]
+    missing = rng.random((2, len(u), len(v))) < style.missing
+    if style.staggered:
+        missing[0] |= np.add.outer(np.arange(len(u)), np.arange(len(v))) % 2 == 1
     diagonal = rng.random((len(u), len(v)))
 
     rows = []
@@ -208,7 +273,7 @@ def _lay_streets(rng: Generator, half_m: float) -> _Streets:
                     rows.append([*a, *end, line_road[axis][line], line_walk[axis][line]])
             south, west = half_width(0, i, j), half_width(1, i, j)
             north, east = half_width(0, i, j + 1), half_width(1, i + 1, j)
-            if diagonal[i, j] < 0.1:
+            if diagonal[i, j] < style.diagonal:
                 rows.append([*a, *c, 6.5, 2.5])
                 blocks.append(_inset(np.array([a, b, c]), [south, east, 5.75]))
                 blocks.append(_inset(np.array([a, c, d]), [5.75, north, west]))
@@ -217,7 +282,7 @@ def _lay_streets(rng: Generator, half_m: float) -> _Streets:
     table = np.array(rows)
     look = rng.random((len(table), 4))
     blocks = [block for block in blocks if _area(block) > 60]
-    return _Streets(table[:, :2], table[:, 2:4], table[:, 4], table[:, 5], look, blocks)
+    return _Streets(table[:, :2], table[:, 2:4], table[:, 4], table[:, 5], look, blocks, style.parking)
 
 
 def _choose_places(rng: Generator, streets: _Streets, half_m: float, count: int) -> np.ndarray:
@@ -252,44 +317,14 @@ def _choose_places(rng: Generator, streets: _Streets, half_m: float, count: int)
     return kept[:n]
 
 
-# Lots. Each kind: share of blocks, lot size in m2, setback in m, storeys, share of pitched roofs.
-_KINDS = {
-    "centre": (0.36, (240, 600), (0.0, 0.5), (2, 7), 0.35),
-    "houses": (0.35, (280, 480), (1.6, 3.2), (1, 3), 0.9),
-    "slabs": (0.14, (600, 1300), (4.0, 7.5), (3, 9), 0.1),
-    "park": (0.07, (900, 2500), (0.0, 0.0), (0, 0), 0.0),
-    "plaza": (0.05, (900, 2500), (0.0, 0.0), (0, 0), 0.0),
-    "parking": (0.03, (700, 1500), (0.0, 0.0), (0, 0), 0.0),
-}
-_ROOFS = np.array(
-    [
-        (0.55, 0.28, 0.2),
-        (0.46, 0.26, 0.2),
-        (0.32, 0.32, 0.34),
-        (0.62, 0.6, 0.58),
-        (0.42, 0.36, 0.31),
-        (0.78, 0.77, 0.75),
-        (0.3, 0.36, 0.34),
-    ]
-)
-_FACADES = np.array(
-    [
-        (0.8, 0.76, 0.66),
-        (0.72, 0.62, 0.48),
-        (0.6, 0.38, 0.3),
-        (0.82, 0.81, 0.8),
-        (0.55, 0.56, 0.58),
-        (0.76, 0.68, 0.6),
-        (0.5, 0.42, 0.36),
-        (0.66, 0.7, 0.66),
-    ]
-)
+# Lots, and what stands on them.
 
 
 class _Painter:
     """Fills the rasters and collects the parcels."""
 
-    def __init__(self, half_m: float):
+    def __init__(self, half_m: float, style: Style):
+        self.style = style
         cells = int(np.ceil(2 * half_m / CELL_M)) + 1
         self.west_m, self.north_m = -half_m, half_m
         self.height_cm = np.full((cells, cells), _KERB_CM, dtype=np.uint16)
@@ -297,16 +332,24 @@ class _Painter:
         self.owner = np.zeros((cells, cells), dtype=np.int32)
         self.rows: list[tuple] = []
         self.slots: list[tuple] = []
+        self.posts: list[tuple] = []
 
     def parcel(self, rng: Generator, tint: np.ndarray, building: np.ndarray | None = None, storeys: int = 0) -> int:
         """Adds a row to the parcels; its number."""
-        floor_m = rng.uniform(2.8, 3.6)
-        facade = _FACADES[rng.integers(len(_FACADES))] * rng.uniform(0.85, 1.15)
+        style = self.style
+        floor_m = rng.uniform(*style.storey_m)
+        facade = _colour(rng, style.facades) * rng.uniform(0.85, 1.15)
         walls = np.empty((0, 3)) if building is None else _half_planes(building)
         eaves_m = 0.0 if building is None else storeys * floor_m + rng.uniform(0.3, 1.2)
-        window = rng.uniform((0.3, 0.4), (0.75, 0.65)) if rng.random() < 0.85 else (1.0, 0.45)
-        shop = storeys > 2 and rng.random() < 0.45
-        self.rows.append((tint, facade, walls, eaves_m, floor_m, rng.uniform(1.9, 3.8), window, shop))
+        window = rng.uniform((0.3, 0.4), (0.75, 0.65)) if rng.random() >= style.bands else (1.0, 0.45)
+        shop = storeys > 2 and rng.random() < style.shops
+        bay_m = rng.uniform(*style.bay_m)
+        before, painted = facade, CHANGES[0]
+        if building is not None and rng.random() < _REPAINTED:
+            before = _colour(rng, style.facades) * rng.uniform(0.7, 1.3)
+            painted = _date_of_change(rng)
+        shutter = window[0] < 0.6 and rng.random() < style.shutters
+        self.rows.append((tint, facade, before, painted, walls, eaves_m, floor_m, bay_m, window, shop, shutter))
         return len(self.rows) - 1
 
     def fill(
@@ -330,36 +373,65 @@ class _Painter:
         angle = np.arange(24) * (2 * np.pi / 24)
         self.fill(centre + radius_m * np.stack([np.cos(angle), np.sin(angle)], axis=1), **paint)
 
-    def raise_building(self, number: int, building: np.ndarray, pitch: float) -> None:
-        """Raises the prism over its footprint; a pitched roof climbs with the distance to the wall."""
-        _, _, walls, eaves_m, *_ = self.rows[number]
+    def stencil(self, number: int, building: np.ndarray, pitch: float, boxes: list[np.ndarray]) -> Stencil | None:
+        """The prism over a footprint; a pitched roof climbs with the distance to the wall, boxes
+        (x, y, half side, height) stand on it."""
+        _, _, _, _, walls, eaves_m, *_ = self.rows[number]
         low, high = building.min(axis=0), building.max(axis=0)
         c0, r0 = np.floor((low[0] - self.west_m) / CELL_M), np.floor((self.north_m - high[1]) / CELL_M)
         c1, r1 = np.ceil((high[0] - self.west_m) / CELL_M) + 1, np.ceil((self.north_m - low[1]) / CELL_M) + 1
         rows, cols = self.material.shape
-        window = np.s_[int(max(r0, 0)) : int(min(r1, rows)), int(max(c0, 0)) : int(min(c1, cols))]
-        y = self.north_m - CELL_M * np.arange(window[0].start, window[0].stop)[:, None]
-        x = self.west_m + CELL_M * np.arange(window[1].start, window[1].stop)[None, :]
+        first_row, first_col = int(max(r0, 0)), int(max(c0, 0))
+        y = self.north_m - CELL_M * np.arange(first_row, int(min(r1, rows)))[:, None]
+        x = self.west_m + CELL_M * np.arange(first_col, int(min(c1, cols)))[None, :]
         if x.size == 0 or y.size == 0:
-            return
+            return None
         depth_m = np.min([offset - nx * x - ny * y for nx, ny, offset in walls], axis=0)
-        inside = depth_m >= 0
-        roof_m = eaves_m + pitch * np.minimum(depth_m[inside], 6.0)
-        self.height_cm[window][inside] = np.rint(100 * roof_m).astype(np.uint16)
-        self.material[window][inside] = ROOF
-        self.owner[window][inside] = number
+        climb_m = np.minimum(pitch * depth_m, 4.2 + 0.12 * depth_m) if self.style.mansard else pitch * depth_m
+        roof_m = eaves_m + np.minimum(climb_m, 6.0 * pitch)
+        for box_x, box_y, half_m, height_m in boxes:
+            on = (np.abs(x - box_x) < half_m) & (np.abs(y - box_y) < half_m)
+            roof_m = np.where(on, eaves_m + pitch * 1.5 + height_m, roof_m)
+        height_cm = np.where(depth_m >= 0, np.rint(100 * roof_m), 0).astype(np.uint16)
+        return Stencil(first_row, first_col, height_cm, number)
 
 
-def _paint_block(painter: _Painter, rng: Generator, block: np.ndarray, centrality: float) -> list[tuple]:
+# Share of the buildings that came or went, and of the facades that were painted, in the years of change.
+_CHANGED = 0.14
+_REPAINTED = 0.3
+
+
+def _colour(rng: Generator, colours: tuple[Colour, ...]) -> np.ndarray:
+    return np.array(colours[rng.integers(len(colours))])
+
+
+def _date_of_change(rng: Generator) -> np.datetime64:
+    days = int((CHANGES[1] - CHANGES[0]) / np.timedelta64(1, "D"))
+    return np.datetime64(CHANGES[0] + int(rng.integers(days)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Building:
+    number: int  # of its parcel
+    footprint: np.ndarray
+    pitch: float
+    boxes: list[np.ndarray]  # chimneys, stair heads: x, y, half side, height above the roof
+    built: np.datetime64 | None
+    gone: np.datetime64 | None
+
+
+def _paint_block(painter: _Painter, rng: Generator, block: np.ndarray, centrality: float) -> list[_Building]:
     """Paints the lots of a block and returns its buildings, raised after the streets are laid."""
-    share = np.array([kind[0] for kind in _KINDS.values()])
-    share[:2] *= (0.3 + 1.4 * centrality, 1.7 - 1.4 * centrality)
-    kind = list(_KINDS)[rng.choice(len(share), p=share / share.sum())]
-    _, lot_m2, setback, storeys, pitched = _KINDS[kind]
+    style = painter.style
+    share = np.array([lots.share for _, lots in style.lots])
+    if style.centred:
+        share[:2] *= (0.3 + 1.4 * centrality, 1.7 - 1.4 * centrality)
+    kind, lots = style.lots[rng.choice(len(share), p=share / share.sum())]
+    setback, storeys = lots.setback_m, lots.storeys
     common_setback_m, common_storeys = rng.uniform(*setback), rng.integers(storeys[0], storeys[1] + 1)
     block_planes = _half_planes(block)
     buildings = []
-    for lot in _split(block, rng.uniform(*lot_m2), rng):
+    for lot in _split(block, rng.uniform(*lots.lot_m2), rng):
         inset_m = common_setback_m + rng.uniform(0, 0.2 + 0.2 * setback[1])
         levels = int(np.clip(common_storeys + rng.integers(-1, 2), storeys[0], storeys[1]))
         margins_m = np.maximum(inset_m * rng.uniform(0.7, 1.4, size=len(lot)), 0.05)
@@ -370,28 +442,62 @@ def _paint_block(painter: _Painter, rng: Generator, block: np.ndarray, centralit
         courtyard = to_street_m[front] > 2 and rng.random() < 0.7
         room = len(_inset(footprint, 2.0)) > 0 and rng.random() < 0.95
         built = levels > 0 and room and not courtyard
-        ground = {"plaza": PAVING, "parking": ASPHALT}.get(kind, GRASS)
-        if kind == "centre":
+        ground = {"paving": PAVING, "asphalt": ASPHALT, "water": WATER}.get(lots.ground, GRASS)
+        if lots.ground == "paved":
             ground = PAVING if rng.random() < 0.6 else GRASS
+        level_cm = {ASPHALT: 2, WATER: 0}.get(ground, _KERB_CM)
         tone = painter.parcel(rng, np.full(3, rng.uniform(0.85, 1.12)))
-        painter.fill(lot, ground, tone, _KERB_CM if kind != "parking" else 2)
+        painter.fill(lot, ground, tone, level_cm)
         middle = lot.mean(axis=0)
+        if rng.random() < lots.fenced and kind != "water":
+            _fence(painter, rng, lot, front)
         for _ in range(rng.integers(1, 3) if ground == GRASS else 0):  # drives and paths
             side = lot[(front + 1) % len(lot)] - lot[front]
             gate = lot[front] + rng.uniform(0.15, 0.85) * side
-            painter.strip(middle, gate, 0, rng.uniform(1.4, 3.4), material=PAVING)
+            painter.strip(middle, gate, 0, rng.uniform(1.4, 3.4), material=PAVING, height_cm=_KERB_CM)
         if kind == "plaza":
             for _ in range(rng.integers(1, 4)):  # flower beds
                 bed = middle + (lot[rng.integers(len(lot))] - middle) * rng.uniform(0, 0.6)
                 painter.disc(bed, rng.uniform(1.5, 4.5), material=GRASS)
-        if kind == "parking":
+        if kind == "parking" or (kind == "sheds" and ground == ASPHALT and not built):
             _paint_parking(painter, lot)
         if built:
-            roof = _ROOFS[rng.integers(len(_ROOFS))] * rng.uniform(0.8, 1.2)
+            roof = _colour(rng, style.roofs) * rng.uniform(0.8, 1.2)
             number = painter.parcel(rng, roof, footprint, levels)
-            pitch = rng.uniform(0.45, 0.9) if rng.random() < pitched else 0.0
-            buildings.append((number, footprint, pitch))
+            pitch = rng.uniform(*style.pitch) if rng.random() < lots.pitched else 0.0
+            boxes = _roof_boxes(rng, footprint, pitch)
+            dates: list[np.datetime64 | None] = [None, None]
+            if rng.random() < _CHANGED:
+                dates[rng.integers(2)] = _date_of_change(rng)
+            buildings.append(_Building(number, footprint, pitch, boxes, *dates))
     return buildings
+
+
+def _fence(painter: _Painter, rng: Generator, lot: np.ndarray, front: int) -> None:
+    """A hedge or a fence round a lot, with a gate to the street."""
+    hedge = rng.random() < 0.6
+    width_m = rng.uniform(0.5, 0.9) if hedge else 0.25
+    looks = {"material": HEDGE if hedge else FENCE, "height_cm": int(rng.uniform(70, 140))}
+    for side in range(len(lot)):
+        start, end = lot[side], lot[(side + 1) % len(lot)]
+        length = np.hypot(*(end - start))
+        if length < 3:
+            continue
+        inward = width_m / 2  # a lot's corners go counterclockwise: its inside is on the left
+        gate = rng.uniform(0.2, 0.7) if side == front else 1.0
+        painter.strip(start, start + gate * (end - start), -inward, width_m, **looks)
+        if gate < 1 and (1 - gate) * length > 4:
+            painter.strip(start + (gate + 3 / length) * (end - start), end, -inward, width_m, **looks)
+
+
+def _roof_boxes(rng: Generator, footprint: np.ndarray, pitch: float) -> list[np.ndarray]:
+    boxes = []
+    middle = footprint.mean(axis=0)
+    for _ in range(rng.integers(0, 4)):
+        spot = middle + (footprint[rng.integers(len(footprint))] - middle) * rng.uniform(0, 0.7)
+        size = (0.45, rng.uniform(0.8, 1.8)) if pitch else (rng.uniform(0.7, 1.9), rng.uniform(0.8, 2.8))
+        boxes.append(np.array([*spot, *size]))
+    return boxes
 
 
 def _paint_parking(painter: _Painter, lot: np.ndarray) -> None:
@@ -412,7 +518,8 @@ def _paint_parking(painter: _Painter, lot: np.ndarray) -> None:
 def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> list[np.ndarray]:
     """Paints sidewalks, carriageways and markings; where the street trees stand."""
     count = len(streets.start)
-    surface = np.where(streets.look[:, 0] < 0.78, ASPHALT, COBBLE)
+    style = painter.style
+    surface = np.where(streets.look[:, 0] < 1 - style.cobbled, ASPHALT, COBBLE)
     surface[streets.road_m > 9] = ASPHALT
     owners = [painter.parcel(rng, np.full(3, rng.uniform(0.88, 1.12))) for _ in range(count)]
     for k in range(count):
@@ -440,14 +547,14 @@ def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> list
             continue
 
         line = partial(_paint_line, painter, start, along)
-        if surface[k] == ASPHALT and marked < 0.8:
+        if surface[k] == ASPHALT and marked < style.marked:
             if road_m >= 9 and marked < 0.3:
                 for side in (-1, 1):
                     line(clear_m, length - clear_m, side * (road_m / 2 - 0.9), 1.6, CYCLEWAY)
             for at in np.arange(clear_m + 3, length - clear_m - 3, 6.0):
                 line(at, at + 3, 0, 0.25)
             for begin, sign in ((clear_m, -1), (length - clear_m, 1)):
-                if rng.random() < 0.6:
+                if rng.random() < style.crossings:
                     for across in np.arange(-road_m / 2 + 0.5, road_m / 2 - 0.3, 1.1):
                         line(begin - 1.6, begin + 1.6, across + 0.25, 0.55)
                     stop_m = begin - sign * 3.0
@@ -461,14 +568,23 @@ def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> list
             for at in np.arange(rng.uniform(0, 12), length, 14):
                 lane = start + at * along + side * road_m / 5 * right
                 painter.slots.append((*lane, flow_deg, 0.07))
-            if planted < 0.45 and (planted > 0.2 or side > 0) and streets.walk_m[k] > 2.8:
-                spacing_m = 7 + 16 * planted
+            lamps = np.arange(clear_m + 1 + (7 if side > 0 else 20), length - clear_m, 27.0)
+            for at in lamps if road_m > 5 else ():
+                spot = start + at * along + side * (road_m / 2 + 0.5) * right
+                painter.posts.append((*spot, 5.2 + 0.2 * road_m, 0))
+            if side > 0 or rng.random() < 0.4:
+                spot = start + (clear_m - 1.5) * along + side * (road_m / 2 + 0.45) * right
+                painter.posts.append((*spot, 2.6, 1))
+            wanted = style.planted
+            if planted < wanted and (planted > 0.45 * wanted or side > 0) and streets.walk_m[k] > 1.9:
+                spacing_m = 7 + 7 * planted / wanted
                 stems = np.arange(clear_m + 2, length - clear_m, spacing_m)[:, None]
                 row = start + stems * along + side * (road_m / 2 + 0.8) * right
                 row = row[rng.random(len(row)) < 0.9]
                 radius_m = rng.uniform(1.4, 2.6, size=len(row))
                 height_m = radius_m * rng.uniform(2.2, 3.2) + 2
-                trees.append(np.column_stack([row, radius_m, height_m, np.zeros(len(row))]))
+                palm = np.where(marked < style.palms, 2.0, 0.0)  # a street has one kind of tree
+                trees.append(np.column_stack([row, radius_m, height_m, np.full(len(row), palm)]))
     return trees
 
 
@@ -496,16 +612,17 @@ def _noise(rng: Generator, slope: float) -> np.ndarray:
     return (tile / tile.std()).astype(np.float32)
 
 
-def _build(seed: int, count: int) -> City:
+def _build(seed: int, count: int, number: int | None) -> City:
+    style = style_of(number)
     half_m = 30 + 0.5 * np.sqrt(1250.0 * count)
     while True:  # the core grows until its streets have room for every place
         rng = generator(seed, 0)
-        streets = _lay_streets(rng, half_m + VIEW_RANGE_M)
+        streets = _lay_streets(rng, half_m + VIEW_RANGE_M, style)
         places = _choose_places(rng, streets, half_m, count)
         if len(places) == count:
             break
         half_m *= 1.08
-    painter = _Painter(half_m + VIEW_RANGE_M + 5)
+    painter = _Painter(half_m + _EDGE_M, style)
     painter.parcel(rng, np.ones(3))  # owner 0: nobody's ground
     buildings = []
     for block in streets.blocks:
@@ -513,44 +630,94 @@ def _build(seed: int, count: int) -> City:
         centrality = np.clip(1.1 - outward + rng.uniform(-0.4, 0.4), 0, 1)
         buildings += _paint_block(painter, rng, block, float(centrality))
     trees = _paint_streets(painter, rng, streets)
-    for number, footprint, pitch in buildings:
-        painter.raise_building(number, footprint, pitch)
+    drawn = (style.name, asdict(style), places, streets.start, streets.end, streets.road_m, streets.blocks)
+    fingerprint = _fingerprint(drawn, painter, [vars(building) for building in buildings], trees)
+    changes = []
+    for building in buildings:
+        stencil = painter.stencil(building.number, building.footprint, building.pitch, building.boxes)
+        if stencil is not None and building.built is building.gone is None:
+            stencil.press(painter.height_cm, painter.material, painter.owner, (0, 0))
+        elif stencil is not None:
+            changes.append(replace(stencil, built=building.built, gone=building.gone))
 
-    tint, facade, walls, *rest = zip(*painter.rows, strict=True)
+    columns = list(zip(*painter.rows, strict=True))
+    walls = columns[4]
     padded = np.zeros((len(walls), max(len(w) for w in walls), 3), dtype=np.float32)
     padded[..., 2] = 1e9
     for row, planes in zip(padded, walls, strict=True):
         row[: len(planes)] = planes
-    eaves_m, floor_m, bay_m, window, shop = (np.array(values) for values in rest)
+    tint, facade, before = (np.array(values, np.float32) for values in columns[:3])
+    eaves_m, floor_m, bay_m, window, shop, shutter = (np.array(values) for values in columns[5:])
     parcels = Parcels(
-        np.array(tint, np.float32), np.array(facade, np.float32), padded, eaves_m, floor_m, bay_m, window, shop
+        tint=tint,
+        facade=facade,
+        facade_before=before,
+        painted=np.array(columns[3], "datetime64[D]"),
+        walls=padded,
+        eaves_m=eaves_m,
+        floor_m=floor_m,
+        bay_m=bay_m,
+        window=window,
+        shop=shop,
+        shutter=shutter,
     )
 
-    edge_m = half_m + VIEW_RANGE_M
-    garden = rng.uniform(-edge_m, edge_m, size=(int((2 * edge_m) ** 2 / 55), 2))
+    edge_m = half_m + _EDGE_M
+    garden = rng.uniform(-edge_m, edge_m, size=(int((2 * edge_m) ** 2 / 55 * max(style.wooded, 1)), 2))
     rows, cols = (painter.north_m - garden[:, 1]) / CELL_M, (garden[:, 0] - painter.west_m) / CELL_M
     spot = np.rint(rows).astype(int), np.rint(cols).astype(int)
-    wooded = rng.uniform(0.05, 1.0, size=len(tint))[painter.owner[spot]] ** 2
+    wooded = rng.uniform(0.05, 1.0, size=len(tint))[painter.owner[spot]] ** 2 * min(style.wooded, 1)
     grown = (painter.material[spot] == GRASS) & (rng.random(len(garden)) < wooded)
+    for stencil in changes:  # nothing grows where a building was or will be
+        inside = (spot[0] >= stencil.row) & (spot[0] < stencil.row + stencil.height_cm.shape[0])
+        inside &= (spot[1] >= stencil.col) & (spot[1] < stencil.col + stencil.height_cm.shape[1])
+        inside[inside] = stencil.height_cm[spot[0][inside] - stencil.row, spot[1][inside] - stencil.col] > 0
+        grown &= ~inside
     garden = garden[grown]
     radius_m = rng.uniform(1.0, 3.6, size=len(garden))
-    conifer = rng.random(len(garden)) < 0.2
-    height_m = radius_m * rng.uniform(1.7, 2.8, size=len(garden)) + 1.5
-    trees.append(np.column_stack([garden, radius_m * np.where(conifer, 0.6, 1), height_m, conifer]))
+    kind = np.digitize(rng.random(len(garden)), [1 - style.palms - style.conifers * (1 - style.palms), 1 - style.palms])
+    height_m = radius_m * rng.uniform(1.7, 2.8, size=len(garden)) + np.array([1.5, 1.5, 2.5])[kind]
+    radius_m = np.minimum(radius_m * np.array([1, 0.6, 0.8])[kind], np.array([9, 9, 2.4])[kind])
+    trees.append(np.column_stack([garden, radius_m, height_m, kind]))
     origin = generator(seed, 1)
     return City(
         seed=seed,
-        origin_lat=float(origin.uniform(40, 58)),
-        origin_lon=float(origin.uniform(-4, 25)),
+        style=number,
+        origin_lat=float(origin.uniform(*style.lat)),
+        origin_lon=float(origin.uniform(*style.lon)),
         west_m=painter.west_m,
         north_m=painter.north_m,
         height_cm=painter.height_cm,
         material=painter.material,
         owner=painter.owner,
         parcels=parcels,
+        changes=changes,
         trees=np.concatenate(trees),
+        posts=np.array(painter.posts).reshape(-1, 4),
         slots=np.array(painter.slots).reshape(-1, 4),
         places=places,
         grain=_noise(rng, 0.7),
         clouds=_noise(rng, 1.8),
+        fingerprint=fingerprint,
     )
+
+
+def _fingerprint(drawn: tuple, painter: _Painter, buildings: list[dict], trees: list[np.ndarray]) -> str:
+    """A hash of the scene as drawn, to the centimetre: what rounding a library's sine could change by
+    an ulp does not change it. Trees of gardens stand where the rasters say, and are not in it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            return np.rint(100 * value).astype(np.int64).tolist()
+        if isinstance(value, float | np.floating):
+            return round(100 * value)
+        if isinstance(value, np.ndarray | np.generic | np.datetime64):
+            return value.tolist() if not isinstance(value, np.datetime64) else str(value)
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return value
+
+    scene = [drawn, painter.rows, painter.slots, painter.posts, buildings, trees]
+    return hashlib.sha256(json.dumps(plain(scene), sort_keys=True).encode()).hexdigest()
