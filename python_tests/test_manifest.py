@@ -85,6 +85,14 @@ def test_extra_columns_are_kept(tmp_path: Path) -> None:
     assert again == manifest
 
 
+def test_positions_are_all_there_or_none_is(tmp_path: Path) -> None:
+    nowhere = {**PLACE, "lat": None, "lon": None}
+    manifest = Manifest.from_rows(tmp_path, [nowhere, {**nowhere, "id": "b"}], [])
+    assert not manifest.has_positions
+    assert Manifest.from_rows(tmp_path, [PLACE], []).has_positions
+    assert len(problems_of(tmp_path, [PLACE, {**nowhere, "id": "b"}])) == 2
+
+
 def test_empty(tmp_path: Path) -> None:
     for format in ("parquet", "csv"):
         folder = tmp_path / format
