@@ -76,10 +76,7 @@ def shift_cross_entropy(
     """
     columns, width = strips.shape[3], query.shape[3]
     column = torch.arange(width, device=query.device)
-    if query_width is None:
-        own = torch.ones_like(query[:, 0, 0])
-    else:
-        own = (column < query_width[:, None]).to(query)
+    own = torch.ones_like(query[:, 0, 0]) if query_width is None else (column < query_width[:, None]).to(query)
     at = (torch.arange(columns, device=query.device)[:, None] + column) % columns
     windows = strips[..., at] * own[:, None, None, None]  # [B, C, H, W, Wq]
     query = F.normalize((query * own[:, None, None]).flatten(1), dim=1).view_as(query)

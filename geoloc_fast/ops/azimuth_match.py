@@ -175,9 +175,7 @@ def _run_backward(
         choose.ran("azimuth_match_backward", "cpu", f"{native.isa()}/{_PLANS[plan]}")
         grad_scale = torch.full((), number, dtype=torch.float32 if scale is None else scale.dtype)
         return grad_query.to(query.dtype), grad_strips.to(strips.dtype), grad_scale
-    gradients = reference.azimuth_match_backward(
-        grad_score, query, strips, query_width, select, scale, tau, noise
-    )
+    gradients = reference.azimuth_match_backward(grad_score, query, strips, query_width, select, scale, tau, noise)
     choose.ran("azimuth_match_backward", "reference")
     return gradients
 
