@@ -53,6 +53,16 @@ def _circle(columns: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()])
 
 
+def _address(blocks: Tensor, layout: BankLayout) -> int:
+    """Where the kernels find the blocks; they trust what they are told, so this is where it is checked."""
+    expected = layout.blocks * layout.block_bytes
+    if blocks.dtype != torch.uint8 or blocks.shape != (expected,) or not blocks.is_contiguous():
+        raise ValueError(f"blocks: expected {expected} contiguous bytes, got {blocks.dtype} {tuple(blocks.shape)}")
+    if blocks.data_ptr() % strip_bank.ALIGNMENT:
+        raise ValueError(f"blocks: expected an address that is a multiple of {strip_bank.ALIGNMENT}")
+    return blocks.data_ptr()
+
+
 def _workspace(nbytes: int) -> Tensor:
     return torch.empty(nbytes, dtype=torch.uint8)
 
@@ -95,7 +105,7 @@ def _run_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor)
     threads = torch.get_num_threads()
     workspace = _workspace(native.strip_unpack_workspace(layout.columns, threads))
     native.strip_unpack(
-        blocks.data_ptr(), _size(layout), dtype == "bf16", index.data_ptr(), index.shape[0], strips.data_ptr(),
+        _address(blocks, layout), _size(layout), dtype == "bf16", index.data_ptr(), index.shape[0], strips.data_ptr(),
         _circle(layout.columns).data_ptr(), workspace.data_ptr(), threads,
     )  # fmt: skip
     choose.ran("strip_unpack", "cpu", native.isa())
@@ -132,7 +142,7 @@ def _run_score(
     shift = torch.empty(index.shape, dtype=torch.int64)
     workspace = _workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
     native.strip_score(
-        blocks.data_ptr(), size, dtype == "bf16", query.data_ptr(),
+        _address(blocks, layout), size, dtype == "bf16", query.data_ptr(),
         0 if query_width is None else query_width.data_ptr(), query.shape[0], query.shape[3], select == "cosine",
         index.data_ptr(), index.shape[1], score.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
         workspace.data_ptr(), threads,
@@ -171,7 +181,7 @@ def _run_topk(
     bf16 = dtype == "bf16"
     workspace = _workspace(native.strip_topk_workspace(size, bf16, query.shape[0], query.shape[3], k, threads))
     plan = native.strip_topk(
-        blocks.data_ptr(), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
+        _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
         query.shape[0], query.shape[3], select == "cosine", k, 0 if alive is None else alive.data_ptr(),
         score.data_ptr(), index.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
         workspace.data_ptr(), threads,
