@@ -56,8 +56,8 @@ void bind_strip_bank_cpu(py::module_& m) {
   });
 
   m.def("strip_unpack_workspace", &cpu::strip_unpack_workspace);
-  m.def("strip_unpack", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t index, int64_t n,
-                           uintptr_t out, uintptr_t circle, uintptr_t workspace, int threads) {
+  m.def("strip_unpack", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t index, int64_t n, uintptr_t out,
+                           uintptr_t circle, uintptr_t workspace, int threads) {
     const StripBankView view = view_of(blocks, size, bf16);
     Status status;
     {
@@ -72,8 +72,8 @@ void bind_strip_bank_cpu(py::module_& m) {
 
   m.def("strip_score_workspace", &cpu::strip_score_workspace);
   m.def("strip_score", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width,
-                          int64_t batch, int64_t padded_width, bool cosine, uintptr_t index, int64_t n,
-                          uintptr_t score, uintptr_t shift, uintptr_t circle, uintptr_t workspace, int threads) {
+                          int64_t batch, int64_t padded_width, bool cosine, uintptr_t index, int64_t n, uintptr_t score,
+                          uintptr_t shift, uintptr_t circle, uintptr_t workspace, int threads) {
     StripScoreParams p{};
     p.bank = view_of(blocks, size, bf16);
     p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width);
@@ -94,9 +94,8 @@ void bind_strip_bank_cpu(py::module_& m) {
           return cpu::strip_topk_workspace(topk_params(size, bf16, batch, padded_width, k), threads);
         });
   m.def("strip_topk", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width,
-                         int64_t batch, int64_t padded_width, bool cosine, int64_t k, uintptr_t alive,
-                         uintptr_t score, uintptr_t index, uintptr_t shift, uintptr_t circle, uintptr_t workspace,
-                         int threads) {
+                         int64_t batch, int64_t padded_width, bool cosine, int64_t k, uintptr_t alive, uintptr_t score,
+                         uintptr_t index, uintptr_t shift, uintptr_t circle, uintptr_t workspace, int threads) {
     StripTopkParams p = topk_params(size, bf16, batch, padded_width, k);
     p.bank = view_of(blocks, size, bf16);
     p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width), p.cosine = cosine;

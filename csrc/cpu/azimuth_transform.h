@@ -18,10 +18,24 @@
 
 namespace geoloc_fast::cpu::GEOLOC_FAST_ISA {
 
-constexpr double kQuarterCosines[17] = {  // of 2 pi i / 64
-    1.0, 0.99518472667219693, 0.98078528040323043, 0.95694033573220882, 0.92387953251128674, 0.88192126434835505,
-    0.83146961230254524, 0.77301045336273699, 0.70710678118654757, 0.63439328416364549, 0.55557023301960218,
-    0.47139673682599764, 0.38268343236508977, 0.29028467725446233, 0.19509032201612825, 0.098017140329560604, 0.0};
+constexpr double kQuarterCosines[17] = {// of 2 pi i / 64
+                                        1.0,
+                                        0.99518472667219693,
+                                        0.98078528040323043,
+                                        0.95694033573220882,
+                                        0.92387953251128674,
+                                        0.88192126434835505,
+                                        0.83146961230254524,
+                                        0.77301045336273699,
+                                        0.70710678118654757,
+                                        0.63439328416364549,
+                                        0.55557023301960218,
+                                        0.47139673682599764,
+                                        0.38268343236508977,
+                                        0.29028467725446233,
+                                        0.19509032201612825,
+                                        0.098017140329560604,
+                                        0.0};
 constexpr double cosine_of_64(int i) { return i <= 16 ? kQuarterCosines[i] : -kQuarterCosines[32 - i]; }
 constexpr double sine_of_64(int i) { return i <= 16 ? kQuarterCosines[16 - i] : kQuarterCosines[i - 16]; }
 
@@ -58,8 +72,8 @@ GEOLOC_FAST_INLINE void inverse_fixed(const Vector* re, const Vector* im, Vector
 constexpr int64_t transform_scratch(int64_t columns) { return 2 * columns + 64; }
 
 template <typename Scalar, typename Vector>
-void inverse_any(int64_t columns, const Vector* re, const Vector* im, Vector* out, int64_t stride,
-                 const Scalar* circle, int64_t points, Vector* scratch) {
+void inverse_any(int64_t columns, const Vector* re, const Vector* im, Vector* out, int64_t stride, const Scalar* circle,
+                 int64_t points, Vector* scratch) {
   const int64_t step = points / columns, half = columns / 2;
   const Scalar* sines = circle + points;
   if (columns % 2 == 0) {

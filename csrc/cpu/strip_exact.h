@@ -20,7 +20,9 @@ typedef float f32x8 __attribute__((vector_size(32)));
 constexpr int64_t kChunk = 32, kChunkVectors = kChunk / 8;
 
 // f64x8 of scratch memory that `decode` and `encode` take.
-constexpr int64_t exact_scratch(int64_t columns) { return (kChunkVectors + 2) * columns + 8 + transform_scratch(columns); }
+constexpr int64_t exact_scratch(int64_t columns) {
+  return (kChunkVectors + 2) * columns + 8 + transform_scratch(columns);
+}
 
 GEOLOC_FAST_INLINE f64x8 through_float(f64x8 value) {
   return __builtin_convertvector(__builtin_convertvector(value, f32x8), f64x8);
@@ -79,8 +81,8 @@ static inline void planes_of(const f64x8* in, int64_t columns, const double* cir
 // Planes of channels [begin, begin + kChunk) of one strip as [W][kChunk]; channels beyond K are 0.
 static inline void gather_planes(const StripBankView& bank, int64_t row, int64_t begin, double* planes) {
   const int64_t present = bank.values - begin < kChunk ? bank.values - begin : kChunk;
-  const uint8_t* first =
-      bank.blocks + row / kStripLanes * bank.block_bytes + (begin / (bank.bf16 ? 2 : 1) * kStripLanes + row % kStripLanes) * 4;
+  const uint8_t* first = bank.blocks + row / kStripLanes * bank.block_bytes +
+                         (begin / (bank.bf16 ? 2 : 1) * kStripLanes + row % kStripLanes) * 4;
   for (int64_t p = 0; p < bank.columns; ++p, planes += kChunk) {
     const uint8_t* word = first + p * bank.words * kStripLanes * 4;
     uint32_t bits;

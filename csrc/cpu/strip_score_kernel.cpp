@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cpu/strip_score.h"
-
 #include "cpu/strip_exact.h"
+#include "cpu/strip_score.h"
 
 namespace geoloc_fast::cpu::GEOLOC_FAST_ISA {
 namespace {

@@ -44,17 +44,17 @@ struct Search {
   decltype(&baseline::strip_score_pair) score_pair;
   int64_t screen_bytes, score_bytes;
 
-  int64_t* order;               // [batch] queries by width
-  int64_t* answer_row;          // [pass] which row of the output a live query fills
-  ExactQuery* exact;            // [pass]
-  double* exact_values;         // [pass][exact_query_doubles]
-  std::atomic<float>* proven;   // [pass] a lower bound of the k-th best score, found by any slot
-  float* threshold;             // [slots][pass]: pairs below are of no interest to the slot
-  Kept* kept;                   // [pass][slots][list]
-  int64_t* kept_count;          // [pass][slots]
-  int64_t* kept_end;            // [pass] running sum over the queries of what is left to rescore
-  uint8_t* score_scratch;       // [slots][score_bytes]
-  uint8_t* screen_scratch;      // [slots][screen_bytes]
+  int64_t* order;              // [batch] queries by width
+  int64_t* answer_row;         // [pass] which row of the output a live query fills
+  ExactQuery* exact;           // [pass]
+  double* exact_values;        // [pass][exact_query_doubles]
+  std::atomic<float>* proven;  // [pass] a lower bound of the k-th best score, found by any slot
+  float* threshold;            // [slots][pass]: pairs below are of no interest to the slot
+  Kept* kept;                  // [pass][slots][list]
+  int64_t* kept_count;         // [pass][slots]
+  int64_t* kept_end;           // [pass] running sum over the queries of what is left to rescore
+  uint8_t* score_scratch;      // [slots][score_bytes]
+  uint8_t* screen_scratch;     // [slots][screen_bytes]
 
   Kept* list_of(int64_t query, int slot) const { return kept + (query * plan.slots + slot) * plan.list; }
   int64_t& count_of(int64_t query, int slot) const { return kept_count[query * plan.slots + slot]; }
@@ -115,9 +115,9 @@ void make_room(Search& s, int64_t query, int slot) {
   float known = list[k - 1].lower;
   count = std::remove_if(list, list + count, [=](const Kept& pair) { return pair.upper < known; }) - list;
   if (4 * count > 3 * s.plan.list) {
-    count = std::remove_if(list, list + count,
-                           [&](Kept& pair) { return !pair.scored && !rescore(s, query, slot, pair); }) -
-            list;
+    count =
+        std::remove_if(list, list + count, [&](Kept& pair) { return !pair.scored && !rescore(s, query, slot, pair); }) -
+        list;
     if (count < k) return;
     std::nth_element(list, list + k - 1, list + count, better);
     known = list[k - 1].lower;
@@ -136,8 +136,8 @@ void keep(void* owner, int slot, const ScreenHits& hits) {
   for (int lane = 0; lane < kStripLanes; ++lane) {
     if (!(hits.lanes >> lane & 1u) || !(hits.upper[lane] >= threshold_of(s, slot)[hits.query])) continue;
     int64_t& count = s.count_of(hits.query, slot);
-    s.list_of(hits.query, slot)[count++] = {hits.block * kStripLanes + lane, hits.lower[lane],
-                                                   hits.upper[lane], hits.shift[lane], false};
+    s.list_of(hits.query, slot)[count++] = {hits.block * kStripLanes + lane, hits.lower[lane], hits.upper[lane],
+                                            hits.shift[lane], false};
     if (count == s.plan.list) make_room(s, hits.query, slot);
   }
 }
@@ -287,9 +287,8 @@ Status strip_topk(const StripTopkParams& p, int threads, char plan[kMaxPlanName]
   auto width_of = [&](int64_t b) { return p.width ? p.width[b] : p.padded_width; };
   for (int64_t b = 0; b < p.batch; ++b) s.order[b] = b;
   if (p.width != nullptr)
-    std::sort(s.order, s.order + p.batch, [&](int64_t a, int64_t b) {
-      return width_of(a) != width_of(b) ? width_of(a) < width_of(b) : a < b;
-    });
+    std::sort(s.order, s.order + p.batch,
+              [&](int64_t a, int64_t b) { return width_of(a) != width_of(b) ? width_of(a) < width_of(b) : a < b; });
   for (int64_t begin = 0; begin < p.batch; begin += s.plan.pass) {
     prepare_pass(s, begin, std::min(p.batch, begin + s.plan.pass), threads);
     if (s.job.live == 0) continue;

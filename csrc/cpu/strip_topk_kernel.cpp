@@ -68,11 +68,10 @@ GEOLOC_FAST_INLINE uint32_t at_least(Lanes a, Lanes b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GE_OQ);
 #elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps(
-      _mm256_cmp_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), _CMP_GE_OQ)));
-#elif defined(__SSE__)
   return static_cast<uint32_t>(
-      _mm_movemask_ps(_mm_cmpge_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b))));
+      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), _CMP_GE_OQ)));
+#elif defined(__SSE__)
+  return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpge_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b))));
 #else
   uint32_t mask = 0;
   for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(a[i] >= b[i]) << i;
@@ -110,16 +109,16 @@ GEOLOC_FAST_INLINE Lanes broadcast(const float* value) {
 struct BlockState {
   const uint8_t* data;
   int64_t block;
-  uint32_t valid;  // strips that exist, are alive, and can have a score
-  uint32_t wild;   // of these: outside the range the bound holds for
-  uint32_t zero;   // of these: hold nothing but zeros
-  int64_t width;   // that inverse_norm stands for; 0: none yet
-  uint32_t unsure;       // lanes with a window whose energy is too near the least that counts
+  uint32_t valid;                        // strips that exist, are alive, and can have a score
+  uint32_t wild;                         // of these: outside the range the bound holds for
+  uint32_t zero;                         // of these: hold nothing but zeros
+  int64_t width;                         // that inverse_norm stands for; 0: none yet
+  uint32_t unsure;                       // lanes with a window whose energy is too near the least that counts
   alignas(64) float norm[kStripLanes];   // |S|, rounded up
   alignas(64) float total[kStripLanes];  // |S|^2
   alignas(64) float reach[kStripLanes];  // |S| times the largest inverse norm
-  float* inverse_norm;              // [W][16]: 1 / |window|, and 0 where the window's energy does not count
-  float* sums;                      // [2][W][16]
+  float* inverse_norm;                   // [W][16]: 1 / |window|, and 0 where the window's energy does not count
+  float* sums;                           // [2][W][16]
 };
 
 uint32_t word_kinds(const StripBankView& bank, const uint8_t* data, uint32_t lanes, uint32_t* zero) {
@@ -172,8 +171,7 @@ __attribute__((noinline)) void open_block(const ScreenJob& job, int64_t block, B
 __attribute__((noinline)) void set_width(const ScreenJob& job, int64_t width, BlockState& state) {
   state.width = width;
   const int64_t columns = job.bank.columns;
-  const float* energies =
-      reinterpret_cast<const float*>(state.data + 4 * kStripLanes * columns * job.bank.words);
+  const float* energies = reinterpret_cast<const float*>(state.data + 4 * kStripLanes * columns * job.bank.words);
   float *window = state.inverse_norm, *runs = state.sums, *longer = runs + columns * kStripLanes;
   const f32x16 total = load16(state.total);
   if (width == columns) {
@@ -440,8 +438,8 @@ GEOLOC_FAST_INLINE void sweep_four_dot(const uint32_t* from, int64_t words, int6
 }
 
 template <int kQueries>
-__attribute__((noinline)) void sweep_dot(const uint32_t* from, int64_t words, int64_t columns, const uint32_t* all_operands, Lanes* planes,
-               Ahead& ahead) {
+__attribute__((noinline)) void sweep_dot(const uint32_t* from, int64_t words, int64_t columns,
+                                         const uint32_t* all_operands, Lanes* planes, Ahead& ahead) {
   const int64_t frequencies = (columns - 1) / 2, run = kChannelsInARow / 2;
   for (int64_t begin = 0; begin < words; begin += run) {
     const int64_t end = words - begin < run ? words : begin + run;
@@ -598,7 +596,8 @@ GEOLOC_FAST_INLINE void finish(const ScreenRun& run, int64_t query, BlockState& 
 }
 
 template <int kColumns>
-__attribute__((noinline)) void finish_all(const ScreenRun& run, int64_t first, int queries, BlockState* blocks, int count, int part) {
+__attribute__((noinline)) void finish_all(const ScreenRun& run, int64_t first, int queries, BlockState* blocks,
+                                          int count, int part) {
   const int64_t columns = kColumns ? kColumns : run.job.bank.columns;
   const Lanes* planes = run.scratch.planes;
   for (int b = 0; b < count; ++b)
@@ -740,7 +739,8 @@ void strip_topk_operands(const ScreenJob& job, int64_t i, int64_t first, int64_t
   const int64_t per_word = bank.bf16 ? 2 : 1, channels = bank.words * per_word;
   const int64_t real_planes = columns == 1 ? 1 : 2 - columns % 2, frequencies = (columns - real_planes) / 2;
   const double scale = query.energy > 0.0 ? 1.0 / std::sqrt(query.energy) : 0.0;
-  const double middle = std::sqrt(2.0 / static_cast<double>(columns)), ends = std::sqrt(1.0 / static_cast<double>(columns));
+  const double middle = std::sqrt(2.0 / static_cast<double>(columns)),
+               ends = std::sqrt(1.0 / static_cast<double>(columns));
   f64x8 *in = static_cast<f64x8*>(scratch), *re = in + columns, *im = re + columns / 2 + 1;  // 8 channels
   uint32_t* operands = job.operands + first * job.operand_words;
   double residual = 0.0;

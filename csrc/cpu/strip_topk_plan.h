@@ -34,12 +34,12 @@ constexpr int64_t kPieceBytes = 2 << 20;
 
 struct StripTopkPlan {
   Products products;
-  int64_t operand_words;   // 32-bit words of a query's operands
-  int64_t pass;            // queries in one pass over the bank
-  int64_t list;            // kept pairs of a query and slot
-  int64_t piece;           // blocks handed to a slot at a time
+  int64_t operand_words;  // 32-bit words of a query's operands
+  int64_t pass;           // queries in one pass over the bank
+  int64_t list;           // kept pairs of a query and slot
+  int64_t piece;          // blocks handed to a slot at a time
   int slots;
-  float epsilon;           // the bound without the rounding of the query
+  float epsilon;  // the bound without the rounding of the query
 };
 
 // Inverse transforms written out for one W; others take the general one.

@@ -36,11 +36,11 @@ struct ScreenJob {
   Products products;
   float epsilon;
   ScreenQuery* queries;
-  int64_t pass;            // most queries of a pass
-  int64_t live;            // queries of this pass
-  uint32_t* operands;      // [live][operand_words], tile by tile
+  int64_t pass;        // most queries of a pass
+  int64_t live;        // queries of this pass
+  uint32_t* operands;  // [live][operand_words], tile by tile
   int64_t operand_words;
-  void* owner;             // for `keep`
+  void* owner;  // for `keep`
   void (*keep)(void* owner, int slot, const ScreenHits& hits);
 };
 

@@ -24,13 +24,13 @@ struct StripScoreParams {
   const float* query;    // [batch][K][padded_width], contiguous
   const int64_t* width;  // [batch], each from 1 to padded_width; null: all are padded_width
   int64_t batch, padded_width;
-  bool cosine;            // select="cosine"
-  const int64_t* index;   // [batch][n], each from -1 to count-1
+  bool cosine;           // select="cosine"
+  const int64_t* index;  // [batch][n], each from -1 to count-1
   int64_t n;
-  float* score;           // [batch][n]
-  int64_t* shift;         // [batch][n]
-  const double* circle;   // see strip_bank.h
-  void* workspace;        // strip_score_workspace bytes, aligned to 64
+  float* score;          // [batch][n]
+  int64_t* shift;        // [batch][n]
+  const double* circle;  // see strip_bank.h
+  void* workspace;       // strip_score_workspace bytes, aligned to 64
 };
 
 namespace cpu {
