@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
     """Writes through a temporary file in the same folder, so that an interruption leaves the old file."""
     path = Path(path)
     if isinstance(content, str):

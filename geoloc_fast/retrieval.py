@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import weakref
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from geoloc_fast import checks
+from geoloc_fast import checks, files
 from geoloc_fast.ops import strip_bank as op
 from geoloc_fast.reference import strip_bank as layouts
 from geoloc_fast.reference.strip_bank import BankLayout
@@ -49,6 +52,7 @@ class StripBank:
             )
         self.buffer = buffer
         self.blocks = buffer[layouts.HEADER_BYTES :]
+        self._file: tuple[str, int] | None = None  # path and descriptor of the file that is mapped
 
     @staticmethod
     def pack(
@@ -76,6 +80,52 @@ class StripBank:
         buffer[layouts.HEADER_BYTES :] = op.pack(strips, dtype)
         return StripBank(buffer)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the bank as a file that `open` reads: complete under its name or not at all."""
+        self._check_file()
+        files.write_atomically(path, self.buffer.cpu().numpy().data)
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> StripBank:
+        """The bank in a file, mapped into memory: nothing is read before a search needs it.
+
+        The map is private, so that nothing done to `buffer` reaches the file. A file that is not a bank, is cut
+        short or has bytes too many is a ValueError. Do not change the file while it is open (`save` does not: it
+        puts a new one in its place); a file that has shrunk is an error at the next search.
+        """
+        name = os.fspath(path)
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            try:
+                layout = BankLayout.from_header(os.pread(descriptor, layouts.HEADER_BYTES, 0))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            if size != layout.nbytes:
+                raise ValueError(
+                    f"{name}: expected {layout.nbytes} bytes for {layout.count} strips, got {size}: "
+                    f"the file is {'cut short' if size < layout.nbytes else 'longer than its bank'}"
+                )
+            # No swap is set aside for the copies that a write would make, so a bank may be larger than memory.
+            no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)
+            mapped = mmap.mmap(descriptor, size, mmap.MAP_PRIVATE | no_reserve, mmap.PROT_READ | mmap.PROT_WRITE)
+            bank = StripBank(torch.frombuffer(mapped, dtype=torch.uint8))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        bank._file = (name, descriptor)
+        weakref.finalize(bank, os.close, descriptor)
+        return bank
+
+    def _check_file(self) -> None:
+        """Reading a map beyond the end of its file kills the process, so a file that shrank is found out before."""
+        if self._file is None or torch.compiler.is_compiling():
+            return
+        name, descriptor = self._file
+        size = os.fstat(descriptor).st_size
+        if size != self.nbytes:
+            raise RuntimeError(f"bank: {name} had {self.nbytes} bytes when it was opened and has {size} now")
+
     def unpack(self, index: Tensor | None = None) -> Tensor:
         """The strips of rows `index` [n] (default all) as they are stored: float32 [n, C, H, W]."""
         if index is None:
@@ -84,6 +134,7 @@ class StripBank:
         checks.same_device("index", index, "the bank", self.buffer)
         if checks.values_known(index) and index.numel():
             self._check_rows(int(index.min()), int(index.max()), 0)
+        self._check_file()
         return op.unpack(self.blocks, [len(self), *self.shape], self.dtype, index.to(torch.int64))
 
     def __len__(self) -> int:
@@ -181,3 +232,4 @@ def _check_search(query: Tensor, bank: StripBank, select: str) -> None:
     checks.same_device("query", query, "the bank", bank.buffer)
     checks.fits("query", query, "the bank", bank.shape)
     checks.choice("select", select, checks.SELECTIONS[:2])
+    bank._check_file()

@@ -43,27 +43,27 @@ void bind_strip_bank_cpu(py::module_& m) {
   m.attr("max_strip_columns") = kMaxStripColumns;
 
   m.def("strip_pack_workspace", &cpu::strip_pack_workspace);
-  m.def("strip_pack", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t strips, uintptr_t tables,
+  m.def("strip_pack", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t strips, uintptr_t circle,
                          uintptr_t workspace, int threads) {
     const StripBankView view = view_of(blocks, size, bf16);
     Status status;
     {
       py::gil_scoped_release release;
       status = cpu::strip_pack(view, pointer<uint8_t>(blocks), pointer<const float>(strips),
-                               pointer<const double>(tables), pointer<void>(workspace), threads);
+                               pointer<const double>(circle), pointer<void>(workspace), threads);
     }
     check(status, "strip_pack");
   });
 
   m.def("strip_unpack_workspace", &cpu::strip_unpack_workspace);
-  m.def("strip_unpack", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t index, int64_t n,
-                           uintptr_t out, uintptr_t tables, uintptr_t workspace, int threads) {
+  m.def("strip_unpack", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t index, int64_t n, uintptr_t out,
+                           uintptr_t circle, uintptr_t workspace, int threads) {
     const StripBankView view = view_of(blocks, size, bf16);
     Status status;
     {
       py::gil_scoped_release release;
       status = cpu::strip_unpack(view, pointer<const int64_t>(index), n, pointer<float>(out),
-                                 pointer<const double>(tables), pointer<void>(workspace), threads);
+                                 pointer<const double>(circle), pointer<void>(workspace), threads);
     }
     if (status == Status::kBadSize)
       throw std::invalid_argument("strip_unpack: expected rows from 0 to " + std::to_string(size[0] - 1));
@@ -72,15 +72,15 @@ void bind_strip_bank_cpu(py::module_& m) {
 
   m.def("strip_score_workspace", &cpu::strip_score_workspace);
   m.def("strip_score", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width,
-                          int64_t batch, int64_t padded_width, bool cosine, uintptr_t index, int64_t n,
-                          uintptr_t score, uintptr_t shift, uintptr_t tables, uintptr_t workspace, int threads) {
+                          int64_t batch, int64_t padded_width, bool cosine, uintptr_t index, int64_t n, uintptr_t score,
+                          uintptr_t shift, uintptr_t circle, uintptr_t workspace, int threads) {
     StripScoreParams p{};
     p.bank = view_of(blocks, size, bf16);
     p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width);
     p.batch = batch, p.padded_width = padded_width, p.cosine = cosine;
     p.index = pointer<const int64_t>(index), p.n = n;
     p.score = pointer<float>(score), p.shift = pointer<int64_t>(shift);
-    p.tables = pointer<const double>(tables), p.workspace = pointer<void>(workspace);
+    p.circle = pointer<const double>(circle), p.workspace = pointer<void>(workspace);
     Status status;
     {
       py::gil_scoped_release release;
@@ -94,15 +94,14 @@ void bind_strip_bank_cpu(py::module_& m) {
           return cpu::strip_topk_workspace(topk_params(size, bf16, batch, padded_width, k), threads);
         });
   m.def("strip_topk", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width,
-                         int64_t batch, int64_t padded_width, bool cosine, int64_t k, uintptr_t alive,
-                         uintptr_t score, uintptr_t index, uintptr_t shift, uintptr_t tables, uintptr_t workspace,
-                         int threads) {
+                         int64_t batch, int64_t padded_width, bool cosine, int64_t k, uintptr_t alive, uintptr_t score,
+                         uintptr_t index, uintptr_t shift, uintptr_t circle, uintptr_t workspace, int threads) {
     StripTopkParams p = topk_params(size, bf16, batch, padded_width, k);
     p.bank = view_of(blocks, size, bf16);
     p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width), p.cosine = cosine;
     p.alive = pointer<const bool>(alive);
     p.score = pointer<float>(score), p.index = pointer<int64_t>(index), p.shift = pointer<int64_t>(shift);
-    p.tables = pointer<const double>(tables), p.workspace = pointer<void>(workspace);
+    p.circle = pointer<const double>(circle), p.workspace = pointer<void>(workspace);
     char plan[kMaxPlanName] = "";
     Status status;
     {

@@ -27,7 +27,8 @@ typedef uint32_t u32x16_unaligned __attribute__((vector_size(64), aligned(4), ma
 GEOLOC_FAST_INLINE f32x16 load16(const float* from) { return *reinterpret_cast<const f32x16_unaligned*>(from); }
 GEOLOC_FAST_INLINE void store16(float* to, f32x16 value) { *reinterpret_cast<f32x16_unaligned*>(to) = value; }
 GEOLOC_FAST_INLINE u32x16 load16(const uint32_t* from) { return *reinterpret_cast<const u32x16_unaligned*>(from); }
-GEOLOC_FAST_INLINE f32x16 splat(float value) { return f32x16{} + value; }
+// value - 0 is value for every float, so that only a broadcast is left of it (0 + value would turn -0 into 0).
+GEOLOC_FAST_INLINE f32x16 splat(float value) { return value - f32x16{}; }
 
 // The two bfloat16 values of every word, as float32.
 GEOLOC_FAST_INLINE f32x16 low_bf16(u32x16 words) { return reinterpret_cast<f32x16>(words << 16); }

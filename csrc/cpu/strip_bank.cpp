@@ -16,48 +16,42 @@ StripBankView strip_bank_view(const void* blocks, int64_t count, int64_t values,
   return view;
 }
 
-StripBasis strip_basis(const double* tables, int64_t columns) {
-  return {tables, tables + columns * strip_padded(columns), strip_padded(columns)};
-}
-
 namespace cpu {
 
 GEOLOC_FAST_DECLARE_KERNEL(int64_t, strip_bank_scratch, (int64_t columns))
 GEOLOC_FAST_DECLARE_KERNEL(void, strip_pack,
-                           (const StripBankView& view, uint8_t* blocks, const float* strips, const StripBasis& basis,
-                            double* scratch, int64_t first_block, int64_t last_block))
+                           (const StripBankView& view, uint8_t* blocks, const float* strips, const double* circle,
+                            void* scratch, int64_t first_block, int64_t last_block))
 GEOLOC_FAST_DECLARE_KERNEL(void, strip_unpack,
-                           (const StripBankView& view, const int64_t* index, float* out, const StripBasis& basis,
-                            double* scratch, int64_t first, int64_t last))
+                           (const StripBankView& view, const int64_t* index, float* out, const double* circle,
+                            void* scratch, int64_t first, int64_t last))
 
 int64_t strip_pack_workspace(int64_t columns, int threads) {
-  return GEOLOC_FAST_PICK_KERNEL(strip_bank_scratch)(columns) * 8 * std::max(threads, 1);
+  return GEOLOC_FAST_PICK_KERNEL(strip_bank_scratch)(columns) * std::max(threads, 1);
 }
 
 int64_t strip_unpack_workspace(int64_t columns, int threads) { return strip_pack_workspace(columns, threads); }
 
-Status strip_pack(const StripBankView& view, uint8_t* blocks, const float* strips, const double* tables,
+Status strip_pack(const StripBankView& view, uint8_t* blocks, const float* strips, const double* circle,
                   void* workspace, int threads) {
   if (view.columns < 1 || view.columns > kMaxStripColumns || view.values < 1) return Status::kBadSize;
   const auto kernel = GEOLOC_FAST_PICK_KERNEL(strip_pack);
-  const StripBasis basis = strip_basis(tables, view.columns);
-  const int64_t scratch = strip_pack_workspace(view.columns, 1) / 8;
+  const int64_t scratch = strip_pack_workspace(view.columns, 1);
   for_slots((view.count + kStripLanes - 1) / kStripLanes, 4, threads, [&](int slot, int64_t begin, int64_t end) {
-    kernel(view, blocks, strips, basis, static_cast<double*>(workspace) + slot * scratch, begin, end);
+    kernel(view, blocks, strips, circle, static_cast<uint8_t*>(workspace) + slot * scratch, begin, end);
   });
   return Status::kOk;
 }
 
-Status strip_unpack(const StripBankView& view, const int64_t* index, int64_t n, float* out, const double* tables,
+Status strip_unpack(const StripBankView& view, const int64_t* index, int64_t n, float* out, const double* circle,
                     void* workspace, int threads) {
   if (view.columns < 1 || view.columns > kMaxStripColumns || view.values < 1) return Status::kBadSize;
   for (int64_t i = 0; i < n; ++i)
     if (index[i] < 0 || index[i] >= view.count) return Status::kBadSize;
   const auto kernel = GEOLOC_FAST_PICK_KERNEL(strip_unpack);
-  const StripBasis basis = strip_basis(tables, view.columns);
-  const int64_t scratch = strip_unpack_workspace(view.columns, 1) / 8;
+  const int64_t scratch = strip_unpack_workspace(view.columns, 1);
   for_slots(n, 16, threads, [&](int slot, int64_t begin, int64_t end) {
-    kernel(view, index, out, basis, static_cast<double*>(workspace) + slot * scratch, begin, end);
+    kernel(view, index, out, circle, static_cast<uint8_t*>(workspace) + slot * scratch, begin, end);
   });
   return Status::kOk;
 }

@@ -10,7 +10,7 @@ namespace geoloc_fast::cpu {
 
 int64_t strip_score_workspace(int64_t batch, int64_t values, int64_t columns, int64_t padded_width, int threads) {
   const int64_t queries = batch * (exact_query_doubles(values, padded_width) * 8 + int64_t{sizeof(ExactQuery)});
-  return queries + exact_score_doubles(columns) * 8 * std::max(threads, 1);
+  return queries + GEOLOC_FAST_PICK_KERNEL(strip_score_scratch)(columns) * std::max(threads, 1);
 }
 
 Status strip_score(const StripScoreParams& p, int threads) {
@@ -22,13 +22,14 @@ Status strip_score(const StripScoreParams& p, int threads) {
   for (int64_t b = 0; p.width != nullptr && b < p.batch; ++b)
     if (p.width[b] < 1 || p.width[b] > p.padded_width) return Status::kBadSize;
 
-  const auto prepare = GEOLOC_FAST_PICK_KERNEL(strip_query_prepare);
-  const auto pair = GEOLOC_FAST_PICK_KERNEL(strip_score_pair);
-  const StripBasis basis = strip_basis(p.tables, bank.columns);
+  const Isa isa = current_isa();
+  const auto prepare = GEOLOC_FAST_KERNEL_OF(isa, strip_query_prepare);
+  const auto pair = GEOLOC_FAST_KERNEL_OF(isa, strip_score_pair);
   const int64_t per_query = exact_query_doubles(bank.values, p.padded_width);
+  const int64_t per_slot = GEOLOC_FAST_KERNEL_OF(isa, strip_score_scratch)(bank.columns);
   double* values = static_cast<double*>(p.workspace);
-  double* scratch = values + p.batch * per_query;
-  ExactQuery* queries = reinterpret_cast<ExactQuery*>(scratch + exact_score_doubles(bank.columns) * std::max(threads, 1));
+  uint8_t* scratch = reinterpret_cast<uint8_t*>(values + p.batch * per_query);
+  ExactQuery* queries = reinterpret_cast<ExactQuery*>(scratch + per_slot * std::max(threads, 1));
   auto prepare_queries = [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
       queries[b] = prepare(p.query + b * bank.values * p.padded_width, bank.values, p.padded_width,
@@ -36,10 +37,10 @@ Status strip_score(const StripScoreParams& p, int threads) {
   };
   parallel_for(p.batch, 4, threads, prepare_queries);
   for_slots(p.batch * p.n, 8, threads, [&](int slot, int64_t begin, int64_t end) {
-    double* mine = scratch + slot * exact_score_doubles(bank.columns);
     for (int64_t i = begin; i < end; ++i) {
       ExactScore result{-std::numeric_limits<float>::infinity(), -1};
-      if (p.index[i] >= 0) result = pair(bank, basis, queries[i / p.n], p.cosine, p.index[i], mine);
+      if (p.index[i] >= 0)
+        result = pair(bank, p.circle, queries[i / p.n], p.cosine, p.index[i], kAnyShift, scratch + slot * per_slot);
       p.score[i] = result.score;
       p.shift[i] = result.shift;
     }

@@ -6,9 +6,9 @@
 
 namespace geoloc_fast::cpu {
 
-// A query ready to be scored: only the columns that exist, in float64.
+// A query ready to be scored: only the columns that exist, in float64, vectors of 8 channels.
 struct ExactQuery {
-  const double* values;  // [K rounded up to kStripScoreChunk][width], 0 beyond K
+  const double* values;  // [K / 8 rounded up][width][8], 0 beyond K
   int64_t width;
   double energy;  // not finite: the query holds NaN or Inf
 };
@@ -18,20 +18,18 @@ struct ExactScore {
   int32_t shift;
 };
 
-constexpr int64_t kStripScoreChunk = 32;
+constexpr int32_t kAnyShift = -1;
 
-// Doubles of memory: for the values of one query, and to score one pair.
-constexpr int64_t exact_query_doubles(int64_t values, int64_t width) {
-  return (values + kStripScoreChunk - 1) / kStripScoreChunk * kStripScoreChunk * width;
-}
-constexpr int64_t exact_score_doubles(int64_t columns) {
-  return kStripScoreChunk * (columns + 2 * strip_padded(columns)) + 5 * strip_padded(columns);
-}
+// Doubles of memory for the values of one query.
+constexpr int64_t exact_query_doubles(int64_t values, int64_t width) { return (values + 7) / 8 * 8 * width; }
 
 GEOLOC_FAST_DECLARE_KERNEL(ExactQuery, strip_query_prepare,
                            (const float* query, int64_t values, int64_t padded_width, int64_t width, double* memory))
+// Bytes of memory to score one pair, a multiple of 64.
+GEOLOC_FAST_DECLARE_KERNEL(int64_t, strip_score_scratch, (int64_t columns))
+// With `known_shift`, the caller knows that strip_score chooses this shift, and the others are not computed.
 GEOLOC_FAST_DECLARE_KERNEL(ExactScore, strip_score_pair,
-                           (const StripBankView& bank, const StripBasis& basis, const ExactQuery& query, bool cosine,
-                            int64_t row, double* scratch))
+                           (const StripBankView& bank, const double* circle, const ExactQuery& query, bool cosine,
+                            int64_t row, int32_t known_shift, void* scratch))
 
 }  // namespace geoloc_fast::cpu

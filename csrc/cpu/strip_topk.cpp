@@ -21,7 +21,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Kept {
   int64_t row;
   float lower, upper;  // of its score
-  int32_t shift;       // -1: not rescored; else lower == upper is the score
+  int32_t shift;       // what strip_score chooses, or kAnyShift
+  bool scored;         // lower == upper is the score
 };
 static_assert(sizeof(Kept) == kKeptBytes, "the plan bounds the memory of lists");
 
@@ -31,8 +32,8 @@ bool better(const Kept& a, const Kept& b) { return a.lower != b.lower ? a.lower 
 struct Search {
   Search(const StripTopkParams& p, Isa an_isa, int threads)
       : params(p), isa(an_isa), plan(strip_topk_plan(p, an_isa, threads)) {
-    screen_bytes = std::max(GEOLOC_FAST_KERNEL_OF(isa, strip_topk_scratch)(p.bank.columns),
-                            (8 * strip_padded(p.bank.columns) + 63) / 64 * 64);
+    screen_bytes = GEOLOC_FAST_KERNEL_OF(isa, strip_topk_scratch)(p.bank.columns, plan.pass);
+    score_bytes = GEOLOC_FAST_KERNEL_OF(isa, strip_score_scratch)(p.bank.columns);
     score_pair = GEOLOC_FAST_KERNEL_OF(isa, strip_score_pair);
   }
 
@@ -41,19 +42,19 @@ struct Search {
   const StripTopkPlan plan;
   ScreenJob job{};
   decltype(&baseline::strip_score_pair) score_pair;
-  int64_t screen_bytes;
+  int64_t screen_bytes, score_bytes;
 
-  int64_t* order;               // [batch] queries by width
-  int64_t* answer_row;          // [pass] which row of the output a live query fills
-  ExactQuery* exact;            // [pass]
-  double* exact_values;         // [pass][exact_query_doubles]
-  std::atomic<float>* proven;   // [pass] a lower bound of the k-th best score, found by any slot
-  float* threshold;             // [slots][pass]: pairs below are of no interest to the slot
-  Kept* kept;                   // [pass][slots][list]
-  int64_t* kept_count;          // [pass][slots]
-  int64_t* kept_end;            // [pass] running sum over the queries of what is left to rescore
-  double* exact_scratch;        // [slots][exact_score_doubles]
-  uint8_t* screen_scratch;      // [slots][screen_bytes]
+  int64_t* order;              // [batch] queries by width
+  int64_t* answer_row;         // [pass] which row of the output a live query fills
+  ExactQuery* exact;           // [pass]
+  double* exact_values;        // [pass][exact_query_doubles]
+  std::atomic<float>* proven;  // [pass] a lower bound of the k-th best score, found by any slot
+  float* threshold;            // [slots][pass]: pairs below are of no interest to the slot
+  Kept* kept;                  // [pass][slots][list]
+  int64_t* kept_count;         // [pass][slots]
+  int64_t* kept_end;           // [pass] running sum over the queries of what is left to rescore
+  uint8_t* score_scratch;      // [slots][score_bytes]
+  uint8_t* screen_scratch;     // [slots][screen_bytes]
 
   Kept* list_of(int64_t query, int slot) const { return kept + (query * plan.slots + slot) * plan.list; }
   int64_t& count_of(int64_t query, int slot) const { return kept_count[query * plan.slots + slot]; }
@@ -81,13 +82,13 @@ int64_t carve(Search& s, void* workspace) {
   s.exact_values = carver.take<double>(pass * exact_query_doubles(p.bank.values, p.padded_width));
   s.job.queries = carver.take<ScreenQuery>(pass);
   s.job.operands = carver.take<uint32_t>(pass * s.plan.operand_words);
-  s.job.circle = carver.take<float>(2 * columns);
+  s.job.float_circle = carver.take<float>(2 * columns);
   s.proven = carver.take<std::atomic<float>>(pass);
   s.threshold = carver.take<float>(slots * ((pass + 15) / 16 * 16));  // no line belongs to two slots
   s.kept = carver.take<Kept>(pass * slots * s.plan.list);
   s.kept_count = carver.take<int64_t>(pass * slots);
   s.kept_end = carver.take<int64_t>(pass);
-  s.exact_scratch = carver.take<double>(slots * exact_score_doubles(columns));
+  s.score_scratch = carver.take<uint8_t>(slots * s.score_bytes);
   s.screen_scratch = carver.take<uint8_t>(slots * s.screen_bytes);
   return carver.used;
 }
@@ -96,10 +97,11 @@ float* threshold_of(const Search& s, int slot) { return s.threshold + slot * ((s
 
 // Scores kept[i] for good; false if it has no score.
 bool rescore(const Search& s, int64_t query, int slot, Kept& pair) {
-  const ExactScore found = s.score_pair(s.params.bank, s.job.basis, s.exact[query], s.params.cosine, pair.row,
-                                        s.exact_scratch + slot * exact_score_doubles(s.params.bank.columns));
+  const ExactScore found = s.score_pair(s.params.bank, s.params.circle, s.exact[query], s.params.cosine, pair.row,
+                                        pair.shift, s.score_scratch + slot * s.score_bytes);
   pair.lower = pair.upper = found.score;
   pair.shift = found.shift;
+  pair.scored = true;
   return !std::isnan(found.score);
 }
 
@@ -113,9 +115,9 @@ void make_room(Search& s, int64_t query, int slot) {
   float known = list[k - 1].lower;
   count = std::remove_if(list, list + count, [=](const Kept& pair) { return pair.upper < known; }) - list;
   if (4 * count > 3 * s.plan.list) {
-    count = std::remove_if(list, list + count,
-                           [&](Kept& pair) { return pair.shift < 0 && !rescore(s, query, slot, pair); }) -
-            list;
+    count =
+        std::remove_if(list, list + count, [&](Kept& pair) { return !pair.scored && !rescore(s, query, slot, pair); }) -
+        list;
     if (count < k) return;
     std::nth_element(list, list + k - 1, list + count, better);
     known = list[k - 1].lower;
@@ -134,7 +136,8 @@ void keep(void* owner, int slot, const ScreenHits& hits) {
   for (int lane = 0; lane < kStripLanes; ++lane) {
     if (!(hits.lanes >> lane & 1u) || !(hits.upper[lane] >= threshold_of(s, slot)[hits.query])) continue;
     int64_t& count = s.count_of(hits.query, slot);
-    s.list_of(hits.query, slot)[count++] = {hits.block * kStripLanes + lane, hits.lower[lane], hits.upper[lane], -1};
+    s.list_of(hits.query, slot)[count++] = {hits.block * kStripLanes + lane, hits.lower[lane], hits.upper[lane],
+                                            hits.shift[lane], false};
     if (count == s.plan.list) make_room(s, hits.query, slot);
   }
 }
@@ -221,7 +224,7 @@ void answer_pass(Search& s, int threads) {
       while (i >= s.kept_end[q]) ++q;
       Kept& pair = s.list_of(q, 0)[i - (s.kept_end[q] - s.count_of(q, 0))];
       // A pair without a score sinks below all others.
-      if (pair.shift < 0 && !rescore(s, q, slot, pair)) pair.lower = -kInfinity, pair.row = -1;
+      if (!pair.scored && !rescore(s, q, slot, pair)) pair.lower = -kInfinity, pair.row = -1;
     }
   });
   auto write = [&](int64_t begin, int64_t end) {
@@ -267,7 +270,8 @@ Status strip_topk(const StripTopkParams& p, int threads, char plan[kMaxPlanName]
   Search s(p, current_isa(), threads);
   carve(s, p.workspace);
   s.job.bank = p.bank;
-  s.job.basis = strip_basis(p.tables, p.bank.columns);
+  s.job.circle = p.circle;
+  s.job.pass = s.plan.pass;
   s.job.padded_width = p.padded_width;
   s.job.cosine = p.cosine;
   s.job.alive = p.alive;
@@ -277,19 +281,14 @@ Status strip_topk(const StripTopkParams& p, int threads, char plan[kMaxPlanName]
   s.job.owner = &s;
   s.job.keep = keep;
   if (!has_fixed_inverse(p.bank.columns)) {
-    float* circle = const_cast<float*>(s.job.circle);
-    for (int64_t i = 0; i < p.bank.columns; ++i) {
-      const double angle = 2 * M_PI * static_cast<double>(i) / static_cast<double>(p.bank.columns);
-      circle[i] = static_cast<float>(std::cos(angle));
-      circle[p.bank.columns + i] = static_cast<float>(std::sin(angle));
-    }
+    float* rounded = const_cast<float*>(s.job.float_circle);
+    for (int64_t i = 0; i < 2 * p.bank.columns; ++i) rounded[i] = static_cast<float>(p.circle[i]);
   }
   auto width_of = [&](int64_t b) { return p.width ? p.width[b] : p.padded_width; };
   for (int64_t b = 0; b < p.batch; ++b) s.order[b] = b;
   if (p.width != nullptr)
-    std::sort(s.order, s.order + p.batch, [&](int64_t a, int64_t b) {
-      return width_of(a) != width_of(b) ? width_of(a) < width_of(b) : a < b;
-    });
+    std::sort(s.order, s.order + p.batch,
+              [&](int64_t a, int64_t b) { return width_of(a) != width_of(b) ? width_of(a) < width_of(b) : a < b; });
   for (int64_t begin = 0; begin < p.batch; begin += s.plan.pass) {
     prepare_pass(s, begin, std::min(p.batch, begin + s.plan.pass), threads);
     if (s.job.live == 0) continue;

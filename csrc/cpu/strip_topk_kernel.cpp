@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/azimuth_transform.h"
 #include "cpu/simd.h"
 #include "cpu/strip_topk_screen.h"
 
@@ -21,22 +22,32 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-typedef float Lanes __attribute__((vector_size(4 * kLanes), may_alias));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes), may_alias));
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef float Lanes_in_memory __attribute__((vector_size(4 * kLanes), may_alias));
+typedef uint32_t Words_in_memory __attribute__((vector_size(4 * kLanes), may_alias));
+typedef double f64x8 __attribute__((vector_size(64)));
 
-// Tile sizes, by what the registers hold. Sums of three-product tiles: 3 queries x blocks; of dot tiles the same;
-// of tiles of one plane ("flat"): 1. With 32 registers two blocks share every broadcast of a query's value, which
-// takes loads out of the way of the multipliers.
+// Tile sizes, by what the registers hold: a tile of queries times a number of blocks takes three sums each (one if
+// there is a single plane, "flat"). With 32 registers two blocks share every broadcast of a query's value, which
+// takes loads out of the way of the multipliers; dot products have fewer operands to load and need no sharing.
 constexpr int kTile = 4, kBlocks = kLanes == 16 ? 2 : 1;
-constexpr int kFlatTile = kLanes == 16 ? 16 : 8;
 constexpr int kDotTile = 8;
-constexpr int kMostQueries = 16, kMostBlocks = 2;
-static_assert(kFlatTile <= kMostQueries && kDotTile <= kMostQueries, "scratch memory holds a tile");
+constexpr int kFlatTile = 8, kFlatBlocks = kLanes == 16 ? 2 : 1;
+constexpr int kMostQueries = 8, kMostBlocks = 2;
 
-GEOLOC_FAST_INLINE Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
-GEOLOC_FAST_INLINE Words load(const uint32_t* from) { return *reinterpret_cast<const Words*>(from); }
-GEOLOC_FAST_INLINE void store(float* to, Lanes value) { *reinterpret_cast<Lanes*>(to) = value; }
-GEOLOC_FAST_INLINE Lanes all(float value) { return Lanes{} + value; }
+// Queries of the tile that begins at query `first` of `live`: a power of two.
+int64_t tile_at(Products products, int64_t columns, int64_t first, int64_t live) {
+  int64_t tile = columns == 1 ? kFlatTile : products == Products::kBf16Dot ? kDotTile : kTile;
+  while (tile > live - first) tile /= 2;
+  return tile;
+}
+
+GEOLOC_FAST_INLINE Lanes load(const float* from) { return *reinterpret_cast<const Lanes_in_memory*>(from); }
+GEOLOC_FAST_INLINE Words load(const uint32_t* from) { return *reinterpret_cast<const Words_in_memory*>(from); }
+GEOLOC_FAST_INLINE void store(float* to, Lanes value) { *reinterpret_cast<Lanes_in_memory*>(to) = value; }
+// value - 0 is value for every float, so that only a broadcast is left of it.
+GEOLOC_FAST_INLINE Lanes all(float value) { return value - Lanes{}; }
 GEOLOC_FAST_INLINE Lanes pick(decltype(Lanes{} < Lanes{}) where, Lanes yes, Lanes no) { return where ? yes : no; }
 
 // max(a, b), b where either is NaN. (The forms with a full mask spare GCC 12 a false warning.)
@@ -57,11 +68,10 @@ GEOLOC_FAST_INLINE uint32_t at_least(Lanes a, Lanes b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GE_OQ);
 #elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps(
-      _mm256_cmp_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), _CMP_GE_OQ)));
-#elif defined(__SSE__)
   return static_cast<uint32_t>(
-      _mm_movemask_ps(_mm_cmpge_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b))));
+      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), _CMP_GE_OQ)));
+#elif defined(__SSE__)
+  return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpge_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b))));
 #else
   uint32_t mask = 0;
   for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(a[i] >= b[i]) << i;
@@ -82,100 +92,15 @@ GEOLOC_FAST_INLINE Lanes square_root(Lanes a) {
 #endif
 }
 
-// Keeps a broadcast in a register for its several uses, where the compiler would load it for each of them.
+// A value for all lanes. With `kKeep` it stays in a register for its several uses, where the compiler would load it
+// for each of them.
+template <bool kKeep>
 GEOLOC_FAST_INLINE Lanes broadcast(const float* value) {
   Lanes result = all(*value);
 #if defined(__AVX512F__)
-  asm("" : "+v"(result));
+  if constexpr (kKeep) asm("" : "+v"(result));
 #endif
   return result;
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Inverse transform: the planes of a correlation to its values at all shifts. planes[0] = A_0, planes[2f-1] and
-// planes[2f] the parts of A_f, planes[W-1] = A_ny. An even W splits into two halves, even and odd shifts:
-//   even: B_f = A_f + conj(A_(W/2-f)),   odd: B_f = (A_f - conj(A_(W/2-f))) e^(2 pi i f / W).
-
-constexpr double kQuarterCosines[17] = {  // of 2 pi i / 64
-    1.0, 0.99518472667219693, 0.98078528040323043, 0.95694033573220882, 0.92387953251128674, 0.88192126434835505,
-    0.83146961230254524, 0.77301045336273699, 0.70710678118654757, 0.63439328416364549, 0.55557023301960218,
-    0.47139673682599764, 0.38268343236508977, 0.29028467725446233, 0.19509032201612825, 0.098017140329560604, 0.0};
-constexpr float cosine_of_64(int i) {  // 0 <= i <= 32
-  return static_cast<float>(i <= 16 ? kQuarterCosines[i] : -kQuarterCosines[32 - i]);
-}
-constexpr float sine_of_64(int i) {  // 0 <= i <= 16
-  return static_cast<float>(kQuarterCosines[16 - i]);
-}
-
-template <int kColumns>
-GEOLOC_FAST_INLINE void inverse_fixed(const Lanes* re, const Lanes* im, Lanes* out, int stride) {
-  if constexpr (kColumns == 1) {
-    out[0] = re[0];
-  } else if constexpr (kColumns == 2) {
-    out[0] = re[0] + re[1];
-    out[stride] = re[0] - re[1];
-  } else {
-    constexpr int kHalf = kColumns / 2, kQuarter = kColumns / 4, kStep = 64 / kColumns;
-    Lanes even_re[kQuarter + 1], even_im[kQuarter + 1], odd_re[kQuarter + 1], odd_im[kQuarter + 1];
-    even_re[0] = re[0] + re[kHalf];
-    odd_re[0] = re[0] - re[kHalf];
-#pragma GCC unroll 16
-    for (int f = 1; f < kQuarter; ++f) {
-      const float c = cosine_of_64(f * kStep), s = sine_of_64(f * kStep);
-      even_re[f] = re[f] + re[kHalf - f];
-      even_im[f] = im[f] - im[kHalf - f];
-      const Lanes difference_re = re[f] - re[kHalf - f], difference_im = im[f] + im[kHalf - f];
-      odd_re[f] = difference_re * c - difference_im * s;
-      odd_im[f] = difference_re * s + difference_im * c;
-    }
-    even_re[kQuarter] = re[kQuarter];
-    odd_re[kQuarter] = -im[kQuarter];
-    inverse_fixed<kHalf>(even_re, even_im, out, 2 * stride);
-    inverse_fixed<kHalf>(odd_re, odd_im, out + stride, 2 * stride);
-  }
-}
-
-constexpr int64_t kInverseScratch = 5;  // Lanes a column, and a few
-
-// Any W, with a table of the circle of `circle_size` >= W points (a multiple of W): halves while W is even, then
-// takes c[s] and c[W-s] together.
-void inverse_any(int64_t columns, const Lanes* re, const Lanes* im, Lanes* out, int64_t stride, const float* circle,
-                 int64_t circle_size, Lanes* scratch) {
-  const int64_t step = circle_size / columns, half = columns / 2;
-  const float* sines = circle + circle_size;
-  if (columns % 2 == 0) {
-    Lanes *even_re = scratch, *even_im = even_re + half / 2 + 1;
-    Lanes *odd_re = even_im + half / 2 + 1, *odd_im = odd_re + half / 2 + 1;
-    even_re[0] = re[0] + re[half];
-    odd_re[0] = re[0] - re[half];
-    for (int64_t f = 1; 2 * f < half; ++f) {
-      const float c = circle[f * step], s = sines[f * step];
-      even_re[f] = re[f] + re[half - f];
-      even_im[f] = im[f] - im[half - f];
-      const Lanes difference_re = re[f] - re[half - f], difference_im = im[f] + im[half - f];
-      odd_re[f] = difference_re * c - difference_im * s;
-      odd_im[f] = difference_re * s + difference_im * c;
-    }
-    if (half % 2 == 0) {
-      even_re[half / 2] = re[half / 2];
-      odd_re[half / 2] = -im[half / 2];
-    }
-    inverse_any(half, even_re, even_im, out, 2 * stride, circle, circle_size, odd_im + half / 2 + 1);
-    inverse_any(half, odd_re, odd_im, out + stride, 2 * stride, circle, circle_size, odd_im + half / 2 + 1);
-    return;
-  }
-  Lanes sum = re[0];
-  for (int64_t f = 1; f <= half; ++f) sum += re[f];
-  out[0] = sum;
-  for (int64_t s = 1; s <= half; ++s) {
-    Lanes even = re[0], odd = {};
-    for (int64_t f = 1, at = s; f <= half; ++f, at = at + s < columns ? at + s : at + s - columns) {
-      even += re[f] * circle[at * step];
-      odd += im[f] * sines[at * step];
-    }
-    out[s * stride] = even - odd;
-    out[(columns - s) * stride] = even + odd;
-  }
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -184,16 +109,16 @@ void inverse_any(int64_t columns, const Lanes* re, const Lanes* im, Lanes* out, 
 struct BlockState {
   const uint8_t* data;
   int64_t block;
-  uint32_t valid;  // strips that exist, are alive, and can have a score
-  uint32_t wild;   // of these: outside the range the bound holds for
-  uint32_t zero;   // of these: hold nothing but zeros
-  int64_t width;   // that inverse_norm stands for; 0: none yet
-  uint32_t unsure;       // lanes with a window whose energy is too near the least that counts
+  uint32_t valid;                        // strips that exist, are alive, and can have a score
+  uint32_t wild;                         // of these: outside the range the bound holds for
+  uint32_t zero;                         // of these: hold nothing but zeros
+  int64_t width;                         // that inverse_norm stands for; 0: none yet
+  uint32_t unsure;                       // lanes with a window whose energy is too near the least that counts
   alignas(64) float norm[kStripLanes];   // |S|, rounded up
   alignas(64) float total[kStripLanes];  // |S|^2
   alignas(64) float reach[kStripLanes];  // |S| times the largest inverse norm
-  float* inverse_norm;              // [W][16]: 1 / |window|, and 0 where the window's energy does not count
-  float* sums;                      // [2][W][16]
+  float* inverse_norm;                   // [W][16]: 1 / |window|, and 0 where the window's energy does not count
+  float* sums;                           // [2][W][16]
 };
 
 uint32_t word_kinds(const StripBankView& bank, const uint8_t* data, uint32_t lanes, uint32_t* zero) {
@@ -212,7 +137,7 @@ uint32_t word_kinds(const StripBankView& bank, const uint8_t* data, uint32_t lan
   return broken & lanes;
 }
 
-void open_block(const ScreenJob& job, int64_t block, BlockState& state) {
+__attribute__((noinline)) void open_block(const ScreenJob& job, int64_t block, BlockState& state) {
   const StripBankView& bank = job.bank;
   state.data = bank.blocks + block * bank.block_bytes;
   state.block = block;
@@ -243,12 +168,10 @@ void open_block(const ScreenJob& job, int64_t block, BlockState& state) {
 
 // Inverse window norms for queries of `width` columns. The windows are summed by doubling: no subtraction, so that
 // every sum of positive numbers keeps its digits.
-void set_width(const ScreenJob& job, int64_t width, BlockState& state) {
-  if (state.width == width) return;
+__attribute__((noinline)) void set_width(const ScreenJob& job, int64_t width, BlockState& state) {
   state.width = width;
   const int64_t columns = job.bank.columns;
-  const float* energies =
-      reinterpret_cast<const float*>(state.data + 4 * kStripLanes * columns * job.bank.words);
+  const float* energies = reinterpret_cast<const float*>(state.data + 4 * kStripLanes * columns * job.bank.words);
   float *window = state.inverse_norm, *runs = state.sums, *longer = runs + columns * kStripLanes;
   const f32x16 total = load16(state.total);
   if (width == columns) {
@@ -301,6 +224,19 @@ void set_width(const ScreenJob& job, int64_t width, BlockState& state) {
 // Products. Every sweep adds or sets, for `kQueries` queries and `kBlocksNow` blocks, planes of the correlation:
 // planes[(block * kQueries + query) * W + plane]. `from` are the blocks' data at the part's first lane.
 
+// The next blocks come from memory while these are worked on: every sweep over a plane asks for some of their lines.
+// (The hardware follows a stream only to the end of its page, and not at all while tiles go over one block.)
+struct Ahead {
+  const uint8_t* next;
+  const uint8_t* end;
+  int64_t lines;  // at every step
+};
+
+GEOLOC_FAST_INLINE void fetch_ahead(Ahead& ahead) {
+  for (int64_t i = 0; i < ahead.lines && ahead.next < ahead.end; ++i, ahead.next += 64)
+    __builtin_prefetch(ahead.next, 0, 2);
+}
+
 struct Decoded {  // float32 channels of a word
   Lanes value[2];
 };
@@ -313,6 +249,8 @@ GEOLOC_FAST_INLINE Decoded decode(const uint32_t* word) {
   else
     return {{reinterpret_cast<Lanes>(bits), Lanes{}}};
 }
+
+int64_t run_of_words(const StripBankView& bank) { return bank.bf16 ? kChannelsInARow / 2 : kChannelsInARow; }
 
 GEOLOC_FAST_INLINE void put(Lanes* to, Lanes value, bool add) { *to = add ? *to + value : value; }
 
@@ -336,7 +274,7 @@ GEOLOC_FAST_INLINE void sweep_real(const uint32_t* const* from, int64_t words, i
       for (int q = 0; q < kQueries; ++q)
         for (int p = 0; p < kPlanes; ++p) {
           const float* operand = operands + ((w * kValues + v) * kQueries + q) * kPlanes + p;
-          const Lanes value = kBlocksNow > 1 ? broadcast(operand) : all(*operand);
+          const Lanes value = broadcast<(kBlocksNow > 1)>(operand);
           for (int b = 0; b < kBlocksNow; ++b) sum[split][b][q][p] += in[b][p].value[v] * value;
         }
   };
@@ -372,11 +310,11 @@ GEOLOC_FAST_INLINE void sweep_three(const uint32_t* const* from, int64_t words, 
       for (int b = 0; b < kBlocksNow; ++b) sum[b] = re[b].value[v] + im[b].value[v];
       for (int q = 0; q < kQueries; ++q) {
         const float* operand = operands + ((w * kValues + v) * kQueries + q) * 3;
-        const Lanes q1 = kBlocksNow > 1 ? broadcast(operand) : all(operand[0]);
+        const Lanes q1 = broadcast<(kBlocksNow > 1)>(operand);
         for (int b = 0; b < kBlocksNow; ++b) k1[split][b][q] += sum[b] * q1;
-        const Lanes q2 = kBlocksNow > 1 ? broadcast(operand + 1) : all(operand[1]);
+        const Lanes q2 = broadcast<(kBlocksNow > 1)>(operand + 1);
         for (int b = 0; b < kBlocksNow; ++b) k2[split][b][q] += re[b].value[v] * q2;
-        const Lanes q3 = kBlocksNow > 1 ? broadcast(operand + 2) : all(operand[2]);
+        const Lanes q3 = broadcast<(kBlocksNow > 1)>(operand + 2);
         for (int b = 0; b < kBlocksNow; ++b) k3[split][b][q] += im[b].value[v] * q3;
       }
     }
@@ -401,7 +339,7 @@ GEOLOC_FAST_INLINE void sweep_three(const uint32_t* const* from, int64_t words, 
 
 template <bool kBf16, int kQueries, int kBlocksNow>
 void sweep_float(const uint32_t* const* from, int64_t words, int64_t columns, const uint32_t* operand_words,
-                 Lanes* planes) {
+                 Lanes* planes, Ahead& ahead) {
   constexpr int kValues = kBf16 ? 2 : 1;
   const int64_t frequencies = (columns - 1) / 2, run = kChannelsInARow / kValues;
   for (int64_t begin = 0; begin < words; begin += run) {
@@ -415,24 +353,19 @@ void sweep_float(const uint32_t* const* from, int64_t words, int64_t columns, co
       sweep_real<kBf16, kQueries, kBlocksNow, 1>(from, words, begin, end, operands, columns, planes, add);
       operands += words * kValues * kQueries;
     }
-    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kValues * kQueries * 3)
+    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kValues * kQueries * 3) {
+      fetch_ahead(ahead);
       sweep_three<kBf16, kQueries, kBlocksNow>(from, words, begin, end, f, operands, columns, planes, add);
+    }
   }
 }
 
-template <bool kBf16, int kQueries>
-void sweep_flat(const uint32_t* const* from, int64_t words, const uint32_t* operand_words, Lanes* planes) {
-  constexpr int kValues = kBf16 ? 2 : 1;
-  const int64_t run = kChannelsInARow / kValues;
-  const float* operands = reinterpret_cast<const float*>(operand_words);
-  for (int64_t begin = 0; begin < words; begin += run)
-    sweep_real<kBf16, kQueries, 1, 1>(from, words, begin, words - begin < run ? words : begin + run, operands, 1,
-                                      planes, begin > 0);
-}
-
 #if defined(__AVX512BF16__)
+template <bool kKeep>
 GEOLOC_FAST_INLINE __m512bh pair(const uint32_t* value) {
-  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(*value)));
+  __m512i result = _mm512_set1_epi32(static_cast<int>(*value));
+  if constexpr (kKeep) asm("" : "+v"(result));
+  return reinterpret_cast<__m512bh>(result);
 }
 GEOLOC_FAST_INLINE __m512bh pairs(const uint32_t* words) { return reinterpret_cast<__m512bh>(load(words)); }
 GEOLOC_FAST_INLINE void add_dot(Lanes& sum, __m512bh a, __m512bh b) {
@@ -440,16 +373,20 @@ GEOLOC_FAST_INLINE void add_dot(Lanes& sum, __m512bh a, __m512bh b) {
 }
 
 // Planes 0 and W-1: operands [word][query][plane].
-template <int kQueries, int kPlanes>
-GEOLOC_FAST_INLINE void sweep_real_dot(const uint32_t* from, int64_t words, int64_t begin, int64_t end,
+template <int kQueries, int kBlocksNow, int kPlanes>
+GEOLOC_FAST_INLINE void sweep_real_dot(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end,
                                        const uint32_t* operands, int64_t columns, Lanes* planes, bool add) {
-  constexpr int kSplit = split_of(kQueries * kPlanes);
-  Lanes sum[kSplit][kQueries][kPlanes] = {};
+  constexpr int kSplit = split_of(kQueries * kBlocksNow * kPlanes);
+  Lanes sum[kSplit][kBlocksNow][kQueries][kPlanes] = {};
   const int64_t last = (columns - 1) * words;
   auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
     for (int p = 0; p < kPlanes; ++p) {
-      const __m512bh in = pairs(from + ((p ? last : 0) + w) * kStripLanes);
-      for (int q = 0; q < kQueries; ++q) add_dot(sum[split][q][p], in, pair(operands + (w * kQueries + q) * kPlanes + p));
+      __m512bh in[kBlocksNow];
+      for (int b = 0; b < kBlocksNow; ++b) in[b] = pairs(from[b] + ((p ? last : 0) + w) * kStripLanes);
+      for (int q = 0; q < kQueries; ++q) {
+        const __m512bh query = pair<(kBlocksNow > 1)>(operands + (w * kQueries + q) * kPlanes + p);
+        for (int b = 0; b < kBlocksNow; ++b) add_dot(sum[split][b][q][p], in[b], query);
+      }
     }
   };
   int64_t w = begin;
@@ -457,11 +394,12 @@ GEOLOC_FAST_INLINE void sweep_real_dot(const uint32_t* from, int64_t words, int6
 #pragma GCC unroll 8
     for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
   for (; w < end; ++w) word_products(w, 0);
-  for (int q = 0; q < kQueries; ++q)
-    for (int p = 0; p < kPlanes; ++p) {
-      for (int split = 1; split < kSplit; ++split) sum[0][q][p] += sum[split][q][p];
-      put(planes + q * columns + (p ? columns - 1 : 0), sum[0][q][p], add);
-    }
+  for (int b = 0; b < kBlocksNow; ++b)
+    for (int q = 0; q < kQueries; ++q)
+      for (int p = 0; p < kPlanes; ++p) {
+        for (int split = 1; split < kSplit; ++split) sum[0][b][q][p] += sum[split][b][q][p];
+        put(planes + (b * kQueries + q) * columns + (p ? columns - 1 : 0), sum[0][b][q][p], add);
+      }
 }
 
 // Frequency f: operands [word][query][2]. The instruction cannot subtract, so the two halves of the imaginary part
@@ -476,7 +414,7 @@ GEOLOC_FAST_INLINE void sweep_four_dot(const uint32_t* from, int64_t words, int6
     const __m512bh in_re = pairs(from + (first + w) * kStripLanes), in_im = pairs(from + (second + w) * kStripLanes);
     for (int q = 0; q < kQueries; ++q) {
       const uint32_t* operand = operands + (w * kQueries + q) * 2;
-      const __m512bh query_re = pair(operand), query_im = pair(operand + 1);
+      const __m512bh query_re = pair<false>(operand), query_im = pair<false>(operand + 1);
       add_dot(re[split][q], in_re, query_re);
       add_dot(plus[split][q], in_im, query_re);
       add_dot(minus[split][q], in_re, query_im);
@@ -500,21 +438,24 @@ GEOLOC_FAST_INLINE void sweep_four_dot(const uint32_t* from, int64_t words, int6
 }
 
 template <int kQueries>
-void sweep_dot(const uint32_t* from, int64_t words, int64_t columns, const uint32_t* all_operands, Lanes* planes) {
+__attribute__((noinline)) void sweep_dot(const uint32_t* from, int64_t words, int64_t columns,
+                                         const uint32_t* all_operands, Lanes* planes, Ahead& ahead) {
   const int64_t frequencies = (columns - 1) / 2, run = kChannelsInARow / 2;
   for (int64_t begin = 0; begin < words; begin += run) {
     const int64_t end = words - begin < run ? words : begin + run;
     const bool add = begin > 0;
     const uint32_t* operands = all_operands;
     if (columns % 2 == 0) {
-      sweep_real_dot<kQueries, 2>(from, words, begin, end, operands, columns, planes, add);
+      sweep_real_dot<kQueries, 1, 2>(&from, words, begin, end, operands, columns, planes, add);
       operands += words * kQueries * 2;
     } else {
-      sweep_real_dot<kQueries, 1>(from, words, begin, end, operands, columns, planes, add);
+      sweep_real_dot<kQueries, 1, 1>(&from, words, begin, end, operands, columns, planes, add);
       operands += words * kQueries;
     }
-    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kQueries * 2)
+    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kQueries * 2) {
+      fetch_ahead(ahead);
       sweep_four_dot<kQueries>(from, words, begin, end, f, operands, columns, planes, add);
+    }
   }
 }
 #endif
@@ -523,19 +464,22 @@ void sweep_dot(const uint32_t* from, int64_t words, int64_t columns, const uint3
 // From the planes of a pair's correlation to its bounds.
 
 struct Scratch {
-  Lanes* planes;       // [kMostBlocks][kMostQueries][W]
+  Lanes* planes;       // of a tile: [blocks][queries][W]; flat, of all queries: [tiles][blocks][queries of the tile]
   Lanes* correlation;  // [W]
-  Lanes* inverse;      // of inverse_any: re, im [W/2+1] each, and its scratch
+  Lanes* inverse;      // for inverse_any: re and im [W/2+1], and what it takes
   float* inverse_norm[kMostBlocks];
   float* sums;
 };
 
-constexpr int64_t lines_of_inverse(int64_t columns) { return kInverseScratch * columns + 64; }
+int64_t planes_of_scratch(int64_t columns, int64_t pass) {
+  return kMostBlocks * (columns == 1 ? pass : kMostQueries * columns);
+}
+int64_t lines_of_inverse(int64_t columns) { return columns + 2 + transform_scratch(columns); }
 
-Scratch scratch_at(void* memory, int64_t columns) {
+Scratch scratch_at(void* memory, int64_t columns, int64_t pass) {
   Scratch scratch;
   scratch.planes = static_cast<Lanes*>(memory);
-  scratch.correlation = scratch.planes + kMostBlocks * kMostQueries * columns;
+  scratch.correlation = scratch.planes + planes_of_scratch(columns, pass);
   scratch.inverse = scratch.correlation + columns;
   float* floats = reinterpret_cast<float*>(scratch.inverse + lines_of_inverse(columns));
   for (int b = 0; b < kMostBlocks; ++b) scratch.inverse_norm[b] = floats + b * columns * kStripLanes;
@@ -548,6 +492,7 @@ struct ScreenRun {
   int slot;
   const float* threshold;
   Scratch scratch;
+  Ahead ahead;
 };
 
 // Bounds of the pairs of one query and one part of a block, from the correlation in scratch. Seldom called.
@@ -559,13 +504,20 @@ __attribute__((noinline)) void examine(const ScreenRun& run, int64_t query, cons
   const float* inverse_norm = block.inverse_norm + first_lane;
   const float slack = job.queries[query].slack;
   const Lanes e = load(block.norm + first_lane) * job.queries[query].epsilon;
-  Lanes upper, lower;
+  // A lane where only one shift can be the chosen one need not be scored at the others.
+  Lanes upper, lower, choices = {}, choice = {};
   if (job.cosine) {
     upper = lower = all(-INFINITY);
     for (int64_t s = 0; s < job.bank.columns; ++s) {
       const Lanes inverse = load(inverse_norm + s * kStripLanes);
       upper = highest((c[s] + e) * inverse, upper);
       lower = highest((c[s] - e) * inverse, lower);
+    }
+    for (int64_t s = 0; s < job.bank.columns; ++s) {
+      const Lanes inverse = load(inverse_norm + s * kStripLanes);
+      const auto possible = (c[s] + e) * inverse + slack >= lower - slack;
+      choices += pick(possible, all(1.0f), Lanes{});
+      choice = pick(possible, all(static_cast<float>(s)), choice);
     }
   } else {
     Lanes best = c[0];
@@ -575,27 +527,32 @@ __attribute__((noinline)) void examine(const ScreenRun& run, int64_t query, cons
     for (int64_t s = 0; s < job.bank.columns; ++s) {
       const Lanes inverse = load(inverse_norm + s * kStripLanes);
       const Lanes above = (c[s] + e) * inverse, below = (c[s] - e) * inverse;
-      upper = pick((c[s] >= least) & (above > upper), above, upper);
-      lower = pick((c[s] >= least) & (below < lower), below, lower);
+      const auto possible = c[s] >= least;
+      upper = pick(possible & (above > upper), above, upper);
+      lower = pick(possible & (below < lower), below, lower);
+      choices += pick(possible, all(1.0f), Lanes{});
+      choice = pick(possible, all(static_cast<float>(s)), choice);
     }
   }
-  ScreenHits hits{query, block.block, 0, {}, {}};
+  ScreenHits hits{query, block.block, 0, {}, {}, {}};
   for (int i = 0; i < kLanes; ++i) {
     const int lane = first_lane + i;
     const uint32_t bit = 1u << lane;
     if (!(lanes & 1u << i)) continue;
     float low = lower[i] - slack, high = upper[i] + slack;
+    int32_t shift = choices[i] == 1.0f ? static_cast<int32_t>(choice[i]) : kAnyShift;
     if ((block.wild & bit) || !(low <= high)) {
-      low = -INFINITY, high = INFINITY;
+      low = -INFINITY, high = INFINITY, shift = kAnyShift;
     } else if (block.zero & bit) {
-      low = high = 0.0f;
+      low = high = 0.0f, shift = kAnyShift;
     } else if (block.unsure & bit) {
-      low = -INFINITY, high = high > slack ? high : slack;
+      low = -INFINITY, high = high > slack ? high : slack, shift = kAnyShift;
     }
     if (!(high >= run.threshold[query])) continue;
     hits.lanes |= bit;
     hits.lower[lane] = low;
     hits.upper[lane] = high;
+    hits.shift[lane] = shift;
   }
   if (hits.lanes != 0) job.keep(job.owner, run.slot, hits);
 }
@@ -605,7 +562,7 @@ template <int kColumns>
 GEOLOC_FAST_INLINE void finish(const ScreenRun& run, int64_t query, BlockState& block, int part, const Lanes* planes) {
   const ScreenJob& job = run.job;
   const int64_t columns = kColumns ? kColumns : job.bank.columns;
-  set_width(job, job.queries[query].width, block);
+  if (block.width != job.queries[query].width) set_width(job, job.queries[query].width, block);
   const float* inverse_norm = block.inverse_norm + part * kLanes;
   Lanes best = all(-INFINITY);
   constexpr int kFixed = kColumns ? kColumns : 1;
@@ -616,7 +573,7 @@ GEOLOC_FAST_INLINE void finish(const ScreenRun& run, int64_t query, BlockState& 
 #pragma GCC unroll 32
     for (int f = 1; f <= (kColumns - 1) / 2; ++f) re[f] = planes[2 * f - 1], im[f] = planes[2 * f];
     if constexpr (kColumns > 1) re[kColumns / 2] = planes[kColumns - 1];
-    inverse_fixed<kColumns>(re, im, fixed, 1);
+    inverse_fixed<kColumns, float>(re, im, fixed, 1);
 #pragma GCC unroll 64
     for (int s = 0; s < kColumns; ++s) best = highest(fixed[s] * load(inverse_norm + s * kStripLanes), best);
   } else {
@@ -624,7 +581,7 @@ GEOLOC_FAST_INLINE void finish(const ScreenRun& run, int64_t query, BlockState& 
     re[0] = planes[0];
     for (int64_t f = 1; f <= (columns - 1) / 2; ++f) re[f] = planes[2 * f - 1], im[f] = planes[2 * f];
     if (columns % 2 == 0) re[columns / 2] = planes[columns - 1];
-    inverse_any(columns, re, im, c, 1, job.circle, columns, im + columns / 2 + 1);
+    inverse_any(columns, re, im, c, 1, job.float_circle, columns, im + columns / 2 + 1);
     for (int64_t s = 0; s < columns; ++s) best = highest(c[s] * load(inverse_norm + s * kStripLanes), best);
   }
   const Lanes bound = best + load(block.reach + part * kLanes) * job.queries[query].epsilon;
@@ -639,7 +596,8 @@ GEOLOC_FAST_INLINE void finish(const ScreenRun& run, int64_t query, BlockState& 
 }
 
 template <int kColumns>
-void finish_all(const ScreenRun& run, int64_t first, int queries, BlockState* blocks, int count, int part) {
+__attribute__((noinline)) void finish_all(const ScreenRun& run, int64_t first, int queries, BlockState* blocks,
+                                          int count, int part) {
   const int64_t columns = kColumns ? kColumns : run.job.bank.columns;
   const Lanes* planes = run.scratch.planes;
   for (int b = 0; b < count; ++b)
@@ -662,38 +620,18 @@ void finish_tile(const ScreenRun& run, int64_t first, int queries, BlockState* b
 // A tile of queries against one or two blocks.
 
 template <bool kBf16, int kQueries>
-void sweep_blocks(const ScreenRun& run, const uint32_t* const* from, int count, const uint32_t* operands) {
+void sweep_blocks(ScreenRun& run, const uint32_t* const* from, int count, const uint32_t* operands) {
   const StripBankView& bank = run.job.bank;
   Lanes* planes = run.scratch.planes;
   if (count == 2 && kBlocks == 2)
-    sweep_float<kBf16, kQueries, kBlocks>(from, bank.words, bank.columns, operands, planes);
+    sweep_float<kBf16, kQueries, kBlocks>(from, bank.words, bank.columns, operands, planes, run.ahead);
   else
-    for (int b = 0; b < count; ++b)
-      sweep_float<kBf16, kQueries, 1>(from + b, bank.words, bank.columns, operands,
-                                      planes + b * kQueries * bank.columns);
+    for (int b = 0; b < count; ++b, planes += kQueries * bank.columns)
+      sweep_float<kBf16, kQueries, 1>(from + b, bank.words, bank.columns, operands, planes, run.ahead);
 }
 
 template <bool kBf16>
-void sweep_tile_flat(const ScreenRun& run, int tile, const uint32_t* const* from, int count,
-                     const uint32_t* operands) {
-  const int64_t words = run.job.bank.words;
-  for (int b = 0; b < count; ++b) {
-    Lanes* planes = run.scratch.planes + b * tile;
-    switch (tile) {
-      case 16:
-        if constexpr (kFlatTile >= 16) sweep_flat<kBf16, 16>(from + b, words, operands, planes);
-        break;
-      case 8: sweep_flat<kBf16, 8>(from + b, words, operands, planes); break;
-      case 4: sweep_flat<kBf16, 4>(from + b, words, operands, planes); break;
-      case 2: sweep_flat<kBf16, 2>(from + b, words, operands, planes); break;
-      default: sweep_flat<kBf16, 1>(from + b, words, operands, planes); break;
-    }
-  }
-}
-
-template <bool kBf16>
-void sweep_tile(const ScreenRun& run, int tile, const uint32_t* const* from, int count, const uint32_t* operands) {
-  if (run.job.bank.columns == 1) return sweep_tile_flat<kBf16>(run, tile, from, count, operands);
+void sweep_tile(ScreenRun& run, int64_t tile, const uint32_t* const* from, int count, const uint32_t* operands) {
   switch (tile) {
     case 4: return sweep_blocks<kBf16, 4>(run, from, count, operands);
     case 2: return sweep_blocks<kBf16, 2>(run, from, count, operands);
@@ -702,56 +640,119 @@ void sweep_tile(const ScreenRun& run, int tile, const uint32_t* const* from, int
 }
 
 #if defined(__AVX512BF16__)
-void sweep_tile_dot(const ScreenRun& run, int tile, const uint32_t* const* from, int count, const uint32_t* operands) {
+void sweep_tile_dot(ScreenRun& run, int64_t tile, const uint32_t* const* from, int count, const uint32_t* operands) {
   const int64_t words = run.job.bank.words, columns = run.job.bank.columns;
-  for (int b = 0; b < count; ++b) {
-    Lanes* planes = run.scratch.planes + b * tile * columns;
-    switch (tile) {
-      case 16: sweep_dot<16>(from[b], words, columns, operands, planes); break;
-      case 8: sweep_dot<8>(from[b], words, columns, operands, planes); break;
-      case 4: sweep_dot<4>(from[b], words, columns, operands, planes); break;
-      case 2: sweep_dot<2>(from[b], words, columns, operands, planes); break;
-      default: sweep_dot<1>(from[b], words, columns, operands, planes); break;
+  Lanes* planes = run.scratch.planes;
+  for (int b = 0; b < count; ++b, planes += tile * columns) switch (tile) {
+      case 8: sweep_dot<8>(from[b], words, columns, operands, planes, run.ahead); break;
+      case 4: sweep_dot<4>(from[b], words, columns, operands, planes, run.ahead); break;
+      case 2: sweep_dot<2>(from[b], words, columns, operands, planes, run.ahead); break;
+      default: sweep_dot<1>(from[b], words, columns, operands, planes, run.ahead); break;
     }
-  }
 }
 #endif
 
-int largest_tile(Products products, int64_t columns) {
-  return columns == 1 ? kFlatTile : products == Products::kBf16Dot ? kDotTile : kTile;
+void sweep_spectral(ScreenRun& run, const uint32_t* const* from, BlockState* blocks, int count, int part) {
+  const ScreenJob& job = run.job;
+  for (int64_t first = 0, tile; first < job.live; first += tile) {
+    tile = tile_at(job.products, job.bank.columns, first, job.live);
+    const uint32_t* operands = job.operands + first * job.operand_words;
+#if defined(__AVX512BF16__)
+    if (job.products == Products::kBf16Dot)
+      sweep_tile_dot(run, tile, from, count, operands);
+    else
+#endif
+        if (job.bank.bf16)
+      sweep_tile<true>(run, tile, from, count, operands);
+    else
+      sweep_tile<false>(run, tile, from, count, operands);
+    finish_tile(run, first, static_cast<int>(tile), blocks, count, part);
+  }
+}
+
+// W = 1: a matrix product. A run of words of the blocks stays in the first-level cache for all tiles.
+template <Products kProducts, int kQueries, int kBlocksNow>
+void sweep_flat_run(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end, const uint32_t* operands,
+                    Lanes* planes) {
+#if defined(__AVX512BF16__)
+  if constexpr (kProducts == Products::kBf16Dot)
+    return sweep_real_dot<kQueries, kBlocksNow, 1>(from, words, begin, end, operands, 1, planes, begin > 0);
+#endif
+  sweep_real<kProducts != Products::kFp32, kQueries, kBlocksNow, 1>(
+      from, words, begin, end, reinterpret_cast<const float*>(operands), 1, planes, begin > 0);
+}
+
+template <Products kProducts, int kBlocksNow>
+void sweep_flat(ScreenRun& run, const uint32_t* const* from) {
+  const ScreenJob& job = run.job;
+  const int64_t words = job.bank.words, length = run_of_words(job.bank);
+  for (int64_t begin = 0; begin < words; begin += length) {
+    const int64_t end = words - begin < length ? words : begin + length;
+    for (int64_t first = 0, tile; first < job.live; first += tile) {
+      tile = tile_at(job.products, 1, first, job.live);
+      const uint32_t* operands = job.operands + first * job.operand_words;
+      Lanes* planes = run.scratch.planes + first * kBlocksNow;
+      fetch_ahead(run.ahead);
+      switch (tile) {
+        case 8: sweep_flat_run<kProducts, 8, kBlocksNow>(from, words, begin, end, operands, planes); break;
+        case 4: sweep_flat_run<kProducts, 4, kBlocksNow>(from, words, begin, end, operands, planes); break;
+        case 2: sweep_flat_run<kProducts, 2, kBlocksNow>(from, words, begin, end, operands, planes); break;
+        default: sweep_flat_run<kProducts, 1, kBlocksNow>(from, words, begin, end, operands, planes); break;
+      }
+    }
+  }
+}
+
+template <Products kProducts>
+void sweep_flat_blocks(ScreenRun& run, const uint32_t* const* from, BlockState* blocks, int count, int part) {
+  if (count == kFlatBlocks)
+    sweep_flat<kProducts, kFlatBlocks>(run, from);
+  else
+    sweep_flat<kProducts, 1>(run, from);
+  const ScreenJob& job = run.job;
+  Lanes* const all_planes = run.scratch.planes;
+  for (int64_t first = 0, tile; first < job.live; first += tile) {
+    tile = tile_at(job.products, 1, first, job.live);
+    finish_all<1>(run, first, static_cast<int>(tile), blocks, count, part);
+    run.scratch.planes += tile * count;
+  }
+  run.scratch.planes = all_planes;
 }
 
 }  // namespace
 
 int64_t strip_topk_tile(Products products, int64_t columns, int64_t first, int64_t live) {
-  int64_t tile = largest_tile(products, columns);
-  while (tile > live - first) tile /= 2;
-  return tile;
+  return tile_at(products, columns, first, live);
 }
 
-int64_t strip_topk_scratch(int64_t columns) {
-  const int64_t lines = kMostBlocks * kMostQueries * columns + columns + lines_of_inverse(columns);
-  return lines * 64 + (kMostBlocks + 2) * columns * kStripLanes * 4;
+int64_t strip_topk_scratch(int64_t columns, int64_t pass) {
+  const int64_t lines = planes_of_scratch(columns, pass) + columns + lines_of_inverse(columns);
+  const int64_t screen = 4 * kLanes * lines + (kMostBlocks + 2) * columns * kStripLanes * 4;
+  const int64_t operands = 64 * (3 * columns + 2 + transform_scratch(columns));
+  return ((screen > operands ? screen : operands) + 63) / 64 * 64;
 }
 
 void strip_topk_operands(const ScreenJob& job, int64_t i, int64_t first, int64_t tile, void* scratch) {
   const StripBankView& bank = job.bank;
   ScreenQuery& query = job.queries[i];
-  const int64_t columns = bank.columns, padded = job.basis.padded, member = i - first;
+  const int64_t columns = bank.columns, member = i - first;
   const int64_t per_word = bank.bf16 ? 2 : 1, channels = bank.words * per_word;
   const int64_t real_planes = columns == 1 ? 1 : 2 - columns % 2, frequencies = (columns - real_planes) / 2;
   const double scale = query.energy > 0.0 ? 1.0 / std::sqrt(query.energy) : 0.0;
-  double* planes = static_cast<double*>(scratch);  // [padded] of one channel
+  const double middle = std::sqrt(2.0 / static_cast<double>(columns)),
+               ends = std::sqrt(1.0 / static_cast<double>(columns));
+  f64x8 *in = static_cast<f64x8*>(scratch), *re = in + columns, *im = re + columns / 2 + 1;  // 8 channels
   uint32_t* operands = job.operands + first * job.operand_words;
   double residual = 0.0;
   for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t p = 0; p < padded; ++p) planes[p] = 0.0;
-    if (c < bank.values)
-      for (int64_t x = 0; x < query.width; ++x) {
-        const double value = query.values[c * job.padded_width + x] * scale;
-        const double* basis = job.basis.columns_by_plane + x * padded;
-        for (int64_t p = 0; p < padded; ++p) planes[p] += value * basis[p];
-      }
+    const int64_t lane = c % 8;
+    if (lane == 0) {
+      for (int64_t x = 0; x < columns; ++x) in[x] = f64x8{};
+      for (int64_t j = 0; j < 8 && c + j < bank.values; ++j)
+        for (int64_t x = 0; x < query.width; ++x) in[x][j] = query.values[(c + j) * job.padded_width + x] * scale;
+      forward_any(columns, in, 1, re, im, job.circle, columns, im + columns / 2 + 1);
+    }
+    const double plane_first = re[0][lane] * ends, plane_last = re[columns / 2][lane] * ends;
     if (job.products == Products::kBf16Dot) {
       auto half = [&](int64_t word, double value) {
         const float single = static_cast<float>(value);
@@ -766,26 +767,26 @@ void strip_topk_operands(const ScreenJob& job, int64_t i, int64_t first, int64_t
         residual += (value - rounded) * (value - rounded);
       };
       const int64_t w = c / 2;
-      half((w * tile + member) * real_planes, planes[0]);
-      if (real_planes == 2) half((w * tile + member) * 2 + 1, planes[columns - 1]);
+      half((w * tile + member) * real_planes, plane_first);
+      if (real_planes == 2) half((w * tile + member) * 2 + 1, plane_last);
       for (int64_t f = 1; f <= frequencies; ++f) {
         const int64_t at = bank.words * tile * (real_planes + 2 * (f - 1)) + (w * tile + member) * 2;
-        half(at, planes[2 * f - 1]);
-        half(at + 1, planes[2 * f]);
+        half(at, re[f][lane] * middle);
+        half(at + 1, im[f][lane] * middle);
       }
     } else {
       auto whole = [&](int64_t word, double value) {
         const float rounded = static_cast<float>(value);
         std::memcpy(operands + word, &rounded, sizeof rounded);
       };
-      whole((c * tile + member) * real_planes, planes[0]);
-      if (real_planes == 2) whole((c * tile + member) * 2 + 1, planes[columns - 1]);
+      whole((c * tile + member) * real_planes, plane_first);
+      if (real_planes == 2) whole((c * tile + member) * 2 + 1, plane_last);
       for (int64_t f = 1; f <= frequencies; ++f) {
         const int64_t at = channels * tile * (real_planes + 3 * (f - 1)) + (c * tile + member) * 3;
-        const double re = planes[2 * f - 1], im = -planes[2 * f];  // of the conjugate
-        whole(at, re);
-        whole(at + 1, im - re);
-        whole(at + 2, re + im);
+        const double query_re = re[f][lane] * middle, query_im = -im[f][lane] * middle;  // of the conjugate
+        whole(at, query_re);
+        whole(at + 1, query_im - query_re);
+        whole(at + 2, query_re + query_im);
       }
     }
   }
@@ -797,8 +798,15 @@ void strip_topk_operands(const ScreenJob& job, int64_t i, int64_t first, int64_t
 void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t end, const float* threshold,
                        void* memory) {
   const StripBankView& bank = job.bank;
-  const ScreenRun run{job, slot, threshold, scratch_at(memory, bank.columns)};
-  const int at_once = job.products != Products::kBf16Dot && bank.columns > 1 ? kBlocks : 1;
+  const bool flat = bank.columns == 1, dot = job.products == Products::kBf16Dot;
+  ScreenRun run{job, slot, threshold, scratch_at(memory, bank.columns, job.pass), {}};
+  const int at_once = flat ? kFlatBlocks : dot ? 1 : kBlocks;
+  int64_t steps = 0;  // at which lines ahead are asked for
+  for (int64_t first = 0, tile; first < job.live; first += tile, ++steps)
+    tile = tile_at(job.products, bank.columns, first, job.live);
+  steps *= kStripLanes / kLanes;
+  if (flat) steps *= (bank.words + run_of_words(bank) - 1) / run_of_words(bank);
+  if (bank.columns > 2) steps *= (bank.columns - 1) / 2;
   BlockState blocks[kMostBlocks];
   for (int64_t block = begin; block < end; block += at_once) {
     const int count = static_cast<int>(end - block < at_once ? end - block : at_once);
@@ -810,24 +818,21 @@ void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t en
       valid |= blocks[b].valid;
     }
     if (valid == 0) continue;
-    for (int64_t first = 0, tile; first < job.live; first += tile) {
-      tile = strip_topk_tile(job.products, bank.columns, first, job.live);
-      const uint32_t* operands = job.operands + first * job.operand_words;
-      for (int part = 0; part < kStripLanes / kLanes; ++part) {
-        const uint32_t* from[kMostBlocks];
-        for (int b = 0; b < count; ++b)
-          from[b] = reinterpret_cast<const uint32_t*>(blocks[b].data) + part * kLanes;
-#if defined(__AVX512BF16__)
-        if (job.products == Products::kBf16Dot)
-          sweep_tile_dot(run, static_cast<int>(tile), from, count, operands);
-        else
-#endif
-            if (bank.bf16)
-          sweep_tile<true>(run, static_cast<int>(tile), from, count, operands);
-        else
-          sweep_tile<false>(run, static_cast<int>(tile), from, count, operands);
-        finish_tile(run, first, static_cast<int>(tile), blocks, count, part);
-      }
+    const int64_t after = end - block - count < at_once ? end - block - count : at_once;
+    run.ahead.next = bank.blocks + (block + count) * bank.block_bytes;
+    run.ahead.end = run.ahead.next + after * bank.block_bytes;
+    run.ahead.lines = (after * bank.block_bytes / 64 + steps - 1) / steps;
+    for (int part = 0; part < kStripLanes / kLanes; ++part) {
+      const uint32_t* from[kMostBlocks];
+      for (int b = 0; b < count; ++b) from[b] = reinterpret_cast<const uint32_t*>(blocks[b].data) + part * kLanes;
+      if (!flat)
+        sweep_spectral(run, from, blocks, count, part);
+      else if (dot)
+        sweep_flat_blocks<Products::kBf16Dot>(run, from, blocks, count, part);
+      else if (bank.bf16)
+        sweep_flat_blocks<Products::kBf16>(run, from, blocks, count, part);
+      else
+        sweep_flat_blocks<Products::kFp32>(run, from, blocks, count, part);
     }
   }
 }

@@ -21,7 +21,7 @@ namespace geoloc_fast::cpu {
 enum class Products : int { kFp32 = 0, kBf16 = 1, kBf16Dot = 2 };
 constexpr const char* kProductsNames[] = {"fp32", "bf16", "bf16-dot"};
 
-constexpr int64_t kChannelsInARow = 1024;  // summed before they are added to what came before
+constexpr int64_t kChannelsInARow = 256;  // summed before they are added to what came before
 constexpr float kScoreSlack = 64.0f / 16777216.0f;
 
 // Operands of this many bytes stay near the cores while the bank streams by.
@@ -30,16 +30,16 @@ constexpr int64_t kOperandBytes = 4 << 20;
 constexpr int64_t kListBytes = 256 << 20;
 constexpr int64_t kKeptBytes = 24;  // of one pair
 // A piece of the bank handed to a thread: long enough to stream, short enough to share out evenly.
-constexpr int64_t kPieceBytes = 512 << 10;
+constexpr int64_t kPieceBytes = 2 << 20;
 
 struct StripTopkPlan {
   Products products;
-  int64_t operand_words;   // 32-bit words of a query's operands
-  int64_t pass;            // queries in one pass over the bank
-  int64_t list;            // kept pairs of a query and slot
-  int64_t piece;           // blocks handed to a slot at a time
+  int64_t operand_words;  // 32-bit words of a query's operands
+  int64_t pass;           // queries in one pass over the bank
+  int64_t list;           // kept pairs of a query and slot
+  int64_t piece;          // blocks handed to a slot at a time
   int slots;
-  float epsilon;           // the bound without the rounding of the query
+  float epsilon;  // the bound without the rounding of the query
 };
 
 // Inverse transforms written out for one W; others take the general one.
@@ -78,7 +78,7 @@ inline StripTopkPlan strip_topk_plan(const StripTopkParams& p, Isa isa, int thre
   plan.slots = threads < 1 ? 1 : threads;
   plan.piece = kPieceBytes / bank.block_bytes;
   if (plan.piece > blocks / (4 * plan.slots)) plan.piece = blocks / (4 * plan.slots);
-  if (plan.piece < 2) plan.piece = 2;
+  plan.piece = plan.piece < 2 ? 2 : plan.piece / 2 * 2;  // kernels take blocks in twos
   if (plan.slots > (blocks + plan.piece - 1) / plan.piece)
     plan.slots = static_cast<int>((blocks + plan.piece - 1) / plan.piece);
   if (plan.slots < 1) plan.slots = 1;

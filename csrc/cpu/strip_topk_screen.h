@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "cpu/isa.h"
+#include "cpu/strip_score.h"
 #include "cpu/strip_topk_plan.h"
 #include "geoloc_fast/strip_topk.h"
 
@@ -22,29 +23,31 @@ struct ScreenHits {
   int64_t block;
   uint32_t lanes;
   float lower[kStripLanes], upper[kStripLanes];
+  int32_t shift[kStripLanes];  // the only one that can be chosen, or kAnyShift
 };
 
 struct ScreenJob {
   StripBankView bank;
-  StripBasis basis;
+  const double* circle;       // see strip_bank.h
+  const float* float_circle;  // rounded; only where there is no fixed inverse
   int64_t padded_width;
   bool cosine;
   const bool* alive;
   Products products;
   float epsilon;
   ScreenQuery* queries;
-  int64_t live;            // queries of this pass
-  uint32_t* operands;      // [live][operand_words], tile by tile
+  int64_t pass;        // most queries of a pass
+  int64_t live;        // queries of this pass
+  uint32_t* operands;  // [live][operand_words], tile by tile
   int64_t operand_words;
-  const float* circle;     // cos and sin of 2 pi i / W: [2][W], for the general inverse
-  void* owner;             // for `keep`
+  void* owner;  // for `keep`
   void (*keep)(void* owner, int slot, const ScreenHits& hits);
 };
 
 // How many queries stand in the tile that begins at query `first` of `live`.
 GEOLOC_FAST_DECLARE_KERNEL(int64_t, strip_topk_tile, (Products products, int64_t columns, int64_t first, int64_t live))
 // Bytes of scratch a slot needs, a multiple of 64.
-GEOLOC_FAST_DECLARE_KERNEL(int64_t, strip_topk_scratch, (int64_t columns))
+GEOLOC_FAST_DECLARE_KERNEL(int64_t, strip_topk_scratch, (int64_t columns, int64_t pass))
 // Fills the operands and the bound of query `i`, member `i - first` of a tile of `tile` queries that begins at `first`.
 GEOLOC_FAST_DECLARE_KERNEL(void, strip_topk_operands,
                            (const ScreenJob& job, int64_t i, int64_t first, int64_t tile, void* scratch))

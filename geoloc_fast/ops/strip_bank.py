@@ -5,6 +5,7 @@ A bank travels as its blocks (uint8) and `shape` = [count, C, H, W]; `dtype` is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -46,13 +47,20 @@ def _can_run_cpu(tensor: Tensor, columns: int, strips: Tensor | None) -> str:
 
 
 @cache
-def _tables(columns: int) -> Tensor:
-    """float64 [2, W, W rounded up to 8]: the Fourier basis and its transpose, as the kernels read them."""
-    tables = torch.zeros((2, columns, -(-columns // 8) * 8), dtype=torch.float64)
-    basis = strip_bank.fourier_basis(columns)
-    tables[0, :, :columns] = basis
-    tables[1, :, :columns] = basis.T
-    return tables
+def _circle(columns: int) -> Tensor:
+    """float64 [2, W]: cos and sin of 2 pi i / W, which the kernels' transforms read."""
+    angle = torch.arange(columns, dtype=torch.float64) * (2 * math.pi / columns)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def _address(blocks: Tensor, layout: BankLayout) -> int:
+    """Where the kernels find the blocks; they trust what they are told, so this is where it is checked."""
+    expected = layout.blocks * layout.block_bytes
+    if blocks.dtype != torch.uint8 or blocks.shape != (expected,) or not blocks.is_contiguous():
+        raise ValueError(f"blocks: expected {expected} contiguous bytes, got {blocks.dtype} {tuple(blocks.shape)}")
+    if blocks.data_ptr() % strip_bank.ALIGNMENT:
+        raise ValueError(f"blocks: expected an address that is a multiple of {strip_bank.ALIGNMENT}")
+    return blocks.data_ptr()
 
 
 def _workspace(nbytes: int) -> Tensor:
@@ -74,7 +82,7 @@ def _run_pack(strips: Tensor, dtype: str) -> Tensor:
         part = strips[begin : begin + _BLOCKS_AT_ONCE * LANES].to(torch.float32).contiguous()
         native.strip_pack(
             blocks.data_ptr() + begin // LANES * layout.block_bytes, (part.shape[0], values, layout.columns),
-            dtype == "bf16", part.data_ptr(), _tables(layout.columns).data_ptr(), workspace.data_ptr(), threads,
+            dtype == "bf16", part.data_ptr(), _circle(layout.columns).data_ptr(), workspace.data_ptr(), threads,
         )  # fmt: skip
     choose.ran("strip_pack", "cpu", native.isa())
     return blocks
@@ -97,8 +105,8 @@ def _run_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor)
     threads = torch.get_num_threads()
     workspace = _workspace(native.strip_unpack_workspace(layout.columns, threads))
     native.strip_unpack(
-        blocks.data_ptr(), _size(layout), dtype == "bf16", index.data_ptr(), index.shape[0], strips.data_ptr(),
-        _tables(layout.columns).data_ptr(), workspace.data_ptr(), threads,
+        _address(blocks, layout), _size(layout), dtype == "bf16", index.data_ptr(), index.shape[0], strips.data_ptr(),
+        _circle(layout.columns).data_ptr(), workspace.data_ptr(), threads,
     )  # fmt: skip
     choose.ran("strip_unpack", "cpu", native.isa())
     return strips
@@ -134,9 +142,9 @@ def _run_score(
     shift = torch.empty(index.shape, dtype=torch.int64)
     workspace = _workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
     native.strip_score(
-        blocks.data_ptr(), size, dtype == "bf16", query.data_ptr(),
+        _address(blocks, layout), size, dtype == "bf16", query.data_ptr(),
         0 if query_width is None else query_width.data_ptr(), query.shape[0], query.shape[3], select == "cosine",
-        index.data_ptr(), index.shape[1], score.data_ptr(), shift.data_ptr(), _tables(layout.columns).data_ptr(),
+        index.data_ptr(), index.shape[1], score.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
         workspace.data_ptr(), threads,
     )  # fmt: skip
     choose.ran("strip_score", "cpu", native.isa())
@@ -173,9 +181,9 @@ def _run_topk(
     bf16 = dtype == "bf16"
     workspace = _workspace(native.strip_topk_workspace(size, bf16, query.shape[0], query.shape[3], k, threads))
     plan = native.strip_topk(
-        blocks.data_ptr(), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
+        _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
         query.shape[0], query.shape[3], select == "cosine", k, 0 if alive is None else alive.data_ptr(),
-        score.data_ptr(), index.data_ptr(), shift.data_ptr(), _tables(layout.columns).data_ptr(),
+        score.data_ptr(), index.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
         workspace.data_ptr(), threads,
     )  # fmt: skip
     choose.ran("strip_topk", "cpu", plan)

@@ -23,14 +23,14 @@
 //
 // Numerics: transforms in float64 with a fixed order of sums and no contraction, one rounding to what is stored
 // (through float32 for bf16); so every instruction set writes the same bytes and reads the same values.
-// Packing reads 4 K W bytes a strip and does 2 K W^2 multiply-adds (the second transform is for the energies).
+// Packing reads 4 K W bytes a strip and does two fast transforms of it (the second is for the energies).
 #pragma once
 #include "geoloc_fast/types.h"
 
 namespace geoloc_fast {
 
 constexpr int kStripLanes = 16;
-constexpr int64_t kMaxStripColumns = 1024;  // of the native kernels: their transform is a W x W table
+constexpr int64_t kMaxStripColumns = 4096;  // of the native kernels, whose scratch memory grows with W
 
 struct StripBankView {
   const uint8_t* blocks;  // aligned to 64 bytes
@@ -45,25 +45,17 @@ struct StripBankView {
 // Null blocks are allowed when count is 0. The view is as good as the bytes it is told about.
 StripBankView strip_bank_view(const void* blocks, int64_t count, int64_t values, int64_t columns, bool bf16);
 
-// Tables the kernels read, float64 [2][W][padded columns], zero beyond W: [0][plane][column] is the basis above,
-// [1][column][plane] its transpose. padded columns = W rounded up to 8.
-struct StripBasis {
-  const double* planes_by_column;
-  const double* columns_by_plane;
-  int64_t padded;
-};
-StripBasis strip_basis(const double* tables, int64_t columns);
-constexpr int64_t strip_padded(int64_t columns) { return (columns + 7) / 8 * 8; }
+// The kernels read a table `circle`: cos, then sin, of 2 pi i / W for i < W, float64 [2][W].
 
 namespace cpu {
 
 // Packs `view.count` strips, float32 [count][K][W], into `blocks` (the memory of the view, to be written).
-Status strip_pack(const StripBankView& view, uint8_t* blocks, const float* strips, const double* tables,
+Status strip_pack(const StripBankView& view, uint8_t* blocks, const float* strips, const double* circle,
                   void* workspace, int threads);
 int64_t strip_pack_workspace(int64_t columns, int threads);
 
 // Row index[i] of the bank as float32 [n][K][W]. kBadSize, with nothing read, if an index is outside the bank.
-Status strip_unpack(const StripBankView& view, const int64_t* index, int64_t n, float* out, const double* tables,
+Status strip_unpack(const StripBankView& view, const int64_t* index, int64_t n, float* out, const double* circle,
                     void* workspace, int threads);
 int64_t strip_unpack_workspace(int64_t columns, int threads);
 

@@ -12,7 +12,8 @@
 //
 // Numerics: float64 sums in a fixed order over float32 values, no contraction, one rounding to float32 at the
 // end. Every instruction set gives the same bits, equal strips get equal scores, and a strip that repeats along
-// azimuth ties exactly, so that its first shift wins. The cost of a pair is K W (W + w) multiply-adds.
+// azimuth ties exactly, so that its first shift wins. A pair costs a fast
+// transform of the strip and K W w multiply-adds.
 #pragma once
 #include "geoloc_fast/strip_bank.h"
 
@@ -23,13 +24,13 @@ struct StripScoreParams {
   const float* query;    // [batch][K][padded_width], contiguous
   const int64_t* width;  // [batch], each from 1 to padded_width; null: all are padded_width
   int64_t batch, padded_width;
-  bool cosine;            // select="cosine"
-  const int64_t* index;   // [batch][n], each from -1 to count-1
+  bool cosine;           // select="cosine"
+  const int64_t* index;  // [batch][n], each from -1 to count-1
   int64_t n;
-  float* score;           // [batch][n]
-  int64_t* shift;         // [batch][n]
-  const double* tables;   // StripBasis
-  void* workspace;        // strip_score_workspace bytes, aligned to 64
+  float* score;          // [batch][n]
+  int64_t* shift;        // [batch][n]
+  const double* circle;  // see strip_bank.h
+  void* workspace;       // strip_score_workspace bytes, aligned to 64
 };
 
 namespace cpu {

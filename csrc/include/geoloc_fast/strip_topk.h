@@ -54,7 +54,7 @@ struct StripTopkParams {
   float* score;          // [batch][k], best first; -inf, -1, -1 where there is no row
   int64_t* index;        // [batch][k]
   int64_t* shift;        // [batch][k]
-  const double* tables;  // StripBasis
+  const double* circle;  // see strip_bank.h
   void* workspace;       // strip_topk_workspace bytes, aligned to 64
 };
 

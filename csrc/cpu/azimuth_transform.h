@@ -1,0 +1,154 @@
+// The real Fourier transform along azimuth and its inverse, on vectors whose lanes are independent signals. For
+// kernel sources; like simd.h, nothing here is shared between builds.
+// SPDX-License-Identifier: Apache-2.0
+//
+//   inverse:  out[s] = re[0] + sum_f (re[f] cos(2 pi f s / W) - im[f] sin(2 pi f s / W)) + re[W/2] (-1)^s
+//
+// with 0 < f < W/2 and the last term for even W only; forward is its transpose: re[f] = sum_s in[s] cos, im[f] =
+// -sum_s in[s] sin. Neither scales. An even W splits into even and odd s, each a transform of half the length of
+//
+//   even: B_f = A_f + conj(A_(W/2-f)),   odd: B_f = (A_f - conj(A_(W/2-f))) e^(2 pi i f / W),   0 <= f <= W/4
+//
+// and the odd part that is left takes s and W-s together, from a table. `circle` is cos, then sin, of 2 pi i / n for
+// i < n, where n = `points` is a multiple of W.
+#pragma once
+#include <cstdint>
+
+#include "cpu/simd.h"
+
+namespace geoloc_fast::cpu::GEOLOC_FAST_ISA {
+
+constexpr double kQuarterCosines[17] = {// of 2 pi i / 64
+                                        1.0,
+                                        0.99518472667219693,
+                                        0.98078528040323043,
+                                        0.95694033573220882,
+                                        0.92387953251128674,
+                                        0.88192126434835505,
+                                        0.83146961230254524,
+                                        0.77301045336273699,
+                                        0.70710678118654757,
+                                        0.63439328416364549,
+                                        0.55557023301960218,
+                                        0.47139673682599764,
+                                        0.38268343236508977,
+                                        0.29028467725446233,
+                                        0.19509032201612825,
+                                        0.098017140329560604,
+                                        0.0};
+constexpr double cosine_of_64(int i) { return i <= 16 ? kQuarterCosines[i] : -kQuarterCosines[32 - i]; }
+constexpr double sine_of_64(int i) { return i <= 16 ? kQuarterCosines[16 - i] : kQuarterCosines[i - 16]; }
+
+// W a power of two up to 64, written out.
+template <int kColumns, typename Scalar, typename Vector>
+GEOLOC_FAST_INLINE void inverse_fixed(const Vector* re, const Vector* im, Vector* out, int stride) {
+  if constexpr (kColumns == 1) {
+    out[0] = re[0];
+  } else if constexpr (kColumns == 2) {
+    out[0] = re[0] + re[1];
+    out[stride] = re[0] - re[1];
+  } else {
+    constexpr int kHalf = kColumns / 2, kQuarter = kColumns / 4, kStep = 64 / kColumns;
+    Vector even_re[kQuarter + 1], even_im[kQuarter + 1], odd_re[kQuarter + 1], odd_im[kQuarter + 1];
+    even_re[0] = re[0] + re[kHalf];
+    odd_re[0] = re[0] - re[kHalf];
+#pragma GCC unroll 16
+    for (int f = 1; f < kQuarter; ++f) {
+      const Scalar c = static_cast<Scalar>(cosine_of_64(f * kStep)), s = static_cast<Scalar>(sine_of_64(f * kStep));
+      even_re[f] = re[f] + re[kHalf - f];
+      even_im[f] = im[f] - im[kHalf - f];
+      const Vector difference_re = re[f] - re[kHalf - f], difference_im = im[f] + im[kHalf - f];
+      odd_re[f] = difference_re * c - difference_im * s;
+      odd_im[f] = difference_re * s + difference_im * c;
+    }
+    even_re[kQuarter] = re[kQuarter];
+    odd_re[kQuarter] = -im[kQuarter];
+    inverse_fixed<kHalf, Scalar>(even_re, even_im, out, 2 * stride);
+    inverse_fixed<kHalf, Scalar>(odd_re, odd_im, out + stride, 2 * stride);
+  }
+}
+
+// Vectors of scratch memory that either of the following takes.
+constexpr int64_t transform_scratch(int64_t columns) { return 2 * columns + 64; }
+
+template <typename Scalar, typename Vector>
+void inverse_any(int64_t columns, const Vector* re, const Vector* im, Vector* out, int64_t stride, const Scalar* circle,
+                 int64_t points, Vector* scratch) {
+  const int64_t step = points / columns, half = columns / 2;
+  const Scalar* sines = circle + points;
+  if (columns % 2 == 0) {
+    Vector *even_re = scratch, *even_im = even_re + half / 2 + 1;
+    Vector *odd_re = even_im + half / 2 + 1, *odd_im = odd_re + half / 2 + 1;
+    even_re[0] = re[0] + re[half];
+    odd_re[0] = re[0] - re[half];
+    for (int64_t f = 1; 2 * f < half; ++f) {
+      const Scalar c = circle[f * step], s = sines[f * step];
+      even_re[f] = re[f] + re[half - f];
+      even_im[f] = im[f] - im[half - f];
+      const Vector difference_re = re[f] - re[half - f], difference_im = im[f] + im[half - f];
+      odd_re[f] = difference_re * c - difference_im * s;
+      odd_im[f] = difference_re * s + difference_im * c;
+    }
+    if (half % 2 == 0) {
+      even_re[half / 2] = re[half / 2];
+      odd_re[half / 2] = -im[half / 2];
+    }
+    inverse_any(half, even_re, even_im, out, 2 * stride, circle, points, odd_im + half / 2 + 1);
+    inverse_any(half, odd_re, odd_im, out + stride, 2 * stride, circle, points, odd_im + half / 2 + 1);
+    return;
+  }
+  Vector sum = re[0];
+  for (int64_t f = 1; f <= half; ++f) sum += re[f];
+  out[0] = sum;
+  for (int64_t s = 1; s <= half; ++s) {
+    Vector even = re[0], odd = {};
+    for (int64_t f = 1, at = s; f <= half; ++f, at = at + s < columns ? at + s : at + s - columns) {
+      even += re[f] * circle[at * step];
+      odd += im[f] * sines[at * step];
+    }
+    out[s * stride] = even - odd;
+    out[(columns - s) * stride] = even + odd;
+  }
+}
+
+template <typename Scalar, typename Vector>
+void forward_any(int64_t columns, const Vector* in, int64_t stride, Vector* re, Vector* im, const Scalar* circle,
+                 int64_t points, Vector* scratch) {
+  const int64_t step = points / columns, half = columns / 2;
+  const Scalar* sines = circle + points;
+  if (columns % 2 == 0) {
+    Vector *even_re = scratch, *even_im = even_re + half / 2 + 1;
+    Vector *odd_re = even_im + half / 2 + 1, *odd_im = odd_re + half / 2 + 1;
+    forward_any(half, in, 2 * stride, even_re, even_im, circle, points, odd_im + half / 2 + 1);
+    forward_any(half, in + stride, 2 * stride, odd_re, odd_im, circle, points, odd_im + half / 2 + 1);
+    re[0] = even_re[0] + odd_re[0];
+    re[half] = even_re[0] - odd_re[0];
+    for (int64_t f = 1; 2 * f < half; ++f) {
+      const Scalar c = circle[f * step], s = sines[f * step];
+      const Vector turned_re = odd_re[f] * c + odd_im[f] * s, turned_im = odd_im[f] * c - odd_re[f] * s;
+      re[f] = even_re[f] + turned_re;
+      re[half - f] = even_re[f] - turned_re;
+      im[f] = turned_im + even_im[f];
+      im[half - f] = turned_im - even_im[f];
+    }
+    if (half % 2 == 0) {
+      re[half / 2] = even_re[half / 2];
+      im[half / 2] = -odd_re[half / 2];
+    }
+    return;
+  }
+  re[0] = in[0];
+  for (int64_t n = 1; n < columns; ++n) re[0] += in[n * stride];
+  for (int64_t f = 1; f <= half; ++f) {
+    Vector sum_re = in[0], sum_im = {};
+    for (int64_t n = 1, at = f; n <= half; ++n, at = at + f < columns ? at + f : at + f - columns) {
+      const Vector here = in[n * stride], mirror = in[(columns - n) * stride];
+      sum_re += (here + mirror) * circle[at * step];
+      sum_im += (mirror - here) * sines[at * step];
+    }
+    re[f] = sum_re;
+    im[f] = sum_im;
+  }
+}
+
+}  // namespace geoloc_fast::cpu::GEOLOC_FAST_ISA
