@@ -10,6 +10,7 @@ from torch import Tensor
 from geoloc_fast import checks
 from geoloc_fast.ops import azimuth_crop as crop_op
 from geoloc_fast.ops import azimuth_match as match_op
+from geoloc_fast.ops import gumbel_noise as noise_op
 
 
 class AzimuthMatch(NamedTuple):
@@ -129,9 +130,10 @@ def _selection(
         scale = torch.full((), checks.finite("scale", scale), device=query.device)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     if noise is None:
-        # -log(E), E exponential, is standard Gumbel; the floor keeps a drawn 0 finite.
-        noise = torch.empty(shape, dtype=wide, device=query.device).exponential_()
-        noise = -noise.clamp_min(torch.finfo(wide).tiny).log()
+        # From one number of torch's generator. Drawn with the strips last: the kernels read many strips at a time.
+        seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=query.device)
+        noise = noise_op.draw(seed, [shape[0], shape[-1], *shape[1:-1]], wide)
+        noise = noise.transpose(1, -1) if len(shape) == 3 else noise
     else:
         checks.tensor("noise", noise, "[B, W]" if len(shape) == 2 else "[B, R, W]")
         checks.same_device("noise", noise, "query", query)
@@ -190,15 +192,15 @@ class _AzimuthCrop(torch.autograd.Function):
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         crop, score, shift = crop_op.forward(query, strips, query_width, select, scale, tau, noise)
-        ctx.save_for_backward(query, strips, query_width, scale, noise, shift)
+        ctx.save_for_backward(query, strips, query_width, scale, noise, score, shift)
         ctx.select, ctx.tau = select, tau
         ctx.mark_non_differentiable(shift)
         return crop, score, shift
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, strips, query_width, scale, noise, shift = ctx.saved_tensors
+        query, strips, query_width, scale, noise, score, shift = ctx.saved_tensors
         grad_query, grad_strips, grad_scale = crop_op.backward(
-            grads[0], grads[1], query, strips, query_width, ctx.select, scale, ctx.tau, noise, shift
+            grads[0], grads[1], query, strips, query_width, ctx.select, scale, ctx.tau, noise, score, shift
         )
         return grad_query, grad_strips, None, None, None if scale is None else grad_scale, None, None

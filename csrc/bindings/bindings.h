@@ -15,7 +15,9 @@ namespace geoloc_fast::bindings {
 
 using Sizes = std::array<int64_t, 4>;
 
+void bind_azimuth_crop_cpu(pybind11::module_& m);
 void bind_azimuth_match_cpu(pybind11::module_& m);
+void bind_gumbel_noise_cpu(pybind11::module_& m);
 void bind_polar_resample_cpu(pybind11::module_& m);
 void bind_strip_bank_cpu(pybind11::module_& m);
 void bind_polar_resample_cuda(pybind11::module_& m);

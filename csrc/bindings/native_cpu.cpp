@@ -42,7 +42,9 @@ PYBIND11_MODULE(_native_cpu, m) {
   m.def("isa", [] { return cpu::isa_name(cpu::current_isa()); });
   m.def("set_isa", &set_isa);
 
+  bind_azimuth_crop_cpu(m);
   bind_azimuth_match_cpu(m);
+  bind_gumbel_noise_cpu(m);
   bind_polar_resample_cpu(m);
   bind_strip_bank_cpu(m);
 }

@@ -430,14 +430,16 @@ void match_lanes(const Forward& w, int64_t tile, int64_t half, int64_t i, const 
   i32x16 close = silent ? i32x16{} : second >= best.value - reach;
   if (kSelect != Selection::kGumbel) close &= strip_norm > 0.0f;
   const i32x16 thin = best.norm * strip_norm > kThinWindow;
-  const i32x16 broken = load16(space.strip_broken + r) | splat_int(space.query_broken[i] ? -1 : 0);
-  if (any((close | thin) & ~broken & ~unordered)) {
+  i32x16 broken = load16(space.strip_broken + r) | splat_int(space.query_broken[i] ? -1 : 0);
+  // A softmax with NaN or +Inf in it, or of nothing but -Inf.
+  if (kSelect == Selection::kGumbel) broken |= unordered | ~((best.value < __builtin_inff()) & (best.value > lowest));
+  if (any((close | thin) & ~broken)) {
     float patched_correlation[16], patched_norm[16], top[16], reaches[16];
     int32_t patched_shift[16];
     store16(patched_correlation, best.correlation), store16(patched_norm, best.norm), store16(top, best.value);
     store16(reaches, reach), store16(patched_shift, best.shift);
     for (int lane = 0; lane < count; ++lane) {
-      if (!((close[lane] | thin[lane]) & ~broken[lane] & ~unordered[lane])) continue;
+      if (!((close[lane] | thin[lane]) & ~broken[lane])) continue;
       int64_t shift = patched_shift[lane];
       double exact = w.exact_correlation(i, r + lane, shift);
       if (close[lane]) {
@@ -503,11 +505,6 @@ void match_lanes(const Forward& w, int64_t tile, int64_t half, int64_t i, const 
     }
     scale_slope = scale_slope * load16(space.strip_unit + r) * (space.query_unit[i] * per_tau * w.per_term);
     store_lanes(p.scale_slope + b * w.references + r, scale_slope, count);
-  }
-  if (kSelect == Selection::kGumbel) {
-    const i32x16 undefined = unordered | ~((best.value < __builtin_inff()) & (best.value > lowest));
-    score = pick(undefined, nan, score);
-    best.shift = pick(unordered, i32x16{}, best.shift);
   }
   score = pick(broken, nan, score);
   best.shift = pick(broken, i32x16{}, best.shift);
@@ -586,7 +583,7 @@ struct Backward : Pairs {
         for (int64_t lane = 0; lane < count; ++lane) shifts[lane] = static_cast<int32_t>(params.shift[at + lane]);
         shift = load16(shifts);
       }
-      const i32x16 broken = load16(space.strip_broken + r) | splat_int(space.query_broken[i] ? -1 : 0);
+      const i32x16 broken = score != score;
       g = pick(broken, f32x16{}, g);
       score = pick(broken, f32x16{}, score);
       scale_slope = pick(broken, f32x16{}, scale_slope);
@@ -726,11 +723,68 @@ struct Backward : Pairs {
     }
   }
 
-  // to[0 .. n) += weight * from[0 .. n), n a multiple of 16
-  static void add_scaled(float* to, const float* from, float weight, int64_t n) {
-    const f32x16 w = splat(weight);
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < n; j += 16) store16(to + j, load16(to + j) + load16(from + j) * w);
+  // Up to four windows, each with its weight and its length in floats.
+  struct Windows {
+    const float* from[4];
+    float weight[4];
+    int64_t length[4];
+    int64_t count = 0;
+
+    void add(const float* window, float by, int64_t n) {
+      from[count] = window, weight[count] = by, length[count] = n;
+      ++count;
+    }
+  };
+
+  // to[j] += sum of the windows, which come in the order of their lengths; empties them.
+  static void add_windows(float* to, Windows& windows) {
+    int64_t j = 0;
+    if (windows.count == 4) {
+      const float *a = windows.from[0], *b = windows.from[1], *c = windows.from[2], *d = windows.from[3];
+      const f32x16 wa = splat(windows.weight[0]), wb = splat(windows.weight[1]), wc = splat(windows.weight[2]),
+                   wd = splat(windows.weight[3]);
+      for (; j < windows.length[0]; j += 16)
+        store16(to + j,
+                load16(to + j) + load16(a + j) * wa + load16(b + j) * wb + load16(c + j) * wc + load16(d + j) * wd);
+    }
+    const int64_t common = j;
+    for (int64_t n = 0; n < windows.count; ++n) {
+      const f32x16 w = splat(windows.weight[n]);
+      for (j = common; j < windows.length[n]; j += 16)
+        store16(to + j, load16(to + j) + load16(windows.from[n] + j) * w);
+    }
+    windows.count = 0;
+  }
+
+  // Strip r: its queries with the same shift one after another, so that they are added four at a time.
+  void add_queries(int64_t r, float* sums, int32_t* sorted, int32_t* begin) const {
+    for (int64_t s = 0; s <= columns; ++s) begin[s] = 0;
+    for (int64_t i = 0; i < batch; ++i) ++begin[params.shift[space.order[i] * references + r] + 1];
+    for (int64_t s = 0; s < columns; ++s) begin[s + 1] += begin[s];
+    for (int64_t i = 0; i < batch; ++i)
+      sorted[begin[params.shift[space.order[i] * references + r]]++] = static_cast<int32_t>(i);
+    Windows windows;
+    for (int64_t s = 0, n = 0; s < columns; ++s) {
+      for (; n < begin[s]; ++n) {
+        const int64_t i = sorted[n];
+        windows.add(space.query_columns + i * query_columns * space.padded, space.weights[i * space.lanes + r],
+                    space.width[i] * space.padded);
+        if (windows.count == 4) add_windows(sums + s * space.padded, windows);
+      }
+      add_windows(sums + s * space.padded, windows);
+    }
+  }
+
+  // Query i: its windows of strips begin .. end - 1.
+  void add_strips(int64_t i, int64_t begin, int64_t end, float* sums) const {
+    Windows windows;
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t shift = params.shift[space.order[i] * references + r];
+      windows.add(space.strip_columns + (r * space.strip_width + shift) * space.padded,
+                  space.weights[i * space.lanes + r], space.width[i] * space.padded);
+      if (windows.count == 4) add_windows(sums, windows);
+    }
+    add_windows(sums, windows);
   }
 
   // The same where every pair has one window: windows are added up.
@@ -742,16 +796,15 @@ struct Backward : Pairs {
     float* taken = take_floats(scratch, kRowBlock * space.gram_row);
     float* by_shift = take_floats(scratch, kRowBlock * columns);
     for (int64_t j = 0; j < count * row; j += 16) store16(sums + j, f32x16{});
-    for (int64_t other = 0; other < (kOfQuery ? references : batch); ++other)
-      for (int64_t m = 0; m < count; ++m) {
-        const int64_t i = kOfQuery ? first + m : other, r = kOfQuery ? other : first + m;
-        const int64_t shift = params.shift[space.order[i] * references + r], n = space.width[i] * padded;
-        const float weight = space.weights[i * space.lanes + r];
-        if (kOfQuery)
-          add_scaled(sums + m * row, space.strip_columns + (r * space.strip_width + shift) * padded, weight, n);
-        else
-          add_scaled(sums + m * row + shift * padded, space.query_columns + i * query_columns * padded, weight, n);
-      }
+    if (kOfQuery) {
+      for (int64_t begin = 0; begin < references; begin += kScatterOthers)
+        for (int64_t m = 0; m < count; ++m)
+          add_strips(first + m, begin, min_of(begin + kScatterOthers, references), sums + m * row);
+    } else {
+      int32_t* sorted = reinterpret_cast<int32_t*>(take_floats(scratch, batch));
+      int32_t* starts = reinterpret_cast<int32_t*>(take_floats(scratch, columns + 1));
+      for (int64_t m = 0; m < count; ++m) add_queries(first + m, sums + m * row, sorted, starts);
+    }
     if (!kOfQuery)
       for (int64_t m = 0; m < count; ++m)
         for (int64_t j = columns * padded; j < row; j += 16) {
@@ -849,15 +902,15 @@ Status azimuth_match_backward(const AzimuthMatchBackwardParams& p, int threads) 
     });
     return Status::kOk;
   }
-  const int64_t of_query = ceil_div(batch, kScatterBlock), of_strips = ceil_div(references, kScatterBlock);
+  int64_t block = kScatterBlock;
+  while (block > 4 && ceil_div(batch + references, block) < 4 * threads) block /= 2;
+  const int64_t of_query = ceil_div(batch, block), of_strips = ceil_div(references, block);
   run_tasks(work.space, of_query + of_strips, threads, [&](int64_t task, char* scratch) {
-    if (task < of_query) {
-      const int64_t first = task * kScatterBlock;
-      work.gradient_by_scatter<true>(first, min_of(kScatterBlock, batch - first), scratch);
-    } else {
-      const int64_t first = (task - of_query) * kScatterBlock;
-      work.gradient_by_scatter<false>(first, min_of(kScatterBlock, references - first), scratch);
-    }
+    if (task < of_query)
+      work.gradient_by_scatter<true>(task * block, min_of(block, batch - task * block), scratch);
+    else
+      work.gradient_by_scatter<false>((task - of_query) * block, min_of(block, references - (task - of_query) * block),
+                                      scratch);
   });
   return Status::kOk;
 }

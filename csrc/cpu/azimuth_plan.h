@@ -12,9 +12,9 @@ constexpr int64_t kRowBlock = 24;      // rows of a gradient that share what is 
 constexpr int64_t kValueBlock = 64;    // values (c, h) of a gradient computed at once
 constexpr int64_t kReduceBlock = 128;  // summands of a gradient kept in L1
 constexpr int64_t kSumBlock = 64;      // summands of a correlation before the partial sum is put away
-constexpr int64_t kScatterBlock = 4;   // rows of a gradient that share a window read
-
-constexpr int64_t kOrderedRow = 32;  // kRowBlock to a multiple of 16
+constexpr int64_t kScatterBlock = 16;  // rows of a gradient that share the windows read
+constexpr int64_t kScatterOthers = 4;  // from this many of the other side at a time
+constexpr int64_t kOrderedRow = 32;    // kRowBlock to a multiple of 16
 
 static inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 static inline int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }

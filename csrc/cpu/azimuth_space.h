@@ -104,7 +104,7 @@ static inline MatchSpace match_space(const AzimuthMatchSize& n, AzimuthPlan plan
       scratch = max_of(scratch, 4 * 16 * w);
     } else {
       space.weights = work.take<float>(b * space.lanes);
-      gradient = kScatterBlock * space.strip_width * k;
+      gradient = kScatterBlock * space.strip_width * k + b + w + 1;  // and an order of the queries
     }
     // And what the norm of the windows takes off each column, by shift and by column.
     scratch = max_of(scratch, 4 * (gradient + kRowBlock * (space.gram_row + w) + 64));

@@ -7,13 +7,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoloc_fast import _native
 from geoloc_fast.ops import choose
-from geoloc_fast.ops.azimuth_match import fake_gradients
+from geoloc_fast.ops.azimuth_match import (
+    SELECTION_CODES,
+    address,
+    as_float,
+    can_run_cpu,
+    fake_gradients,
+    native_tensor,
+)
 from geoloc_fast.ops.library import register
 from geoloc_fast.reference import azimuth_crop as reference
 from geoloc_fast.reference.windows import wide_dtype
 
-_NOT_WRITTEN = {name: choose.not_written(name) for name in ("cpu", "cuda", "triton")}
+_OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
+
+
+def _backend(op: str, query: Tensor, strips: Tensor) -> str:
+    return choose.choose_backend(op, query.device.type, {"cpu": lambda: can_run_cpu(query, strips), **_OTHERS})
+
+
+def _arguments(
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    scale: Tensor | None,
+    tau: float,
+    noise: Tensor | None,
+) -> tuple[tuple[Any, ...], Tensor, list[Tensor]]:
+    """The leading native arguments, the work space, and what must stay alive during the call."""
+    query_width = None if query_width is None else query_width.contiguous()
+    noise = None if noise is None else noise.to(torch.float32)
+    native: Any = _native.native_cpu
+    size = native.azimuth_crop_workspace(
+        query.shape[1] * query.shape[2], query.shape[3], strips.shape[3], torch.get_num_threads()
+    )
+    arguments = (
+        *native_tensor(query), *native_tensor(strips), address(query_width), SELECTION_CODES[select], as_float(scale),
+        tau, address(noise), (0, 0) if noise is None else noise.stride(),
+    )  # fmt: skip
+    return arguments, torch.empty((size,), dtype=torch.uint8), [t for t in (query_width, noise) if t is not None]
 
 
 def _run(
@@ -25,9 +60,20 @@ def _run(
     tau: float,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    choose.choose_backend("azimuth_crop", query.device.type, _NOT_WRITTEN)
-    crop, score, shift = reference.azimuth_crop(query, strips, query_width, select, scale, tau, noise)
-    choose.ran("azimuth_crop", "reference")
+    if _backend("azimuth_crop", query, strips) == "cpu":
+        native: Any = _native.native_cpu
+        crop = torch.empty(query.shape, dtype=torch.float32)
+        score = torch.empty(query.shape[:1], dtype=torch.float32)
+        shift = torch.empty(query.shape[:1], dtype=torch.int64)
+        arguments, workspace, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
+        native.azimuth_crop(
+            *arguments, crop.data_ptr(), score.data_ptr(), shift.data_ptr(), workspace.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        choose.ran("azimuth_crop", "cpu", f"{native.isa()}/direct")
+    else:
+        crop, score, shift = reference.azimuth_crop(query, strips, query_width, select, scale, tau, noise)
+        choose.ran("azimuth_crop", "reference")
     return crop.to(query.dtype), score, shift
 
 
@@ -47,21 +93,33 @@ def _run_backward(
     scale: Tensor | None,
     tau: float,
     noise: Tensor | None,
+    score: Tensor,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    choose.choose_backend("azimuth_crop_backward", query.device.type, _NOT_WRITTEN)
-    with torch.enable_grad():
-        q, s = query.detach().requires_grad_(), strips.detach().requires_grad_()
-        a = None if scale is None else scale.detach().requires_grad_()
-        crop, score, _ = reference.azimuth_crop(q, s, query_width, select, a, tau, noise)
-        grads = torch.autograd.grad(
-            (crop, score),
-            [q, s] if a is None else [q, s, a],
-            (grad_crop.to(crop.dtype), grad_score.to(score.dtype)),
-        )
+    if _backend("azimuth_crop_backward", query, strips) == "cpu":
+        native: Any = _native.native_cpu
+        grad_query = torch.empty(query.shape, dtype=torch.float32)
+        grad_strips = torch.empty(strips.shape, dtype=torch.float32)
+        grad_scales = None if scale is None else torch.empty(query.shape[:1], dtype=torch.float64)
+        grad_crop = grad_crop.to(torch.float32).contiguous()
+        grad_score = grad_score.to(torch.float32).contiguous()
+        arguments, workspace, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
+        native.azimuth_crop_backward(
+            *arguments, grad_crop.data_ptr(), grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(),
+            grad_query.data_ptr(), grad_strips.data_ptr(), address(grad_scales), workspace.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        choose.ran("azimuth_crop_backward", "cpu", f"{native.isa()}/direct")
+        if scale is None or grad_scales is None:
+            grad_scale = torch.zeros((), dtype=torch.float32)
+        else:
+            grad_scale = grad_scales.sum().to(scale.dtype)
+        return grad_query.to(query.dtype), grad_strips.to(strips.dtype), grad_scale
+    gradients = reference.azimuth_crop_backward(
+        grad_crop, grad_score, query, strips, query_width, select, scale, tau, noise
+    )
     choose.ran("azimuth_crop_backward", "reference")
-    grad_scale = query.new_zeros((), dtype=wide_dtype(query, strips)) if a is None else grads[2]
-    return grads[0], grads[1], grad_scale if scale is None else grad_scale.to(scale.dtype)
+    return gradients
 
 
 def _fake_backward(grad_crop: Tensor, grad_score: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -71,7 +129,7 @@ def _fake_backward(grad_crop: Tensor, grad_score: Tensor, *args: Any) -> tuple[T
 _ARGUMENTS = "Tensor query, Tensor strips, Tensor? query_width, str select, Tensor? scale, float tau, Tensor? noise"
 forward = register(f"azimuth_crop({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _run, _fake)
 backward = register(
-    f"azimuth_crop_backward(Tensor grad_crop, Tensor grad_score, {_ARGUMENTS}, Tensor shift)"
+    f"azimuth_crop_backward(Tensor grad_crop, Tensor grad_score, {_ARGUMENTS}, Tensor score, Tensor shift)"
     " -> (Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,

@@ -40,6 +40,31 @@ def azimuth_crop(
     return crop, score, shift
 
 
+def azimuth_crop_backward(
+    grad_crop: Tensor,  # [B, C, H, Wq]
+    grad_score: Tensor,  # [B]
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    scale: Tensor | None,
+    tau: float,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, strips and scale, in their dtypes (without a scale: a zero nobody reads)."""
+    with torch.enable_grad():
+        q, s = query.detach().requires_grad_(), strips.detach().requires_grad_()
+        a = None if scale is None else scale.detach().requires_grad_()
+        crop, score, _ = azimuth_crop(q, s, query_width, select, a, tau, noise)
+        grads = torch.autograd.grad(
+            (crop, score),
+            [q, s] if a is None else [q, s, a],
+            (grad_crop.to(crop.dtype), grad_score.to(score.dtype)),
+        )
+    nobody = query.new_zeros((), dtype=windows.wide_dtype(query, strips))
+    return grads[0], grads[1], nobody if scale is None else grads[2].to(scale.dtype)
+
+
 def _crop(
     query: Tensor,
     mask: Tensor,
@@ -64,6 +89,8 @@ def _crop(
     if select == "gumbel":
         assert scale is not None and noise is not None
         logits = (scale.to(wide) * correlation + noise.to(wide)) / tau
+        broken = broken | windows.undefined(logits)
+        logits = torch.where(broken[..., None], 0.0, logits)
         shift = windows.first_max(logits.detach())
         choice = windows.one_hot_through(logits.softmax(-1), shift)
     else:

@@ -125,6 +125,8 @@ def _match(
     if select == "gumbel":
         assert scale is not None and noise is not None
         logits = (scale.to(query.dtype) * pairs.correlation + noise.to(query.dtype)) / tau
+        broken = broken | windows.undefined(logits)
+        logits = torch.where(broken[..., None], 0.0, logits)
         shift = windows.first_max(logits.detach())
         if with_slope:
             with torch.enable_grad():

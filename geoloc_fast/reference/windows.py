@@ -86,6 +86,11 @@ def first_max(values: Tensor) -> Tensor:
     return torch.where(index == last, 0, index)
 
 
+def undefined(logits: Tensor) -> Tensor:
+    """Where a softmax along the last axis is not defined: NaN or +Inf among the logits, or nothing but -Inf."""
+    return ~torch.isfinite(logits.detach().amax(-1))
+
+
 def one_hot_through(soft: Tensor, shift: Tensor) -> Tensor:
     """One-hot at `shift` forward, the gradient of `soft` backward."""
     hard = torch.zeros_like(soft).scatter(-1, shift[..., None], 1.0)

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "geoloc_fast/azimuth_crop.h"
+
+#include "cpu/azimuth_crop_space.h"
+#include "cpu/isa.h"
+
+namespace geoloc_fast::cpu {
+
+GEOLOC_FAST_DECLARE_KERNEL(Status, azimuth_crop, (const AzimuthCropParams& params, int threads))
+GEOLOC_FAST_DECLARE_KERNEL(Status, azimuth_crop_backward, (const AzimuthCropBackwardParams& params, int threads))
+
+int64_t azimuth_crop_workspace(int64_t values, int64_t query_columns, int64_t columns, int threads) {
+  return 64 + max_of(threads, 1) * crop_space(values, query_columns, columns, nullptr).bytes;
+}
+
+Status azimuth_crop(const AzimuthCropParams& params, int threads) {
+  return GEOLOC_FAST_PICK_KERNEL(azimuth_crop)(params, threads);
+}
+
+Status azimuth_crop_backward(const AzimuthCropBackwardParams& params, int threads) {
+  return GEOLOC_FAST_PICK_KERNEL(azimuth_crop_backward)(params, threads);
+}
+
+}  // namespace geoloc_fast::cpu

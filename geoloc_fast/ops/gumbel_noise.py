@@ -1,0 +1,40 @@
+"""`gumbel_noise` as a torch operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geoloc_fast import _native
+from geoloc_fast.ops import choose
+from geoloc_fast.ops.library import register
+from geoloc_fast.reference import gumbel_noise as reference
+
+_OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
+
+
+def _can_run_cpu(seed: Tensor, dtype: torch.dtype) -> str:
+    return choose.can_run_cpu(seed) or ("" if dtype == torch.float32 else f"no kernel for {dtype}")
+
+
+def _run(seed: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+    backend = choose.choose_backend(
+        "gumbel_noise", seed.device.type, {"cpu": lambda: _can_run_cpu(seed, dtype), **_OTHERS}
+    )
+    if backend == "cpu":
+        native: Any = _native.native_cpu
+        out = torch.empty(shape, dtype=dtype)
+        native.gumbel_noise(int(seed), out.data_ptr(), out.numel(), torch.get_num_threads())
+    else:
+        out = reference.gumbel_noise(seed, torch.Size(shape).numel(), dtype).reshape(shape)
+    choose.ran("gumbel_noise", backend)
+    return out
+
+
+def _fake(seed: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+    return seed.new_empty(shape, dtype=dtype)
+
+
+draw = register("gumbel_noise(Tensor seed, SymInt[] shape, ScalarType dtype) -> Tensor", _run, _fake)
