@@ -26,6 +26,7 @@ from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.images import decode_image
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import PrepareError, Settings, crop_satellite, prepare, web_mercator_metres_per_pixel
+from geoloc_fast.geo import move_m
 
 SIZE = (64, 256)
 SMALL = Settings(size=SIZE, satellite_px=128, image_format="png")
@@ -152,6 +153,32 @@ def test_the_stitched_frame_is_the_right_one(views: CityViews) -> None:
     error = (measured.column0_deg - 315 + 180) % 360 - 180
     assert np.abs(error).max() < 1.0
     assert abs(error.mean()) < 0.3
+
+
+def test_a_street_view_beside_its_place_is_calibrated_where_it_stands(tmp_path: Path, views: CityViews) -> None:
+    """The satellite image of the place is cut some metres off the panorama, and the manifest says so."""
+    root = tmp_path / "in"
+    root.mkdir()
+    rows: list[dict[str, Any]] = []
+    for n, (east_m, north_m) in enumerate([(8, 0), (-6, 7), (0, -9), (5, 5), (-9, 2), (40, 0)]):
+        shift = np.array([[1, 0, east_m * 256 / 50], [0, 1, -north_m * 256 / 50]])
+        moved = cv2.warpAffine(views.satellite[n], shift, (256, 256))  # the panorama's point is now that far out
+        (root / f"{n}.sat.png").write_bytes(encode(moved))
+        (root / f"{n}.pan.png").write_bytes(encode(np.roll(views.panorama[n], -50 * n, axis=1)))
+        row = place(n, views, satellite=f"{n}.sat.png", street=f"{n}.pan.png", metres_per_pixel=50 / 256)
+        row["street_lat"], row["street_lon"] = move_m(row["lat"], row["lon"], east_m, north_m)
+        rows.append(row)
+
+    def errors(rows: list[dict[str, Any]], out: Path) -> np.ndarray:
+        prepare(Manifest.from_rows(root, rows, []), out, workers=1)
+        found = Manifest.load(out).places["calibration_column0_deg"].to_pylist()[:5]
+        return np.abs((np.array(found) - 180 - 360 * 50 * np.arange(5) / 512 + 180) % 360 - 180)
+
+    told = errors(rows, tmp_path / "told")
+    assert (told < 4).sum() >= 4, told
+    assert Manifest.load(tmp_path / "told").place(5)["calibration_status"] == "none"
+    untold = errors([{**row, "street_lat": None, "street_lon": None} for row in rows], tmp_path / "untold")
+    assert (untold < 4).sum() < (told < 4).sum(), untold
 
 
 def test_known_heading_of_a_large_panorama_is_that_of_its_ready_columns(tmp_path: Path, views: CityViews) -> None:

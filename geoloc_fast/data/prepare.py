@@ -40,6 +40,7 @@ from geoloc_fast.data.images import ImageError, decode_image, fit_panorama, stit
 from geoloc_fast.data.manifest import Manifest, Problem
 from geoloc_fast.data.storage import Storage
 from geoloc_fast.files import write_atomically
+from geoloc_fast.geo import offset_m
 from geoloc_fast.polar import polar_resample
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "load_place",
     "photo_columns",
     "prepare",
+    "street_polar",
     "web_mercator_metres_per_pixel",
 ]
 
@@ -60,6 +62,7 @@ SHARD_ROWS = 64
 POLAR_COLUMN0_DEG = 180.0
 STITCHED_COLUMN0_DEG = 315.0  # the first of four views looks north, its left edge half a view before
 WIDEST_PHOTO_DEG = 170.0
+STANDING_OFF = 0.4  # of the side of the satellite image: a street view further away is hardly on it
 _STATE = "prepare.json"
 _TEMPORARY = (".places-", ".places.", ".photos-", ".photos.", ".prepare.json.", ".problems.csv.", ".cache.json.")
 _TURN_DEG = 360.0
@@ -176,6 +179,7 @@ class PlaceImages:
     satellite: np.ndarray | None = None  # [satellite_px, satellite_px, 3], north up
     street: np.ndarray | None = None  # [H, W, 3]
     street_column0_deg: float | None = None  # of `street`, where it is known
+    street_at_m: tuple[float, float] = (0.0, 0.0)  # where it was taken: metres east and north of the place
     problems: list[tuple[str, str]] = field(default_factory=list)  # column of the manifest, what is wrong
     notes: list[str] = field(default_factory=list)
 
@@ -211,6 +215,9 @@ def load_place(row: dict[str, Any], storage: Storage, settings: Settings) -> Pla
                 found.street_column0_deg = (row["street_column0_deg"] + further) % _TURN_DEG
         except ImageError as error:
             found.problems.append(("street", str(error)))
+    if row["street_lat"] is not None and row["street_lon"] is not None:
+        east_m, north_m = offset_m(row["lat"], row["lon"], row["street_lat"], row["street_lon"])
+        found.street_at_m = float(east_m), float(north_m)
     if found.street is None and row["street_views"] is not None:
         try:
             views = [decode_image(storage.read(path), path) for path in row["street_views"]]
@@ -294,7 +301,7 @@ def _prepare_places(shard: _Shard) -> _Outcome:
         tensors = polar_resample(stack, settings.size, column0_deg=POLAR_COLUMN0_DEG)
         ready = iter(tensors.permute(0, 2, 3, 1).contiguous().numpy())
         polar = [None if place.satellite is None else next(ready) for place in found]
-    calibration = _calibrate_places(found, polar, settings)
+    calibration = _calibrate_places(found, settings)
 
     images: list[tuple[str, bytes]] = []
     updates: list[dict[str, Any] | None] = []
@@ -320,9 +327,7 @@ def _prepare_places(shard: _Shard) -> _Outcome:
     return images, record, {"polar": polar, "street": [place.street for place in found]}
 
 
-def _calibrate_places(
-    found: list[PlaceImages], polar: list[np.ndarray | None], settings: Settings
-) -> list[dict[str, Any]]:
+def _calibrate_places(found: list[PlaceImages], settings: Settings) -> list[dict[str, Any]]:
     """What the manifest says of each place's calibration. Without a street view there is nothing to calibrate."""
     result: list[dict[str, Any]] = []
     for place in found:
@@ -337,14 +342,18 @@ def _calibrate_places(
     todo = [
         n
         for n, place in enumerate(found)
-        if place.street is not None and place.street_column0_deg is None and polar[n] is not None
+        if place.street is not None and place.street_column0_deg is None and place.satellite is not None
     ]
-    if not todo or settings.method == "known":
+    near = [n for n in todo if math.hypot(*found[n].street_at_m) <= STANDING_OFF * settings.side_m]
+    if settings.method != "known":
+        for n in set(todo) - set(near):
+            found[n].notes.append("street views too far from their place to be calibrated against its satellite image")
+    if not near or settings.method == "known":
         return result
-    street = torch.from_numpy(np.stack([found[n].street for n in todo])).permute(0, 3, 1, 2)  # type: ignore[misc]
-    above = torch.from_numpy(np.stack([polar[n] for n in todo])).permute(0, 3, 1, 2)  # type: ignore[misc]
+    street = torch.from_numpy(np.stack([found[n].street for n in near])).permute(0, 3, 1, 2)  # type: ignore[misc]
+    above = street_polar([found[n] for n in near], settings)
     measured = calibrate(street, above, method=settings.method, polar_column0_deg=POLAR_COLUMN0_DEG)
-    for at, n in enumerate(todo):
+    for at, n in enumerate(near):
         if measured.status[at] != "none":
             result[n] = {
                 "calibration_column0_deg": float(measured.column0_deg[at]),
@@ -352,6 +361,19 @@ def _calibrate_places(
                 "calibration_status": measured.status[at],
             }
     return result
+
+
+def street_polar(found: list[PlaceImages], settings: Settings) -> torch.Tensor:
+    """Polar images [n, 3, H, W] about where each street view was taken, which is what its panorama can be laid over.
+
+    A few metres from there to the place turn everything near the camera by tens of degrees.
+    """
+    satellites = torch.from_numpy(np.stack([place.satellite for place in found]))  # type: ignore[misc]
+    east_m, north_m = np.array([place.street_at_m for place in found]).T
+    middle, pixels = settings.satellite_px / 2, settings.satellite_px / settings.side_m
+    center = torch.from_numpy(np.stack([middle - north_m * pixels, middle + east_m * pixels], axis=1))
+    images = satellites.permute(0, 3, 1, 2)
+    return polar_resample(images, settings.size, column0_deg=POLAR_COLUMN0_DEG, center=center)
 
 
 def _prepare_photos(shard: _Shard) -> _Outcome:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from geoloc_fast.data.calibration import calibrate, roll_panorama
 from geoloc_fast.data.images import ImageError, decode_image
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.prepare import POLAR_COLUMN0_DEG, PlaceImages, Settings, load_place
+from geoloc_fast.data.prepare import POLAR_COLUMN0_DEG, PlaceImages, Settings, load_place, street_polar
 from geoloc_fast.data.storage import Storage
 from geoloc_fast.files import write_atomically
 from geoloc_fast.polar import polar_resample
@@ -122,7 +122,7 @@ def _tile(
     if found.satellite is not None:
         above = torch.from_numpy(found.satellite).permute(2, 0, 1)[None]
         polar = polar_resample(above, settings.size, column0_deg=POLAR_COLUMN0_DEG)
-    column0_deg, status, about_street = _calibration(row, found, polar, settings)
+    column0_deg, status, about_street = _calibration(row, found, settings)
 
     width = _PHOTO[0] + _SATELLITE + _STRIP[0] + 4 * _GAP
     height = _TITLE + 3 * (_STRIP[1] + _LABEL) + 2 * _GAP
@@ -199,9 +199,7 @@ def _photo(
     return image, photo["heading_deg"], fov_deg, about
 
 
-def _calibration(
-    row: dict[str, Any], found: PlaceImages, polar: torch.Tensor | None, settings: Settings
-) -> tuple[float | None, str, str]:
+def _calibration(row: dict[str, Any], found: PlaceImages, settings: Settings) -> tuple[float | None, str, str]:
     """Heading of the panorama's column 0, status, and what to write over it. Measured here if nobody has."""
     if found.street is None:
         return None, "none", "street view, calibrated"
@@ -213,9 +211,9 @@ def _calibration(
         )
     column0_deg, status = row["calibration_column0_deg"], row["calibration_status"]
     quality, when = row["calibration_quality"], ""
-    if column0_deg is None and polar is not None:
+    if column0_deg is None and found.satellite is not None:
         street = torch.from_numpy(found.street).permute(2, 0, 1)[None]
-        measured = calibrate(street, polar, polar_column0_deg=POLAR_COLUMN0_DEG)
+        measured = calibrate(street, street_polar([found], settings), polar_column0_deg=POLAR_COLUMN0_DEG)
         status, when = measured.status[0], ", now"
         if status != "none":
             column0_deg, quality = float(measured.column0_deg[0]), float(measured.quality[0])
