@@ -40,6 +40,56 @@ def info() -> None:
 
 
 @app.command()
+def prepare(
+    manifest: Annotated[Path, typer.Argument(help="Folder with places and photos tables, or one of the tables.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run goes on where it stopped.")],
+    rows: Annotated[int, typer.Option(help="Rows of polar images and panoramas.")] = 128,
+    columns: Annotated[int, typer.Option(help="Columns of polar images and panoramas.")] = 512,
+    method: Annotated[str, typer.Option(help="Calibration of street views of unknown heading.")] = "azimuth",
+    assumed_fov_deg: Annotated[float, typer.Option(help="Field of view of photos that do not say theirs.")] = 70.0,
+    zoom: Annotated[
+        float | None, typer.Option(help="Web-Mercator zoom of satellite tiles without a resolution.")
+    ] = None,
+    image_format: Annotated[str, typer.Option(help="jpeg or png.")] = "jpeg",
+    cache: Annotated[bool, typer.Option(help="Write the packed, memory-mapped cache too.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+) -> None:
+    """Make polar images, calibrate street views, reproject photos: everything encoding needs.
+
+    Example: geoloc-fast prepare region/ ready/ --zoom 20
+    """
+    from geoloc_fast.data.prepare import Settings
+    from geoloc_fast.data.prepare import prepare as run
+
+    settings = Settings(
+        size=(rows, columns),
+        method=method,
+        assumed_fov_deg=assumed_fov_deg,
+        zoom=zoom,
+        image_format=image_format,
+        cache=cache,
+    )
+    typer.echo(run(manifest, out, settings=settings, workers=workers).summary())
+
+
+@app.command()
+def show(
+    manifest: Annotated[Path, typer.Argument(help="Folder with places and photos tables, or one of the tables.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
+    places: Annotated[int, typer.Option(min=1, max=200, help="How many places, spread over the manifest.")] = 6,
+) -> None:
+    """Draw a contact sheet: photo, street view, satellite and polar image of places, with headings.
+
+    Example: geoloc-fast show ready/ --out sheet.png
+    """
+    from geoloc_fast.data.show import show as run
+
+    for problem in run(manifest, out, places=places):
+        typer.echo(problem, err=True)
+    typer.echo(f"Written to {out}")
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder to write predictions.geojson, metrics.json, report.html to.")
