@@ -30,14 +30,14 @@ def polar_resample(
     batch = images.shape[0]
     at_once = max(1, _PIXELS_AT_ONCE // (rows * cols))
     pieces = []
-    for begin in range(0, batch, at_once):
+    for begin in range(0, max(1, batch), at_once):
         part = slice(begin, begin + at_once)
         row, col = sample_positions(
             images[part], rows, cols, column0_deg, outer_radius,
             *(None if item is None else item[part] for item in (center, max_radius, heading_deg)),
         )  # fmt: skip
         pieces.append(_bilinear(images[part].to(wide), row, col, replicate_border))
-    out = torch.cat(pieces) if pieces else images.new_zeros((0, images.shape[1], rows, cols), dtype=wide)
+    out = torch.cat(pieces)
     if len(mean) > 0:
         out = (out - out.new_tensor(mean)[:, None, None]) / out.new_tensor(std)[:, None, None]
     if dtype == torch.uint8:
