@@ -9,6 +9,7 @@ import torch
 
 # The operators live as long as this object.
 _library = torch.library.Library("geoloc_fast", "FRAGMENT")
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 
 
 def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -25,7 +26,17 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return run(*args)
 
+    def with_autograd(*args: Any) -> Any:
+        # Compiled graphs run with autograd taken out of the dispatch; reference backwards need it.
+        if not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
+            return without_autocast(*args)
+        torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, False)
+        try:
+            return without_autocast(*args)
+        finally:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, True)
+
     for key in ("CPU", "CUDA"):
-        _library.impl(name, without_autocast, key)
+        _library.impl(name, with_autograd, key)
     torch.library.register_fake(f"geoloc_fast::{name}", fake, lib=_library)
     return getattr(torch.ops.geoloc_fast, name).default

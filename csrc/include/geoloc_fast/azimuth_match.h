@@ -42,7 +42,8 @@
 // where the result does not. Energies are summed in float64, correlations in fp32; wherever the best and another shift
 // are closer than the rounding error bound, and for a score whose window holds less than 1/64 of the strip's energy,
 // the correlations concerned are summed again in float64. The shift is therefore that of float64 arithmetic on every
-// instruction set and plan; the score is within 1e-6. Every sum has one order: results are the same bits for any
+// instruction set and plan; the score is within 1e-6. Gradients are fp32 sums; products per frequency mix a window with
+// the rest of its strip, so what a thin window adds is known to about 2e-7 |strip| / |window| of itself. Every sum has one order: results are the same bits for any
 // number of threads.
 #pragma once
 #include "geoloc_fast/types.h"
