@@ -677,7 +677,8 @@ class _Walls:
         in_window, in_shop, in_door = across < width / 2, across < 0.43, across < np.minimum(0.6 / bay_m, 0.35)
         framed = in_window & (np.minimum(width / 2 - across, 1) * bay_m < 0.09) & (distance < 40)
         shuttered = ~in_window & (across < width / 2 + 0.45 / bay_m) & parcels.shutter[owner]
-        facing = np.maximum(normal @ day.sun_direction[:2], 0)
+        sun = day.sun_direction.astype(np.float32)
+        facing = np.maximum(normal[:, 0] * sun[0] + normal[:, 1] * sun[1], 0)
         ahead = patch.to_cells(self.x_m + 1.2 * normal[:, 0], self.y_m + 1.2 * normal[:, 1])
         last = len(shadow_m) - 1
         spot = tuple(np.clip(np.rint(v / 4).astype(int), 0, last) for v in ahead)

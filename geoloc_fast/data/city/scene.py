@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from geoloc_fast.data.city.styles import Colour, Style, style_number, style_of
+from geoloc_fast.data.city.styles import MIXED, Colour, Style, style_number, style_of
 from geoloc_fast.geo import move_m
 
 CELL_M = 0.2
@@ -630,7 +630,9 @@ def _build(seed: int, count: int, number: int | None) -> City:
         centrality = np.clip(1.1 - outward + rng.uniform(-0.4, 0.4), 0, 1)
         buildings += _paint_block(painter, rng, block, float(centrality))
     trees = _paint_streets(painter, rng, streets)
-    drawn = (style.name, asdict(style), places, streets.start, streets.end, streets.road_m, streets.blocks)
+    usual = asdict(MIXED)  # so that a new field of styles does not touch the cities that do without
+    manner = {name: value for name, value in asdict(style).items() if value != usual[name]}
+    drawn = (manner, places, streets.start, streets.end, streets.road_m, streets.blocks)
     fingerprint = _fingerprint(drawn, painter, [vars(building) for building in buildings], trees)
     changes = []
     for building in buildings:
