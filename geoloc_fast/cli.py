@@ -23,11 +23,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `geoloc-fast COMMAND` a family also while there are few commands."""
-
-
 @app.command()
 def info() -> None:
     """What was built and what can run here, as JSON.
@@ -37,6 +32,33 @@ def info() -> None:
     from geoloc_fast import build_info
 
     typer.echo(json.dumps(build_info(), indent=1))
+
+
+city_app = typer.Typer(help="Synthetic cities, to train, test and demonstrate without any data.")
+app.add_typer(city_app, name="city")
+
+
+@city_app.command("make")
+def city_make(
+    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run goes on where it stopped.")],
+    places: Annotated[int, typer.Option(min=1, help="Places in each city.")] = 100,
+    cities: Annotated[int, typer.Option(min=1, max=1000, help="How many; styles take turns.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+) -> None:
+    """Make synthetic cities and write them as a manifest folder like that of any other region.
+
+    Example: geoloc-fast city make cities/ --places 100 --cities 12 --seed 7
+    """
+    from tqdm import tqdm
+
+    from geoloc_fast.data.city.write import write_city
+
+    with tqdm(total=places * cities, desc="places", unit="", leave=False, disable=None) as bar:
+        manifest = write_city(
+            out, seed=seed, cities=cities, places=places, jobs=jobs, progress=lambda done, _: bar.update(done - bar.n)
+        )
+    typer.echo(f"{manifest.places.num_rows} places and {manifest.photos.num_rows} photos of {cities} cities in {out}")
 
 
 @app.command()
@@ -125,9 +147,10 @@ def main() -> None:
         print(f"{command}: {message} (see {command} --help)", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        print("geoloc-fast: interrupted; nothing half-written was left", file=sys.stderr)
         code = 130
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         print(f"geoloc-fast: {' '.join(str(error).split())}", file=sys.stderr)
         code = 1
+    if code == 130:  # also what typer itself makes of Ctrl-C
+        print("geoloc-fast: interrupted; nothing half-written was left", file=sys.stderr)
     sys.exit(code or 0)
