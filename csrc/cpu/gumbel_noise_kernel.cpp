@@ -11,9 +11,12 @@ constexpr int64_t kBlock = 64;  // values of sixteen counters
 // The high halves of the 64-bit products.
 GEOLOC_FAST_INLINE u32x16 high_product(u32x16 a, uint32_t b) {
 #if defined(__AVX512F__)
-  const __m512i x = reinterpret_cast<__m512i>(a), y = _mm512_set1_epi64(b);
-  const __m512i even = _mm512_mul_epu32(x, y), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
-  return reinterpret_cast<u32x16>(_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd));
+  typedef uint64_t u64x8 __attribute__((vector_size(64)));
+  const u64x8 x = reinterpret_cast<u64x8>(a);
+  const __m512i y = _mm512_set1_epi64(b);
+  const u64x8 even = reinterpret_cast<u64x8>(_mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), y)) >> 32;
+  const u64x8 odd = reinterpret_cast<u64x8>(_mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x >> 32), y));
+  return reinterpret_cast<u32x16>(even | (odd & 0xffffffff00000000u));
 #else
   typedef uint64_t u64x4 __attribute__((vector_size(32)));
   typedef uint32_t u32x4 __attribute__((vector_size(16)));
