@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstdio>
 
+#include "cpu/isa.h"
+
 namespace geoloc_fast::tests {
 
 inline std::atomic<int>& failure_count() {
@@ -14,6 +16,19 @@ inline std::atomic<int>& failure_count() {
 inline int failures() {
   std::printf("%d failures\n", failure_count().load());
   return failure_count() ? 1 : 0;
+}
+
+// Runs `function(name)` with every instruction set that this machine has.
+template <typename Function>
+void for_each_isa(Function function) {
+  const cpu::Isa before = cpu::current_isa();
+  for (int i = 0; i < cpu::kIsaCount; ++i) {
+    const cpu::Isa isa = static_cast<cpu::Isa>(i);
+    if (cpu::isa_problem(isa)[0] != '\0') continue;
+    cpu::set_current_isa(isa);
+    function(cpu::isa_name(isa));
+  }
+  cpu::set_current_isa(before);
 }
 
 }  // namespace geoloc_fast::tests
