@@ -66,35 +66,49 @@ def positive(name: str, value: Any) -> float:
 def values_known(value: Tensor) -> bool:
     """Whether looking at the values costs nothing: on a GPU it would wait for the device, and under
     torch.compile there are none yet. The kernels are defined for any value either way."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+    return value.is_cpu and not torch.compiler.is_compiling()
 
 
 def per_item(name: str, value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
-    """A float64 tensor of `shape` from a number, a sequence or a tensor; None stays None."""
+    """A float64 tensor of `shape` (of one or two dimensions) from a number, a sequence or a tensor; None stays None."""
     if value is None:
         return None
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name}: has no gradient here, got a tensor that requires one; detach it")
-        if value.dtype.is_complex or value.dtype == torch.bool:
+        dtype = value.dtype
+        if dtype is not torch.float64 and (dtype.is_complex or dtype == torch.bool):
             raise TypeError(f"{name}: expected real numbers, got {describe(value)}")
         if value.device != device:
             raise ValueError(f"{name}: expected the device of images ({device}), got {value.device}")
-        result = value.to(torch.float64)
+        result = value if dtype is torch.float64 else value.to(torch.float64)
     else:
         try:
             result = torch.as_tensor(value, dtype=torch.float64, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name}: expected numbers, got {describe(value)}") from error
-    try:
-        result = result.expand(shape).contiguous()
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name}: expected shape {shape}, or one that broadcasts to it, got {tuple(result.shape)}"
-        ) from error
-    if values_known(result) and not bool(torch.isfinite(result).all()):
+    if result.shape != shape or not result.is_contiguous():
+        try:
+            result = result.expand(shape).contiguous()
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name}: expected shape {shape}, or one that broadcasts to it, got {tuple(result.shape)}"
+            ) from error
+    if result.is_cpu and not torch.compiler.is_compiling() and not _all_finite(result):
         raise ValueError(f"{name}: expected finite numbers, got {value}")
     return result
+
+
+def _all_finite(value: Tensor) -> bool:
+    """For one or two dimensions. Python looks at a few numbers faster than torch does."""
+    if value.numel() > 64:
+        return bool(torch.isfinite(value).all())
+    items = value.tolist()
+    for numbers in [items] if value.dim() == 1 else items:
+        for number in numbers:
+            if number - number != 0.0:  # infinite or NaN
+                return False
+    return True
 
 
 def strips_and_query(

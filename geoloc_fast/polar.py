@@ -53,36 +53,41 @@ def polar_resample(
     checks.tensor("images", images, "[B, C, H, W]", _DTYPES)
     if len(size) != 2:
         raise ValueError(f"size: expected (rows, columns), got {size!r}")
-    checks.whole("size[0]", size[0], 1)
-    checks.whole("size[1]", size[1], 1)
-    if images.shape[2] == 0 or images.shape[3] == 0:
+    rows, cols = size
+    checks.whole("size[0]", rows, 1)
+    checks.whole("size[1]", cols, 1)
+    batch, channels, in_rows, in_cols = images.shape
+    if in_rows == 0 or in_cols == 0:
         raise ValueError(f"images: expected at least one pixel, got {checks.describe(images)}")
     column0_deg = checks.finite("column0_deg", column0_deg)
-    checks.choice("radius", radius, ("inner", "outer"))
-    checks.choice("border", border, ("zeros", "replicate"))
-    batch, device = images.shape[0], images.device
-    center = checks.per_item("center", center, (batch, 2), device)
-    max_radius = checks.per_item("max_radius", max_radius, (batch,), device)
-    heading_deg = checks.per_item("heading_deg", heading_deg, (batch,), device)
-    mean, std = _normalization(mean, std, images.shape[1])
+    outer, replicate = radius == "outer", border == "replicate"
+    if not outer:
+        checks.choice("radius", radius, ("inner", "outer"))
+    if not replicate:
+        checks.choice("border", border, ("zeros", "replicate"))
+    # What is absent is not looked at: on a small image each look is a good part of the call.
+    if center is not None:
+        center = checks.per_item("center", center, (batch, 2), images.device)
+    if max_radius is not None:
+        max_radius = checks.per_item("max_radius", max_radius, (batch,), images.device)
+    if heading_deg is not None:
+        heading_deg = checks.per_item("heading_deg", heading_deg, (batch,), images.device)
+    mean_std = [] if mean is None and std is None else _normalization(mean, std, channels)
     if dtype is None:
-        dtype = torch.float32 if mean and images.dtype == torch.uint8 else images.dtype
+        dtype = torch.float32 if mean_std and images.dtype == torch.uint8 else images.dtype
     elif dtype not in _DTYPES:
         raise TypeError(f"dtype: expected uint8 or a floating dtype, got {dtype}")
 
-    geometry = (column0_deg, radius == "outer", center, max_radius, heading_deg, border == "replicate")
-    if torch.is_grad_enabled() and images.requires_grad:
+    geometry = (column0_deg, outer, center, max_radius, heading_deg, replicate)
+    if images.requires_grad and torch.is_grad_enabled():
         if not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating dtype for images that require grad, got {dtype}")
-        return _PolarResample.apply(images, size[0], size[1], geometry, mean, std, dtype)
-    return op.forward(images, size[0], size[1], *geometry, mean, std, dtype)
+        return _PolarResample.apply(images, rows, cols, geometry, mean_std, dtype)
+    return op.forward(images, rows, cols, *geometry, mean_std, dtype)
 
 
-def _normalization(
-    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
-) -> tuple[list[float], list[float]]:
-    if mean is None and std is None:
-        return [], []
+def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> list[float]:
+    """Means, then standard deviations."""
     values = {"mean": [0.0] * channels, "std": [1.0] * channels}
     for name, given in (("mean", mean), ("std", std)):
         if given is None:
@@ -93,7 +98,7 @@ def _normalization(
         values[name] = [checks.finite(name, number) for number in numbers]
     if 0.0 in values["std"]:
         raise ValueError(f"std: expected numbers other than 0, got {std!r}")
-    return values["mean"], values["std"]
+    return values["mean"] + values["std"]
 
 
 class _PolarResample(torch.autograd.Function):
@@ -104,14 +109,14 @@ class _PolarResample(torch.autograd.Function):
         rows: int,
         cols: int,
         geometry: tuple[Any, ...],
-        mean: list[float],
-        std: list[float],
+        mean_std: list[float],
         dtype: torch.dtype,
     ) -> Tensor:
         column0_deg, outer, center, max_radius, heading_deg, replicate = geometry
         ctx.save_for_backward(center, max_radius, heading_deg)
+        std = mean_std[len(mean_std) // 2 :]
         ctx.static = (images.shape[2], images.shape[3], column0_deg, outer, replicate, std, images.dtype)
-        return op.forward(images, rows, cols, *geometry, mean, std, dtype)
+        return op.forward(images, rows, cols, *geometry, mean_std, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -120,4 +125,4 @@ class _PolarResample(torch.autograd.Function):
         grad_images = op.backward(
             grads[0], in_rows, in_cols, column0_deg, outer, center, max_radius, heading_deg, replicate, std, dtype
         )
-        return grad_images, None, None, None, None, None, None
+        return grad_images, None, None, None, None, None

@@ -1,4 +1,5 @@
-// 16-bit floats on the CPU, without hardware support: storage types and exact conversions.
+// 16-bit floats on the CPU, without hardware support: storage types and exact conversions. Internal linkage, as
+// kernel sources are compiled once per instruction set (cpu/isa.h) and may not share a function that is not inlined.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include <cstdint>
@@ -14,22 +15,22 @@ struct BFloat16 {
 };
 
 namespace half_detail {
-inline float as_float(uint32_t bits) {
+static inline float as_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
-inline uint32_t as_bits(float value) {
+static inline uint32_t as_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 }  // namespace half_detail
 
-inline float to_float(uint8_t value) { return static_cast<float>(value); }
-inline float to_float(float value) { return value; }
-inline float to_float(BFloat16 value) { return half_detail::as_float(static_cast<uint32_t>(value.bits) << 16); }
-inline float to_float(Float16 value) {
+static inline float to_float(uint8_t value) { return static_cast<float>(value); }
+static inline float to_float(float value) { return value; }
+static inline float to_float(BFloat16 value) { return half_detail::as_float(static_cast<uint32_t>(value.bits) << 16); }
+static inline float to_float(Float16 value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return half_detail::as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
@@ -39,7 +40,7 @@ inline float to_float(Float16 value) {
 }
 
 template <typename T>
-T from_float(float value);
+static inline T from_float(float value);
 
 template <>
 inline float from_float<float>(float value) {

@@ -5,5 +5,6 @@
 #ifdef __CUDACC__
 #define GEOLOC_FAST_HD __host__ __device__ __forceinline__
 #else
-#define GEOLOC_FAST_HD inline
+// Internal linkage: kernel sources are compiled once per instruction set and may not share a function.
+#define GEOLOC_FAST_HD static inline
 #endif

@@ -20,7 +20,7 @@ struct PolarView {
   double center_row, center_col, max_radius, heading_deg;
 };
 
-GEOLOC_FAST_HD PolarView polar_view(const PolarResampleParams& p, int64_t b) {
+GEOLOC_FAST_HD PolarView polar_view(const PolarGeometry& p, int64_t b) {
   PolarView view;
   view.center_row = p.center ? p.center[2 * b] : static_cast<double>(p.in_rows) * 0.5;
   view.center_col = p.center ? p.center[2 * b + 1] : static_cast<double>(p.in_cols) * 0.5;

@@ -78,6 +78,11 @@ def ran(op: str, backend: str, plan: str = "") -> None:
         observer(op, backend, plan)
 
 
+def cpu_is_free(tensor: Tensor) -> bool:
+    """True where the CPU kernels come first for this tensor: spares small calls the collection of reasons."""
+    return _forced is None and tensor.is_cpu and _native.native_cpu is not None
+
+
 def can_run_cpu(tensor: Tensor) -> str:
     """Empty if the CPU module can take this tensor, else the reason."""
     if _native.native_cpu is None:

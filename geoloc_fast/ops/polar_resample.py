@@ -9,20 +9,38 @@ from torch import Tensor
 
 from geoloc_fast import _native
 from geoloc_fast.ops import choose
-from geoloc_fast.ops.library import register
+from geoloc_fast.ops.library import register, without_autocast
 from geoloc_fast.reference import polar_resample as reference
 
 # DType in csrc/include/geoloc_fast/types.h
 _CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+_reference = without_autocast(reference.polar_resample)
 _MAX_CHANNELS = _native.native_cpu.max_channels if _native.native_cpu else 16
 
 
-def _common(images: Tensor, dtype: torch.dtype, mean: list[float]) -> str:
+def _common(images: Tensor, dtype: torch.dtype, std: list[float]) -> str:
     if images.dtype not in _CODES or dtype not in _CODES:
         return f"no kernel for {images.dtype} to {dtype}"
-    if mean and images.shape[1] > _MAX_CHANNELS:
+    if std and images.shape[1] > _MAX_CHANNELS:
         return f"normalises at most {_MAX_CHANNELS} channels"
     return ""
+
+
+def _backend(op: str, images: Tensor, dtype: torch.dtype, std: list[float], cuda: bool) -> str:
+    # The usual case, without collecting reasons.
+    if choose.cpu_is_free(images) and not _common(images, dtype, std):
+        return "cpu"
+    return choose.choose_backend(
+        op,
+        images.device.type,
+        {
+            "cpu": lambda: choose.can_run_cpu(images) or _common(images, dtype, std),
+            "cuda": (lambda: choose.can_run_cuda(images) or _common(images, dtype, std))
+            if cuda
+            else choose.not_written("cuda"),
+            "triton": choose.not_written("triton"),
+        },
+    )
 
 
 def _run(
@@ -35,37 +53,33 @@ def _run(
     max_radius: Tensor | None,
     heading_deg: Tensor | None,
     replicate_border: bool,
-    mean: list[float],
-    std: list[float],
+    mean_std: list[float],  # C means, then C standard deviations; or empty: every argument costs a call 0.2 µs
     dtype: torch.dtype,
 ) -> Tensor:
-    backend = choose.choose_backend(
-        "polar_resample",
-        images.device.type,
-        {
-            "cpu": lambda: choose.can_run_cpu(images) or _common(images, dtype, mean),
-            "cuda": lambda: choose.can_run_cuda(images) or _common(images, dtype, mean),
-            "triton": choose.not_written("triton"),
-        },
-    )
+    channels = len(mean_std) // 2
+    mean, std = (mean_std[:channels], mean_std[channels:]) if channels else (mean_std, mean_std)
+    backend = _backend("polar_resample", images, dtype, std, cuda=True)
+    plan = ""
     if backend == "reference":
-        out = reference.polar_resample(
+        out = _reference(
             images, rows, cols, column0_deg, outer_radius, center, max_radius, heading_deg, replicate_border,
             mean, std, dtype,
         )  # fmt: skip
     else:
-        out = torch.empty((*images.shape[:2], rows, cols), dtype=dtype, device=images.device)
+        size = images.shape
+        out = images.new_empty((size[0], size[1], rows, cols), dtype=dtype)
         arguments = (
-            images.data_ptr(), _CODES[images.dtype], images.shape, images.stride(), out.data_ptr(), _CODES[dtype],
-            rows, cols, *(0 if item is None else item.data_ptr() for item in (center, max_radius, heading_deg)),
-            column0_deg, outer_radius, replicate_border, mean, std,
+            images.data_ptr(), _CODES[images.dtype], size, images.stride(), out.data_ptr(), _CODES[dtype], rows, cols,
+            0 if center is None else center.data_ptr(), 0 if max_radius is None else max_radius.data_ptr(),
+            0 if heading_deg is None else heading_deg.data_ptr(), column0_deg, outer_radius, replicate_border,
+            mean, std,
         )  # fmt: skip
         if backend == "cpu":
-            _native.native_cpu.polar_resample(*arguments, torch.get_num_threads())  # type: ignore[union-attr]
+            plan = _native.native_cpu.polar_resample(*arguments, torch.get_num_threads())  # type: ignore[union-attr]
         else:
             stream = torch.cuda.current_stream(images.device)
             _native.native_cuda.polar_resample(*arguments, images.device.index, stream.cuda_stream)  # type: ignore[union-attr]
-    choose.ran("polar_resample", backend, _native.native_cpu.isa() if backend == "cpu" else "")  # type: ignore[union-attr]
+    choose.ran("polar_resample", backend, plan)
     return out
 
 
@@ -86,15 +100,24 @@ def _run_backward(
     std: list[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    choose.choose_backend(
-        "polar_resample_backward",
-        grad.device.type,
-        {name: choose.not_written(name) for name in ("cpu", "cuda", "triton")},
-    )
+    backend = _backend("polar_resample_backward", grad, dtype, std, cuda=False)
+    if backend == "cpu":
+        grad = grad.contiguous()
+        batch, channels, rows, cols = grad.shape
+        # The kernel adds in float32 whatever the images are.
+        grad_images = grad.new_empty((batch, channels, in_rows, in_cols), dtype=torch.float32)
+        plan = _native.native_cpu.polar_resample_backward(  # type: ignore[union-attr]
+            grad.data_ptr(), _CODES[grad.dtype], grad_images.shape, grad_images.data_ptr(), rows, cols,
+            0 if center is None else center.data_ptr(), 0 if max_radius is None else max_radius.data_ptr(),
+            0 if heading_deg is None else heading_deg.data_ptr(), column0_deg, outer_radius, replicate_border,
+            std, torch.get_num_threads(),
+        )  # fmt: skip
+        choose.ran("polar_resample_backward", "cpu", plan)
+        return grad_images.to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     with torch.enable_grad():
         images = grad.new_zeros((*grad.shape[:2], in_rows, in_cols), dtype=wide).requires_grad_()
-        out = reference.polar_resample(
+        out = _reference(
             images, grad.shape[2], grad.shape[3], column0_deg, outer_radius, center, max_radius, heading_deg,
             replicate_border, [0.0] * len(std), std, wide,
         )  # fmt: skip
@@ -109,10 +132,11 @@ def _fake_backward(grad: Tensor, in_rows: int, in_cols: int, *rest: Any) -> Tens
 
 forward = register(
     "polar_resample(Tensor images, SymInt rows, SymInt cols, float column0_deg, bool outer_radius, Tensor? center, "
-    "Tensor? max_radius, Tensor? heading_deg, bool replicate_border, float[] mean, float[] std, ScalarType dtype)"
+    "Tensor? max_radius, Tensor? heading_deg, bool replicate_border, float[] mean_std, ScalarType dtype)"
     " -> Tensor",
     _run,
     _fake,
+    guard=False,  # only the reference computes with torch
 )
 backward = register(
     "polar_resample_backward(Tensor grad, SymInt in_rows, SymInt in_cols, float column0_deg, bool outer_radius, "
