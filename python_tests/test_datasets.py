@@ -69,7 +69,7 @@ def world(tmp_path: Path) -> Manifest:
     for i, (width, column0) in enumerate(
         [(512, 180), (512, 0), (1024, 77), (2048, 300.5), (600, 10), (512, 359), (1024, 90), (512, 33)]
     ):
-        street = save(tmp_path / f"street{i}.png", draw_panorama(column0, width, width // 2))
+        street = save(tmp_path / f"street{i}.png", draw_panorama(column0, width, width // 8))
         heading, fov = (53.0 * i + 20) % 360, (90.0, 60.0, 110.0, 75.5)[i % 4]
         places.append(
             {"id": f"place {i}", "lat": 50 + i / 1000, "lon": 8.0, "satellite": "satellite.png", "street": street}
@@ -100,7 +100,7 @@ def test_panorama_polar_image_and_photo_line_up(world: Manifest, augment: Augmen
     pairs = PairDataset(photos, places)
     seen = set()
     signed = []
-    for epoch in range(6):
+    for epoch in range(3):
         pairs.set_epoch(epoch)
         batch = finish(collate([pairs[i] for i in range(len(pairs))]), "cpu", **BYTES)
         assert batch["polar"].shape == batch["panorama"].shape == (8, 3, 128, 512)
@@ -239,8 +239,7 @@ def test_batches_do_not_depend_on_workers(world: Manifest) -> None:
     assert all(same(a[key], b[key]) for a, b in zip(alone[3:], epochs(0, 1), strict=True) for key in a)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("damage", ["truncated", "missing", "bomb"])
+@pytest.mark.parametrize(("workers", "damage"), [(0, "truncated"), (0, "missing"), (0, "bomb"), (2, "truncated")])
 def test_errors_name_the_file(world: Manifest, workers: int, damage: str) -> None:
     file = world.root / "photo5.png"
     content = file.read_bytes()
@@ -249,8 +248,12 @@ def test_errors_name_the_file(world: Manifest, workers: int, damage: str) -> Non
         file.write_bytes(content[: len(content) // 2])
     elif damage == "bomb":
         file.write_bytes(content[:16] + b"\0\0\xff\xff\0\0\xff\xff" + content[24:])
-    with pytest.raises(ImageError, match=r"photo5\.png: "):
-        list(loader(PhotoDataset(world), 2, workers=workers))
+    batches = iter(loader(PhotoDataset(world), 2, workers=workers))
+    assert [name for _ in range(2) for name in next(batches)["photo_id"]] == [f"photo {i}" for i in range(4)]
+    with pytest.raises(ImageError, match=r"^photo5\.png: ") as caught:
+        next(batches)
+    assert caught.value.path == "photo5.png"
+    del caught, batches  # its frames would keep the workers for the garbage collector
 
 
 def test_shuffling(world: Manifest) -> None:

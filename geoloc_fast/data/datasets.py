@@ -14,7 +14,7 @@ Workers decode and augment bytes; `finish` makes the polar image of a whole batc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geoloc_fast.azimuth import shift_to_heading
 from geoloc_fast.data.augment import Augmentation, change_colours, generator_of
 from geoloc_fast.data.cylindrical import to_cylindrical
-from geoloc_fast.data.images import decode_image, fit_panorama, stitch_views
+from geoloc_fast.data.images import ImageError, decode_image, fit_panorama, stitch_views
 from geoloc_fast.data.manifest import CALIBRATION_STATUS, Manifest
 from geoloc_fast.geo import great_circle_m
 from geoloc_fast.polar import polar_resample
@@ -467,12 +467,12 @@ def finish(
             dtype=dtype,
         )
         done["polar"] = polar * done["has_satellite"].to(dtype)[:, None, None, None]
-        panorama = (done["panorama"].to(torch.float32) - offset) / scale
-        done["panorama"] = (panorama * done["has_panorama"][:, None, None, None]).to(dtype)
+        panorama = done["panorama"].to(torch.float32).sub_(offset).div_(scale)
+        done["panorama"] = panorama.mul_(done["has_panorama"][:, None, None, None]).to(dtype)
     if "photo" in done:
-        photo = (done["photo"].to(torch.float32) - offset) / scale
+        photo = done["photo"].to(torch.float32).sub_(offset).div_(scale)
         exists = torch.arange(photo.shape[3], device=device) < done["photo_width"][:, None]
-        done["photo"] = (photo * exists[:, None, None, :]).to(dtype)
+        done["photo"] = photo.mul_(exists[:, None, None, :]).to(dtype)
     return done
 
 
@@ -497,14 +497,46 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # one process a core is enough
 
 
+class _Guarded(Dataset[Any]):
+    """Hands an ImageError on as a sample: raised in a worker it would lose its fields."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        try:
+            return self.dataset[row]
+        except ImageError as error:
+            return error
+
+
 class _Collate:
     """Picklable, for start methods other than fork."""
 
     def __init__(self, photo_columns: int | None) -> None:
         self.photo_columns = photo_columns
 
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        for sample in samples:
+            if isinstance(sample, ImageError):
+                return sample
         return collate(samples, photo_columns=self.photo_columns)
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, ImageError):
+                try:
+                    raise batch
+                finally:
+                    # Error and frame would keep each other, and the workers, alive: ended by the garbage
+                    # collector instead of here, they take ten seconds.
+                    del batch
+            yield batch
 
 
 def loader(
@@ -518,10 +550,12 @@ def loader(
     photo_columns: int | None = None,
     pin_memory: bool = False,
 ) -> DataLoader[dict[str, Any]]:
-    """A DataLoader whose batches do not depend on the number of workers. Call `dataset.set_epoch` before each epoch."""
-    assert isinstance(dataset, Sized)
-    return DataLoader(
-        dataset,
+    """A DataLoader whose batches do not depend on the number of workers. Call `dataset.set_epoch` before each epoch.
+
+    An image that cannot be read raises its ImageError here, in this process, when its batch is due.
+    """
+    return _Loader(
+        _Guarded(dataset),
         batch_size,
         sampler=_Order(dataset, shuffle, seed),
         num_workers=workers,

@@ -39,8 +39,8 @@ UNSAFE_PATHS = {
 class ImageError(ValueError):
     """An image that cannot be had, for a reason that lies in its file. Names the file.
 
-    Of one that was raised in a worker of a DataLoader, torch keeps the text only, with the worker's traceback: its
-    `path` is all of that, its `reason` empty.
+    A plain DataLoader of torch keeps only the text of what a worker raised: `path` is all of that then, and `reason`
+    is empty. Ours (`datasets.loader`) hands it on whole.
     """
 
     def __init__(self, path: str, reason: str = "") -> None:
