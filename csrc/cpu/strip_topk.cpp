@@ -44,17 +44,17 @@ struct Search {
   decltype(&baseline::strip_score_pair) score_pair;
   int64_t screen_bytes, score_bytes;
 
-  int64_t* order;              // [batch] queries by width
-  int64_t* answer_row;         // [pass] which row of the output a live query fills
-  ExactQuery* exact;           // [pass]
-  double* exact_values;        // [pass][exact_query_doubles]
-  std::atomic<float>* proven;  // [pass] a lower bound of the k-th best score, found by any slot
-  float* threshold;            // [slots][pass]: pairs below are of no interest to the slot
-  Kept* kept;                  // [pass][slots][list]
-  int64_t* kept_count;         // [pass][slots]
-  int64_t* kept_end;           // [pass] running sum over the queries of what is left to rescore
-  uint8_t* score_scratch;      // [slots][score_bytes]
-  uint8_t* screen_scratch;     // [slots][screen_bytes]
+  int64_t* order;                  // [batch] queries by width
+  int64_t* answer_row;             // [pass] which row of the output a live query fills
+  ExactQuery* exact;               // [pass]
+  double* exact_values;            // [pass][exact_query_doubles]
+  std::atomic<float>* proven;      // [pass] a lower bound of the k-th best score, found by any slot
+  float* threshold;                // [slots][pass]: pairs below are of no interest to the slot
+  Kept* kept;                      // [pass][slots][list]
+  int64_t* kept_count;             // [pass][slots]
+  int64_t *todo_begin, *todo_end;  // [pass] which pairs of a query are to be rescored
+  uint8_t* score_scratch;          // [slots][score_bytes]
+  uint8_t* screen_scratch;         // [slots][screen_bytes]
 
   Kept* list_of(int64_t query, int slot) const { return kept + (query * plan.slots + slot) * plan.list; }
   int64_t& count_of(int64_t query, int slot) const { return kept_count[query * plan.slots + slot]; }
@@ -87,7 +87,8 @@ int64_t carve(Search& s, void* workspace) {
   s.threshold = carver.take<float>(slots * ((pass + 15) / 16 * 16));  // no line belongs to two slots
   s.kept = carver.take<Kept>(pass * slots * s.plan.list);
   s.kept_count = carver.take<int64_t>(pass * slots);
-  s.kept_end = carver.take<int64_t>(pass);
+  s.todo_begin = carver.take<int64_t>(pass);
+  s.todo_end = carver.take<int64_t>(pass);
   s.score_scratch = carver.take<uint8_t>(slots * s.score_bytes);
   s.screen_scratch = carver.take<uint8_t>(slots * s.screen_bytes);
   return carver.used;
@@ -193,55 +194,79 @@ void screen_pass(Search& s, int threads) {
   });
 }
 
-// Rescores what the slots kept and writes the answers.
-void answer_pass(Search& s, int threads) {
-  const StripTopkParams& p = s.params;
-  const int slots = s.plan.slots;
-  auto gather = [&](int64_t begin, int64_t end) {
-    for (int64_t q = begin; q < end; ++q) {
-      Kept* list = s.list_of(q, 0);
-      int64_t count = s.count_of(q, 0);
-      for (int slot = 1; slot < slots; ++slot) {
-        const Kept* other = s.list_of(q, slot);
-        std::copy(other, other + s.count_of(q, slot), list + count);
-        count += s.count_of(q, slot);
-      }
-      if (count > p.k) {
-        std::nth_element(list, list + p.k - 1, list + count, better);
-        const float known = list[p.k - 1].lower;
-        count = std::remove_if(list, list + count, [=](const Kept& pair) { return pair.upper < known; }) - list;
-      }
-      std::sort(list, list + count, [](const Kept& a, const Kept& b) { return a.row < b.row; });
-      s.count_of(q, 0) = count;
-    }
-  };
-  parallel_for(s.job.live, 1, threads, gather);
+bool by_row(const Kept& a, const Kept& b) { return a.row < b.row; }
+
+// Removes pairs that turned out to have no score.
+int64_t drop_unscored(Kept* list, int64_t count) {
+  return std::remove_if(list, list + count, [](const Kept& pair) { return std::isnan(pair.lower); }) - list;
+}
+
+// Rescores kept[todo_begin, todo_end) of every query. Each stretch is sorted by row, and all queries go through the
+// bank together, so that a block that several of them want is read once.
+void rescore_all(Search& s, int threads) {
   int64_t total = 0;
-  for (int64_t q = 0; q < s.job.live; ++q) s.kept_end[q] = total += s.count_of(q, 0);
-  for_slots(total, 8, std::min(threads, slots), [&](int slot, int64_t begin, int64_t end) {
-    int64_t q = std::upper_bound(s.kept_end, s.kept_end + s.job.live, begin) - s.kept_end;
-    for (int64_t i = begin; i < end; ++i) {
-      while (i >= s.kept_end[q]) ++q;
-      Kept& pair = s.list_of(q, 0)[i - (s.kept_end[q] - s.count_of(q, 0))];
-      // A pair without a score sinks below all others.
-      if (!pair.scored && !rescore(s, q, slot, pair)) pair.lower = -kInfinity, pair.row = -1;
+  for (int64_t q = 0; q < s.job.live; ++q) total += s.todo_end[q] - s.todo_begin[q];
+  const int64_t blocks = (s.params.bank.count + kStripLanes - 1) / kStripLanes;
+  const int64_t stretches = std::min(blocks, std::max<int64_t>(total / 16, 8 * s.plan.slots));
+  if (total == 0) return;
+  for_slots(stretches, 1, std::min(threads, s.plan.slots), [&](int slot, int64_t stretch, int64_t) {
+    const int64_t begin = blocks * stretch / stretches * kStripLanes;
+    const int64_t end = blocks * (stretch + 1) / stretches * kStripLanes;
+    for (int64_t q = 0; q < s.job.live; ++q) {
+      Kept* list = s.list_of(q, 0);
+      Kept* last = list + s.todo_end[q];
+      Kept* pair =
+          std::lower_bound(list + s.todo_begin[q], last, begin, [](const Kept& a, int64_t row) { return a.row < row; });
+      for (; pair != last && pair->row < end; ++pair)
+        if (!pair->scored) rescore(s, q, slot, *pair);
     }
   });
-  auto write = [&](int64_t begin, int64_t end) {
-    for (int64_t q = begin; q < end; ++q) {
-      Kept* list = s.list_of(q, 0);
-      int64_t count = s.count_of(q, 0);
-      count = std::remove_if(list, list + count, [](const Kept& pair) { return pair.row < 0; }) - list;
-      const int64_t best = std::min(count, p.k), at = s.answer_row[q] * p.k;
-      std::partial_sort(list, list + best, list + count, better);
-      for (int64_t i = 0; i < p.k; ++i) {
-        p.score[at + i] = i < best ? list[i].lower : -kInfinity;
-        p.index[at + i] = i < best ? list[i].row : -1;
-        p.shift[at + i] = i < best ? list[i].shift : -1;
-      }
-    }
+}
+
+// Decides between the pairs that the slots kept and writes the answers.
+void answer_pass(Search& s, int threads) {
+  const StripTopkParams& p = s.params;
+  const int64_t k = p.k;
+  auto each_query = [&](auto work) {
+    auto task = [&](int64_t begin, int64_t end) {
+      for (int64_t q = begin; q < end; ++q) work(q, s.list_of(q, 0), s.count_of(q, 0));
+    };
+    parallel_for(s.job.live, 1, threads, task);
   };
-  parallel_for(s.job.live, 1, threads, write);
+  // First the k of the highest lower bounds: their scores leave fewer of the others to look at.
+  each_query([&](int64_t q, Kept* list, int64_t& count) {
+    for (int slot = 1; slot < s.plan.slots; ++slot) {
+      const Kept* other = s.list_of(q, slot);
+      std::copy(other, other + s.count_of(q, slot), list + count);
+      count += s.count_of(q, slot);
+    }
+    if (count > k) std::nth_element(list, list + k - 1, list + count, better);
+    s.todo_begin[q] = 0;
+    s.todo_end[q] = std::min(count, k);
+    std::sort(list, list + s.todo_end[q], by_row);
+  });
+  rescore_all(s, threads);
+  each_query([&](int64_t q, Kept* list, int64_t& count) {
+    const int64_t scored = s.todo_end[q], left = drop_unscored(list, scored);
+    float known = -kInfinity;
+    if (left == k) known = std::min_element(list, list + k, [](auto& a, auto& b) { return a.lower < b.lower; })->lower;
+    Kept* rest = std::remove_if(list + scored, list + count, [=](const Kept& pair) { return pair.upper < known; });
+    count = std::copy(list + scored, rest, list + left) - list;
+    s.todo_begin[q] = left;
+    s.todo_end[q] = count;
+    std::sort(list + left, list + count, by_row);
+  });
+  rescore_all(s, threads);
+  each_query([&](int64_t q, Kept* list, int64_t& count) {
+    count = drop_unscored(list, count);
+    const int64_t best = std::min(count, k), at = s.answer_row[q] * k;
+    std::partial_sort(list, list + best, list + count, better);
+    for (int64_t i = 0; i < k; ++i) {
+      p.score[at + i] = i < best ? list[i].lower : -kInfinity;
+      p.index[at + i] = i < best ? list[i].row : -1;
+      p.shift[at + i] = i < best ? list[i].shift : -1;
+    }
+  });
 }
 
 bool sizes_fit(const StripTopkParams& p) {
@@ -256,6 +281,7 @@ int64_t strip_topk_workspace(const StripTopkParams& params, int threads) {
   // The widest scratch of any instruction set, so that a change of it between the two calls does no harm.
   int64_t bytes = 0;
   for (int isa = 0; isa < kIsaCount; ++isa) {
+    if (isa_problem(static_cast<Isa>(isa))[0] != '\0') continue;
     Search s(params, static_cast<Isa>(isa), threads);
     bytes = std::max(bytes, carve(s, nullptr));
   }
