@@ -284,7 +284,7 @@ def test_killed_and_resumed_gives_the_same_bytes(many: Path, whole: Path, tmp_pa
         "'satellite_px': 128, 'cache': True}), workers=1)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(many), str(out)], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(list(out.glob("places-*.json")) if out.exists() else []) < after and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -30,9 +30,9 @@ _SEPARATE_COLUMNS = 6  # a rival direction lies further than one and a half of 1
 _GREY = (0.299, 0.587, 0.114)
 
 # quality = 1 / (1 + exp(-(a + b * margin))), the chance of being within one of 16 bins, fitted on synthetic cities
-# (docs/calibration.md has the command): for "azimuth" the margin is how far the best direction stands above its
+# (bench/calibration_table.py --fit): for "azimuth" the margin is how far the best direction stands above its
 # best rival, in standard deviations of the whole curve; for the votes, in square roots of matches.
-_LOGISTIC = {"azimuth": (-0.73, 2.53), "orb": (-1.52, 1.00), "sift": (-1.45, 1.99), "orb-mean": (-1.70, 0.0)}
+_LOGISTIC = {"azimuth": (-0.69, 2.55), "orb": (-1.51, 0.75), "sift": (-1.24, 1.68), "orb-mean": (-1.79, 0.0)}
 LOW_QUALITY = 0.95  # below it a calibration is marked "low quality"
 
 

@@ -1,0 +1,73 @@
+"""Places a second of `prepare`: JPEG satellite images of 335 x 335 and panoramas of 512 x 128 from a synthetic city.
+
+    python bench/prepare_throughput.py --places 2000 --workers 2
+
+The wall time is that of a machine with nothing else to do, or means little; CPU time a place is printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from geoloc_fast.data.city import make_city
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.data.prepare import Settings, prepare
+
+DISTINCT = 100
+
+
+def make_manifest(root: Path, places: int, known: bool) -> Manifest:
+    views = make_city(1, places=DISTINCT, satellite_px=336, panorama_size=(128, 512), photo_size=(16, 16))
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
+    for n in range(DISTINCT):
+        cv2.imwrite(str(root / f"{n}.sat.jpg"), views.satellite[n, :335, :335, ::-1], quality)
+        cv2.imwrite(str(root / f"{n}.pan.jpg"), np.roll(views.panorama[n], -5 * n, axis=1)[:, :, ::-1], quality)
+    rows = [
+        {
+            "id": f"p{k}",
+            "lat": float(views.lat[k % DISTINCT]),
+            "lon": float(views.lon[k % DISTINCT]),
+            "satellite": f"{k % DISTINCT}.sat.jpg",
+            "metres_per_pixel": 50 / 336,
+            "street": f"{k % DISTINCT}.pan.jpg",
+            "street_column0_deg": (180 + 360 * 5 * (k % DISTINCT) / 512) % 360 if known else None,
+        }
+        for k in range(places)
+    ]
+    return Manifest.from_rows(root, rows, [])
+
+
+def cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--places", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", action="store_true")
+    options = parser.parse_args()
+    for known in (True, False):
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = make_manifest(Path(folder), options.places, known)
+            wall, cpu = time.perf_counter(), cpu_s()
+            out = Path(folder) / "out"
+            prepare(manifest, out, settings=Settings(cache=options.cache), workers=options.workers, progress=False)
+            wall, cpu = time.perf_counter() - wall, cpu_s() - cpu
+        print(
+            f"{'without' if known else 'with'} calibration, {options.workers} workers: "
+            f"{options.places / wall:.0f} places/s, {1e3 * cpu / options.places:.1f} ms of CPU a place",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
