@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt csrc/CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SANITIZE ?= address,undefined
 
-.PHONY: help install demo test test-full lint native-test python-test format clean
+.PHONY: help install demo test test-full lint native-test python-test bench torch-test format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -52,6 +52,10 @@ torch-test:
 	$(PYTHON) -m venv build/venv-torch$(TORCH)
 	build/venv-torch$(TORCH)/bin/python -m pip install --quiet torch$(addprefix ==,$(TORCH)) torchvision$(addprefix ==,$(TORCHVISION)) '$(NUMPY)' '.[test]'
 	cd python_tests && GEOLOC_FAST_REQUIRE=cpu ../build/venv-torch$(TORCH)/bin/python -m pytest -q -m "not slow and not checkout" .
+
+bench: install  ## measure every operator against its peers (half an hour); renders docs/benchmarks.md
+	$(BIN)/python -m pip install --quiet faiss-cpu
+	cd bench && ../$(BIN)/python run.py && ../$(BIN)/python report.py
 
 format: install  ## put sources into the project's format
 	$(BIN)/ruff check --fix .

@@ -222,6 +222,7 @@ def test_bench_search(benchmark: Any, name: str, contestant: str) -> None:
     benchmark.pedantic(search, rounds=rounds, warmup_rounds=1)
     pairs = case.batch * strips.shape[0]
     benchmark.extra_info.update(
+        entry=contestant,
         plan=plan,
         max_error=float(error),
         threads=torch.get_num_threads(),
