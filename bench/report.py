@@ -128,7 +128,7 @@ def render(result: dict[str, Any]) -> str:
         "Medians over separate runs, ours and the peers next to one another in each; results were checked against "
         "float64 before they were timed.",
         "",
-        f"The machine's limits in the same runs: read {limits['read_gb_s']:.1f} GB/s, "
+        f"The machine's limits: read {limits['read_gb_s']:.1f} GB/s, "
         f"copy {limits['copy_gb_s']:.1f} GB/s, float32 {limits['fp32_gflop_s']:.0f} GFLOP/s, "
         f"bfloat16 {limits['bf16_gflop_s']:.0f} GFLOP/s, on {limits['threads']:.0f} threads.",
         "",

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geoloc_fast import _native, azimuth_crop, azimuth_match
+from geoloc_fast import azimuth_crop, azimuth_match
 from geoloc_fast.ops import gumbel_noise
 from geoloc_fast.testing import force_backend, random_strips
 
@@ -263,43 +263,3 @@ def test_noise(benchmark: Any, entry: str) -> None:
     benchmark.group = "a million values of Gumbel noise"
     benchmark.extra_info["entry"] = entry
     benchmark.pedantic(run, rounds=20, warmup_rounds=1)
-
-
-@pytest.mark.parametrize("entry", ["geoloc_fast: azimuth_match()", "geoloc_fast: native call alone"])
-def test_call_overhead(benchmark: Any, entry: str) -> None:
-    """One query, one strip of four values: the time is the call. Memory for the native call is there already."""
-    query, strips = random_strips(1, 1, 1, 2), random_strips(1, 1, 1, 4, seed=1)
-    native: Any = _native.native_cpu
-    threads = torch.get_num_threads()
-    plan, size = native.azimuth_match_plan(query.shape, strips.shape, False, 0, False, False, -1, threads)
-    score, shift = torch.empty(1, 1), torch.empty(1, 1, dtype=torch.int64)
-    space = torch.empty(size, dtype=torch.uint8)
-    tensors = (
-        *(query.data_ptr(), 3, query.shape, query.stride()),
-        *(strips.data_ptr(), 3, strips.shape, strips.stride()),
-    )
-    numbers = (
-        0,
-        0,
-        1.0,
-        1.0,
-        0,
-        (0, 0, 0),
-        score.data_ptr(),
-        shift.data_ptr(),
-        0,
-        0,
-        plan,
-        space.data_ptr(),
-        size,
-        threads,
-    )
-
-    def bare() -> None:
-        native.azimuth_match(*tensors, *numbers)
-
-    run = bare if entry.endswith("alone") else lambda: azimuth_match(query, strips)
-    benchmark.group = "azimuth_match, call overhead, one tiny pair, inference mode"
-    benchmark.extra_info["entry"] = entry
-    with torch.inference_mode():
-        benchmark.pedantic(run, rounds=200, iterations=100, warmup_rounds=10)

@@ -185,7 +185,7 @@ def test_bench_search(benchmark: Any, name: str, contestant: str) -> None:
         numbers = torch.rand(strips.numel() // (1 if contestant.endswith("fp32") else 2))
         benchmark.group = name
         benchmark.pedantic(numbers.sum, rounds=15, warmup_rounds=2)
-        benchmark.extra_info.update(bytes=numbers.numel() * 4, threads=torch.get_num_threads())
+        benchmark.extra_info.update(entry=contestant, bytes=numbers.numel() * 4, threads=torch.get_num_threads())
         return
     if contestant.startswith("geoloc_fast"):
         search, bank = ours(strips, query, contestant[-4:])
