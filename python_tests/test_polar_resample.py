@@ -269,3 +269,80 @@ def test_bad_arguments(error: type, arguments: dict, message: str) -> None:  # t
     with observe_calls() as calls, pytest.raises(error, match=message):
         geoloc_fast.polar_resample(**{"images": X, "size": (4, 8), **arguments})
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "layout", "path"),
+    [
+        (3, torch.uint8, torch.channels_last, "rgb8"),
+        (4, torch.uint8, torch.channels_last, "rgba8"),
+        (3, torch.uint8, torch.contiguous_format, "planar8"),
+        (1, torch.uint8, torch.channels_last, "planar8"),
+        (3, torch.bfloat16, torch.channels_last, "rgb"),
+        (4, torch.float32, torch.channels_last, "rgba"),
+        (7, torch.float16, torch.contiguous_format, "planar"),
+        (7, torch.float32, torch.channels_last, "generic"),
+    ],
+)
+def test_each_layout_has_its_path_and_every_instruction_set_the_same_bits(
+    channels: int, dtype: torch.dtype, layout: torch.memory_format, path: str
+) -> None:
+    images = images_of(9, channels, 33, 29, dtype=dtype).contiguous(memory_format=layout)
+    # A slice keeps the path: what lies between its rows is somebody else's, and stays unread or unused.
+    for view in (images, images[1:8, :, 2:31, 4:20]):
+        results = []
+        for isa in available_isas():
+            for out in (torch.float32, torch.bfloat16, torch.float16, torch.uint8):
+                with force_isa(isa), observe_calls() as calls, poisoned_outputs():
+                    result = geoloc_fast.polar_resample(view, (70, 21), border="replicate", radius="outer", dtype=out)
+                assert calls == [("polar_resample", "cpu", f"{isa}/{path}")]
+                results.append(result)
+        for n, result in enumerate(results):
+            assert torch.equal(result, results[n % 4])
+
+
+def test_a_path_ends_where_its_arithmetic_does() -> None:
+    images = images_of(2, 3, 16, 16, dtype=torch.uint8)
+    for geometry in ({"center": (1e5, 0.0)}, {"max_radius": 1e7}):
+        with observe_calls() as calls:
+            actual = geoloc_fast.polar_resample(images, (8, 16), dtype=torch.float32, **geometry)
+        assert calls[0][2].endswith("/generic")
+        assert_close(actual, geoloc_fast.polar_resample(images.double(), (8, 16), **geometry), "grey_float")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradient_has_the_dtype_of_the_images(dtype: torch.dtype) -> None:
+    leaf = images_of(2, 3, 12, 14, dtype=dtype).requires_grad_()
+    with observe_calls() as calls, poisoned_outputs():
+        geoloc_fast.polar_resample(leaf, (6, 20)).sum().backward()  # the gradient of a sum is expanded
+    assert [call[:2] for call in calls] == [("polar_resample", "cpu"), ("polar_resample_backward", "cpu")]
+    assert calls[1][2] == f"{available_isas()[-1]}/planar"
+    assert leaf.grad is not None and leaf.grad.dtype == dtype
+    double = leaf.detach().double().requires_grad_()
+    geoloc_fast.polar_resample(double, (6, 20)).sum().backward()
+    assert double.grad is not None
+    assert_close(leaf.grad, double.grad, "gradient" if dtype == torch.float32 else FAMILY[dtype])
+
+
+def test_a_broken_gradient_reaches_only_the_pixels_it_weighs() -> None:
+    leaf = images_of(1, 1, 16, 16).requires_grad_()
+    gradient = torch.ones(1, 1, 8, 16)
+    gradient[0, 0, 7] = math.nan  # row 7 is the centre itself, pixel (8, 8), and weighs no other
+    geoloc_fast.polar_resample(leaf, (8, 16)).backward(gradient)
+    assert leaf.grad is not None
+    assert leaf.grad.isnan().nonzero().tolist() == [[0, 0, 8, 8]]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
+@pytest.mark.parametrize("border", ["zeros", "replicate"])
+def test_the_operator_is_defined_for_any_geometry(value: float, border: str) -> None:
+    """The public function refuses these, but under torch.compile and on a GPU it cannot look at them."""
+    images = images_of(2, 3, 8, 8, dtype=torch.uint8)
+    center = torch.tensor([[value, 4.0], [4.0, 4.0]], dtype=torch.float64)
+    for tensors in ((center, None, None), (None, center[:, 0].contiguous(), None)):
+        out = torch.ops.geoloc_fast.polar_resample(
+            images, 4, 8, 180.0, False, *tensors, border == "replicate", [], torch.float32
+        )
+        assert bool(out.isfinite().all())
+        edge = images[0, :, :1, :1].float() if border == "replicate" else torch.zeros(3, 1, 1)
+        assert torch.equal(out[0, :, :3], edge.expand(3, 3, 8))
