@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geoloc_fast import checks, files
+from geoloc_fast import _native, checks, files
 from geoloc_fast.ops import strip_bank as op
 from geoloc_fast.reference import strip_bank as layouts
 from geoloc_fast.reference.strip_bank import BankLayout
@@ -75,6 +75,8 @@ class StripBank:
         count, channels, height, columns = strips.shape
         layout = BankLayout(count, channels, height, columns, dtype, column0_deg)
         buffer = torch.empty(layout.nbytes, dtype=torch.uint8, device=strips.device)
+        if buffer.is_cpu and _native.native_cpu is not None:
+            _native.native_cpu.strip_bank_memory(buffer.data_ptr(), layout.nbytes)
         header = torch.frombuffer(bytearray(layout.header()), dtype=torch.uint8)
         buffer[: layouts.HEADER_BYTES] = header.to(strips.device)
         buffer[layouts.HEADER_BYTES :] = op.pack(strips, dtype)
