@@ -197,20 +197,27 @@ class Manifest:
             format=self.format,
         )
 
-    def save(self, path: str | os.PathLike[str] | None = None, *, format: str | None = None) -> None:
-        """Writes both tables into the folder `path` (default: `root`), each completely or not at all.
+    def save(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        format: str | None = None,
+        tables: Sequence[str] = tuple(SCHEMAS),
+    ) -> None:
+        """Writes the tables into the folder `path` (default: `root`), each completely or not at all.
 
         Image paths are written as they are: in another folder they mean images that lie there.
 
         Args:
             format: "parquet" or "csv"; default as it was loaded.
+            tables: which of "places" and "photos"; default both.
         """
         folder = self.root if path is None else Path(path)
         format = self.format if format is None else format
         if format not in ("parquet", "csv"):
             raise ValueError(f"format: expected 'parquet' or 'csv', got {format!r}")
         encode: Callable[[str, pa.Table], bytes] = _parquet_bytes if format == "parquet" else _csv_bytes
-        contents = {name: encode(name, getattr(self, name)) for name in SCHEMAS}
+        contents = {name: encode(name, getattr(self, name)) for name in tables}
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(folder / f"{name}.{format}", content)
