@@ -296,7 +296,8 @@ class PhotoDataset(_Images):
             heading = -heading if mirrored else heading
             strip = np.roll(strip, -start, axis=1)[:, :width]
             fov = width * degrees
-        strip = self._coloured(strip, row, _PHOTO)
+        seen = strip.any(axis=2, keepdims=True)  # what lies above and below a photo is black, and stays it
+        strip = self._coloured(strip, row, _PHOTO) * seen
         return {
             "photo": _channels_first(strip),
             "photo_width": strip.shape[1],
