@@ -245,3 +245,32 @@ def test_preparation_stopped_by_ctrl_c_goes_on_to_the_same_bytes(run: Run, regio
     for folder in ("cut", "whole"):
         assert run("prepare", region, tmp_path / folder, *options[:-1], 1).code == 0
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+DATA_MD = Path(__file__).resolve().parents[1] / "docs/data.md"
+
+
+@pytest.mark.checkout
+def test_what_the_manual_says_to_do_works(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CSV and the commands of docs/data.md as they stand there, on images of the names they give."""
+    section = DATA_MD.read_text().split("## Your own region")[1].split("\n## ")[0]
+    (table,) = re.findall(r"```csv\n(.*?)```", section, re.DOTALL)
+    commands = re.findall(r"^ *geoloc-fast (.*)$", section, re.MULTILINE)
+    assert len(commands) == 6
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "region").mkdir()
+    (tmp_path / "region/places.csv").write_text(
+        "".join(line.strip() + "\n" for line in table.splitlines() if line.strip())
+    )
+    for image in re.findall(r"(?:satellite|street)/\w+\.jpg", table):
+        picture(tmp_path / "region" / image, (256, 256) if image.startswith("satellite") else (512, 128))
+    picture(tmp_path / "region/photos/mine.jpg", at=(52.51911, 13.40212))
+    for command in commands:
+        done = run(*command.split())
+        assert done.code == 0, (command, done.err)
+    ready = Manifest.load("ready")
+    assert ready.photos["place"].to_pylist() == ["cafe"] and ready.places["polar"].null_count == 0
+    assert ready.place(0)["calibration_status"] in ("measured", "low quality")
+    assert (tmp_path / "sheet.jpg").exists() and (tmp_path / "city.jpg").exists()
+    for picture_path in re.findall(r"\]\((pictures/[^)]+)\)", DATA_MD.read_text()):
+        assert 10_000 < (DATA_MD.parent / picture_path).stat().st_size < 1_000_000

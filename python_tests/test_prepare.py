@@ -503,6 +503,20 @@ def test_a_fault_in_a_worker_names_the_row(many: Path, tmp_path: Path, monkeypat
     assert prepare(many, tmp_path / "out", settings=SMALL, workers=1).places == 250
 
 
+class Deadly:
+    """Ends whichever process unpacks it, as a lack of memory would."""
+
+    file, first, rows, name = "places.parquet", 64, (), "places-00001"
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
+
+
+def test_a_killed_worker_is_said_to_be_one() -> None:
+    with pytest.raises(PrepareError, match=r"a worker was killed.*while places.parquet was prepared, near row 65; run"):
+        list(module._run_all([Deadly(), Deadly()], 2))  # type: ignore[list-item]
+
+
 def test_many_broken_files(tmp_path: Path, views: CityViews) -> None:
     """Cut anywhere, or with bytes changed: marked or decoded, never an exception."""
     root = tmp_path / "in"

@@ -6,14 +6,17 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from geoloc_fast.data.manifest import Manifest, ManifestError
+from geoloc_fast.cli import app
+from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest, ManifestError
 from geoloc_fast.data.readers import READERS, read
 from geoloc_fast.data.readers.mat import load_mat
 from geoloc_fast.data.utm import utm_to_lat_lon, zone_is_south
@@ -528,6 +531,41 @@ def test_photo_folder(tmp_path: Path) -> None:
     assert "symbolic link" in rows["outside.jpg"]["problem"]
     manifest.save()
     assert Manifest.load(root) == manifest
+
+
+# --- as a command ---
+
+
+def make_utm_names(root: Path) -> None:
+    picture(root / "test/queries/@630084@4833438@17@T@@@@@90@@@@201311@@.jpg")
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "options"),
+    [
+        ("cvusa", make_cvusa, {}),
+        ("cvact", make_cvact, {}),
+        ("msgd", make_msgd, {"zone": 50, "city": "Hong Kong", "street_column0_deg": 315.0}),
+        ("vigor", make_vigor, {}),
+        ("utm-names", make_utm_names, {}),
+        ("photos", make_utm_names, {}),
+    ],
+)
+@pytest.mark.parametrize("format", ["parquet", "csv"])
+def test_every_reader_is_a_command(
+    tmp_path: Path, kind: str, make: Callable[[Path], Any], options: dict[str, Any], format: str
+) -> None:
+    """The same manifest as from Python, in either format (of CSV without the types of further columns)."""
+    make(tmp_path)
+    arguments = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    done = CliRunner().invoke(app, ["read", kind, str(tmp_path), "--format", format, *arguments])
+    assert done.exit_code == 0, done.output
+    expected, got = read(kind, tmp_path, **options), Manifest.load(tmp_path)
+    assert f"{len(expected.places)} places and {len(expected.photos)} photos in {tmp_path}" in done.output
+    assert got.places.select(PLACES.names) == expected.places.select(PLACES.names)
+    assert got.photos.select(PHOTOS.names) == expected.photos.select(PHOTOS.names)
+    assert format == "csv" or got == expected
+    assert got.validate(images=True) == []
 
 
 def test_empty_folder(tmp_path: Path) -> None:
