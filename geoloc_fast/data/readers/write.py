@@ -57,7 +57,9 @@ def write_tables(
     prefix = "" if target == root else f"{root.relative_to(target).as_posix()}/"
     old = [file for name in tables for kind in _FORMATS if (file := folder / f"{name}.{kind}").exists()]
     if old and not replace:
-        raise FileExistsError(f"{old[0]}: is there already; move it away, or say to replace it (it is kept as .old)")
+        raise FileExistsError(
+            f"{old[0]}: is there already; move it away, or replace it (--replace), which keeps it as .old"
+        )
     # What stays in the folder is part of what is written: ids, places of photos, formats.
     whole = {name: SCHEMAS[name].empty_table() for name in SCHEMAS}
     kept = [
