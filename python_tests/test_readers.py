@@ -88,7 +88,7 @@ def make_cvusa(root: Path, locations: bool = True) -> None:
         lines = []
         for number in numbers:
             picture(root / f"bingmap/19/{number:07d}.jpg")
-            picture(root / f"streetview/panos/{number:07d}.jpg", (22, 4))
+            picture(root / f"streetview/panos/{number:07d}.jpg", (88, 16))
             lines.append(
                 f"bingmap/19/{number:07d}.jpg,streetview/panos/{number:07d}.jpg,streetview/annotations/{number:07d}.png"
             )
@@ -261,7 +261,7 @@ def make_cvact(root: Path, utm: np.ndarray | None = None, test: bool = True, **c
         part = "ANU_data_small" if i < 4 else "ANU_data_test"
         if part == "ANU_data_small" or test:
             picture(root / part / "satview_polish" / f"{pano}_satView_polish.jpg")
-            picture(root / part / "streetview" / f"{pano}_grdView.jpg", (16, 8))
+            picture(root / part / "streetview" / f"{pano}_grdView.jpg", (64, 32))
     return ids
 
 
@@ -348,7 +348,7 @@ def make_msgd(root: Path, cells: bool = False) -> None:
         picture(root / "polarmap_all_caijian" / f"{pano}_satView_wrapped.png")
         picture(root / "crdview_resize_all" / f"{pano}_crdView.png", (17, 12))
         if pano != "bb":
-            picture(root / "streetview_all" / f"{pano}_grdView_pano.png", (51, 12))
+            picture(root / "streetview_all" / f"{pano}_grdView_pano.png", (102, 24))
 
 
 @pytest.mark.parametrize("cells", [False, True])
@@ -404,7 +404,7 @@ def make_vigor(root: Path, splits: str = "splits", label_end: str = "") -> list[
     for name in satellites:
         picture(root / "Chicago/satellite" / name)
     for name in panoramas:
-        picture(root / "Chicago/panorama" / name, (16, 8))
+        picture(root / "Chicago/panorama" / name, (64, 32))
     write(root / splits / "Chicago/satellite_list.txt", "\n".join(satellites) + "\n")
 
     def line(panorama: str, first: int) -> str:
