@@ -14,7 +14,8 @@ from geoloc_fast.data.augment import Augmentation
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, finish, loader
 from geoloc_fast.data.manifest import Manifest
 
-IMAGES, SAMPLES, BATCH = 16, 512, 32
+IMAGES, BATCH = 16, 32
+SAMPLES = {"prepared": 512, "original": 64}
 # (panorama, satellite, photo): as a prepared data set has them, and as they come from cameras and tile servers.
 SIZES = {
     "prepared": ((128, 512), (335, 335), (480, 640)),
@@ -32,24 +33,25 @@ def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def manifest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+def sized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
     root: Path = tmp_path_factory.mktemp(request.param)
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
         for name, size in zip(("street", "satellite", "photo"), SIZES[request.param], strict=True):
             cv2.imwrite(str(root / f"{name}{number}.jpg"), picture(rng, *size), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    samples = range(SAMPLES[request.param])
     places = [
         {"id": str(i), "lat": 1.0, "lon": 2.0, "street_column0_deg": 180.0}
         | {"satellite": f"satellite{i % IMAGES}.jpg", "street": f"street{i % IMAGES}.jpg"}
-        for i in range(SAMPLES)
+        for i in samples
     ]
-    photos = [{"id": str(i), "image": f"photo{i % IMAGES}.jpg", "place": str(i)} for i in range(SAMPLES)]
-    return Manifest.from_rows(root, places, photos)
+    photos = [{"id": str(i), "image": f"photo{i % IMAGES}.jpg", "place": str(i)} for i in samples]
+    return request.param, Manifest.from_rows(root, places, photos)
 
 
-@pytest.mark.benchmark(group="loader")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader(benchmark: Any, manifest: Manifest, workers: int) -> None:
+def test_loader(benchmark: Any, sized: tuple[str, Manifest], workers: int) -> None:
+    name, manifest = sized
     augment = Augmentation()
     pairs = PairDataset(PhotoDataset(manifest, augment=augment), PlaceDataset(manifest, augment=augment))
     batches = loader(pairs, BATCH, workers=workers, shuffle=True)
@@ -57,5 +59,8 @@ def test_loader(benchmark: Any, manifest: Manifest, workers: int) -> None:
     def epoch() -> int:
         return sum(len(finish(batch, "cpu")["polar"]) for batch in batches)
 
-    assert benchmark.pedantic(epoch, rounds=3, warmup_rounds=1) == SAMPLES
-    benchmark.extra_info["samples_per_s"] = SAMPLES / benchmark.stats.stats.median if benchmark.stats else None
+    assert benchmark.pedantic(epoch, rounds=2, warmup_rounds=1) == SAMPLES[name]
+    benchmark.group = f"the training loader, {SAMPLES[name]} samples of {name} sizes, augmented"
+    benchmark.extra_info["entry"] = f"geoloc_fast, {workers} workers" if workers else "geoloc_fast, in the process"
+    if benchmark.stats:
+        benchmark.extra_info["note"] = f"{SAMPLES[name] / benchmark.stats.stats.median:.0f} samples/s"

@@ -135,8 +135,9 @@ def error_of(found: tuple[Tensor, ...], case: str) -> float:
     return max(errors)
 
 
+@pytest.mark.avx2
 @pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", list(CASES))
 def test_match_step(benchmark: Any, case: str, entry: str) -> None:
     benchmark.group = f"azimuth_match gumbel, forward and backward, 16x4x{CASES[case][3]}, {case}"
     error = error_of(step(ENTRIES[entry], case, torch.float32), case)

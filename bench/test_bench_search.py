@@ -1,25 +1,25 @@
 """Searching a bank, against the best that stock parts give for the same answer.
 
-    pytest bench/test_bench_search.py --benchmark-enable --benchmark-json=search.json
-
 One group a case, and in it every contestant on the same data with the same threads. Before it is timed, a contestant's
-best row is checked against float64, and the largest difference of its scores goes into `extra_info`. Peers:
+best rows are checked against float64, and the largest difference of its scores is kept. Peers:
 
-- faiss: IndexFlatIP over queries rolled to every shift, with the BLAS threshold that is fastest here. It ranks by
+- FAISS flat: IndexFlatIP over queries rolled to every shift, with the BLAS threshold that is fastest here. It ranks by
   correlation and cannot renormalise the window, so it does less than the others.
-- gemm_fp32, gemm_bf16: torch matmul of rolled queries with the strips, a stretch of strips at a time, then window norm,
-  maximum over shifts, topk.
-- fft: torch matmul per frequency on spectra kept ready, inverse FFT, and the same.
+- torch GEMM: matmul of rolled queries with the strips, a stretch of strips at a time, then window norm, maximum over
+  shifts, topk.
+- torch FFT: matmul per frequency on spectra kept ready, inverse FFT, and the same.
 - reference: this package's definition of right, at a tenth of the size.
 
-`bandwidth` reads the bytes of the bank once (torch sum): the limit of a search with one query.
+The limit of a search with one query is reading the bank: a sum over as many bytes (torch) alternates with it.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import timeit
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast import StripBank, strip_topk
+from geoloc_fast.reference.strip_bank import HEADER_BYTES, BankLayout
 from geoloc_fast.testing import force_backend, observe_calls, random_strips
 
 try:
@@ -46,16 +47,15 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "one_query_w5": Case((16, 4), 16, 5, 1, 100_000),
-    "64_queries_w16": Case((16, 4), 16, 16, 64, 100_000),
-    "16_queries_w64_of_64": Case((16, 4), 64, 64, 16, 20_000),
-    "64_queries_w64_of_64": Case((16, 4), 64, 64, 64, 20_000),
-    "64_queries_flat_1024": Case((256, 4), 1, 1, 64, 100_000),
+    "one query, Wq=5, 100k strips 16x4x16": Case((16, 4), 16, 5, 1, 100_000),
+    "64 queries, Wq=16, 100k strips 16x4x16": Case((16, 4), 16, 16, 64, 100_000),
+    "16 queries, Wq=64, 20k strips 16x4x64": Case((16, 4), 64, 64, 16, 20_000),
+    "64 queries, Wq=64, 20k strips 16x4x64": Case((16, 4), 64, 64, 64, 20_000),
+    "64 queries, W=1, 100k vectors of 1024": Case((256, 4), 1, 1, 64, 100_000),
 }
-CONTESTANTS = (
-    "geoloc_fast_fp32", "geoloc_fast_bf16", "faiss", "gemm_fp32", "gemm_bf16", "fft", "reference", "bandwidth_fp32",
-    "bandwidth_bf16",
-)  # fmt: skip
+OURS = {"geoloc_fast, fp32 bank": "fp32", "geoloc_fast, bf16 bank": "bf16"}
+PEERS = ("FAISS flat", "torch GEMM, fp32", "torch GEMM, bf16", "torch FFT")
+REFERENCE = "reference (a tenth of the strips)"
 
 Search = Callable[[], tuple[Tensor, Tensor]]  # score, index [B, K]
 
@@ -171,63 +171,114 @@ def exact_scores(query: Tensor, strips: Tensor, index: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("contestant", CONTESTANTS)
+def peer(contestant: str, strips: Tensor, query: Tensor) -> Search:
+    if contestant == "FAISS flat":
+        return faiss_flat(strips, query)
+    if contestant == "torch FFT":
+        return fft(strips, query)
+    return gemm(strips, query, torch.bfloat16 if contestant.endswith("bf16") else torch.float32)
+
+
+def share_of_read(search: Search, nbytes: int, rounds: int = 15) -> float:
+    """How near a search comes to reading its bank, both timed in turn."""
+    numbers = torch.rand(nbytes // 4)
+    times: tuple[list[float], list[float]] = [], []
+    for _ in range(rounds):
+        for run, into in zip((search, numbers.sum), times, strict=True):
+            into.append(timeit.timeit(run, number=1))
+    return statistics.median(times[1]) / statistics.median(times[0])
+
+
+@pytest.mark.avx2
+@pytest.mark.parametrize("contestant", [*OURS, *PEERS, REFERENCE])
 @pytest.mark.parametrize("name", CASES)
-def test_bench_search(benchmark: Any, name: str, contestant: str) -> None:
-    if not benchmark.enabled:
-        pytest.skip("timing is off (--benchmark-enable)")
+def test_search(benchmark: Any, name: str, contestant: str) -> None:
     case = CASES[name]
-    strips, query = inputs(case._replace(count=case.count // 10) if contestant == "reference" else case)
-    stored: Tensor | None = strips
-    nbytes = strips.numel() * 4
-    plan = ""
-    if contestant.startswith("bandwidth"):
-        numbers = torch.rand(strips.numel() // (1 if contestant.endswith("fp32") else 2))
-        benchmark.group = name
-        benchmark.pedantic(numbers.sum, rounds=15, warmup_rounds=2)
-        benchmark.extra_info.update(entry=contestant, bytes=numbers.numel() * 4, threads=torch.get_num_threads())
-        return
-    if contestant.startswith("geoloc_fast"):
-        search, bank = ours(strips, query, contestant[-4:])
-        nbytes, stored = bank.nbytes, None
+    strips, query = inputs(case._replace(count=case.count // 10) if contestant == REFERENCE else case)
+    bank: StripBank | None = None
+    if contestant in OURS:
+        search, bank = ours(strips, query, OURS[contestant])
         with observe_calls() as calls:
             search()
-        plan = calls[0][2]
         assert calls[0][:2] == ("strip_topk", "cpu")
-    elif contestant == "reference":
-        bank = StripBank.pack(strips, dtype="fp32")
+        benchmark.extra_info["plan"] = calls[0][2]
+    elif contestant == REFERENCE:
+        packed = StripBank.pack(strips, dtype="fp32")
 
         def search() -> tuple[Tensor, Tensor]:
             with force_backend("reference"):
-                return strip_topk(query, bank, K)[:2]
+                return strip_topk(query, packed, K)[:2]
 
-    elif contestant == "faiss":
-        search = faiss_flat(strips, query)
-    elif contestant == "fft":
-        search = fft(strips, query)
     else:
-        search = gemm(strips, query, torch.float32 if contestant == "gemm_fp32" else torch.bfloat16)
+        search = peer(contestant, strips, query)
 
     score, index = search()
     few = slice(0, min(4, case.batch))
-    compared = strips if stored is not None else bank.unpack(index[few].reshape(-1))
-    rows = index[few] if stored is not None else torch.arange(index[few].numel()).view(index[few].shape)
-    error = (score[few].double() - exact_scores(query[few], compared, rows)).abs().max()
-    if contestant == "faiss" and case.width < case.columns:
-        error = torch.tensor(math.nan)  # its scores are not cosines
-    assert not float(error) > (5e-3 if contestant == "gemm_bf16" else 1e-5)
+    compared = strips if bank is None else bank.unpack(index[few].reshape(-1))
+    rows = index[few] if bank is None else torch.arange(index[few].numel()).view(index[few].shape)
+    error = float((score[few].double() - exact_scores(query[few], compared, rows)).abs().max())
+    if contestant == "FAISS flat" and case.width < case.columns:
+        error = math.nan  # its scores are not cosines
+    assert not error > (5e-3 if contestant.endswith("GEMM, bf16") else 1e-5)
 
-    benchmark.group = name
-    rounds = 3 if contestant == "reference" else 15
-    benchmark.pedantic(search, rounds=rounds, warmup_rounds=1)
-    pairs = case.batch * strips.shape[0]
+    benchmark.group = f"strip_topk, {name}"
+    benchmark.extra_info["entry"] = contestant
+    if not math.isnan(error):
+        benchmark.extra_info["max_error"] = error
+    slow = contestant == REFERENCE or case.batch * case.columns >= 1024
+    benchmark.pedantic(search, rounds=15 if contestant in OURS or not slow else 3, warmup_rounds=1)
+    if bank is None:
+        return
+    # Multiply-adds of the products alone: planes 0 and W-1 once, the frequencies between three times for each pair of
+    # planes in fp32, and four in bf16, which is done two at a time.
+    pairs, values, between = case.batch * case.count, case.values[0] * case.values[1], (case.columns - 1) // 2
+    ends = 1 if case.columns == 1 else 2 - case.columns % 2
+    times = 3 if bank.dtype == "fp32" else 4
+    kind = "bf16" if bank.dtype == "bf16" and "bf16" in benchmark.extra_info["plan"] else "fp32"
     benchmark.extra_info.update(
-        entry=contestant,
-        plan=plan,
-        max_error=float(error),
-        threads=torch.get_num_threads(),
-        pairs=pairs,
-        bytes=nbytes,
-        pairs_per_second=pairs / benchmark.stats.stats.median,
-        bytes_per_second=nbytes / benchmark.stats.stats.median,
+        flops=2 * pairs * values * (ends + times * between), flops_dtype=kind, bytes=bank.nbytes
     )
+    if case.batch == 1:
+        benchmark.extra_info["share_of_read"] = share_of_read(search, bank.nbytes)
+
+
+@cache
+def large_bank(count: int) -> StripBank:
+    """bf16. Beyond a million strips the first million come again: what they hold makes no difference to the time."""
+    distinct = min(count, 1_000_000)
+    layout = BankLayout(count, 16, 4, 16, "bf16")
+    buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
+    buffer[:HEADER_BYTES] = torch.frombuffer(bytearray(layout.header()), dtype=torch.uint8)
+    blocks = buffer[HEADER_BYTES:].view(layout.blocks, -1)
+    at_once = 50_000
+    for begin in range(0, distinct, at_once):
+        packed = StripBank.pack(random_strips(min(at_once, distinct), 16, 4, 16, seed=begin + 1)).blocks
+        blocks[begin // 16 : begin // 16 + packed.numel() // blocks.shape[1]] = packed.view(-1, blocks.shape[1])
+    for begin in range(distinct, count, distinct):
+        blocks[begin // 16 : (begin + distinct) // 16] = blocks[: distinct // 16]
+    return StripBank(buffer)
+
+
+GALLERIES = (1_000, 10_000, 100_000, 1_000_000, 4_000_000)
+
+
+@pytest.mark.parametrize("contestant", ["geoloc_fast, bf16 bank", "torch GEMM, bf16", "FAISS flat"])
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("count", GALLERIES)
+def test_gallery(benchmark: Any, count: int, batch: int, contestant: str) -> None:
+    """Latency against the size of the gallery: photos of five columns against strips 16x4x16."""
+    if contestant not in OURS and count * batch > 1_000_000:
+        pytest.skip("peers stop where they take seconds, or gigabytes in float32")
+    query = random_strips(batch, 16, 4, 5, seed=2)
+    if contestant in OURS:
+        bank = large_bank(count)
+        search: Search = lambda: strip_topk(query, bank, K)[:2]  # noqa: E731
+    else:
+        strips = random_strips(1_000, 16, 4, 16, seed=1).repeat(count // 1_000, 1, 1, 1)
+        search = peer(contestant, strips, query)
+    benchmark.group = f"strip_topk against gallery size, Wq=5, strips 16x4x16: {batch} photo{'s'[: batch > 1]}"
+    benchmark.extra_info.update(
+        entry=f"{contestant}, {count:,} strips", series=contestant, gallery=count, queries=batch
+    )
+    seconds = timeit.timeit(search, number=1)
+    benchmark.pedantic(search, rounds=max(3, min(30, int(1 / seconds))), warmup_rounds=1)

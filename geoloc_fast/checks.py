@@ -154,5 +154,6 @@ def extremes(value: Tensor) -> tuple[int, int]:
     """The smallest and the largest of one or more integers."""
     if value.numel() > 64:
         return int(value.min()), int(value.max())
-    numbers = value.reshape(-1).tolist()  # Python looks at a few numbers faster than torch does
+    # Python looks at a few numbers faster than torch does.
+    numbers = (value if value.dim() == 1 else value.flatten()).tolist()
     return min(numbers), max(numbers)

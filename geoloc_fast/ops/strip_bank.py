@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -26,9 +26,13 @@ _reference_topk = without_autocast(strip_topk.strip_topk)
 _NOT_WRITTEN = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
-def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
-    count, channels, height, columns = shape
+@lru_cache
+def _made_layout(count: int, channels: int, height: int, columns: int, dtype: str) -> BankLayout:
     return BankLayout(count, channels, height, columns, dtype)
+
+
+def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
+    return _made_layout(*shape, dtype)
 
 
 def _choose(op: str, tensor: Tensor, columns: int, strips: Tensor | None = None) -> str:
@@ -96,7 +100,8 @@ def _run_pack(strips: Tensor, dtype: str) -> Tensor:
 
 
 def _fake_pack(strips: Tensor, dtype: str) -> Tensor:
-    layout = _layout(strips.shape, dtype)
+    count, channels, height, columns = strips.shape
+    layout = BankLayout(count, channels, height, columns, dtype)  # of symbols, perhaps
     return strips.new_empty((layout.blocks * layout.block_bytes,), dtype=torch.uint8)
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -57,21 +57,21 @@ class BankLayout:
     dtype: str = "bf16"
     column0_deg: float = 180.0
 
-    @property
+    @cached_property
     def words(self) -> int:
         """32-bit words a plane and a strip take."""
         values = self.channels * self.height
         return values if self.dtype == "fp32" else (values + 1) // 2
 
-    @property
+    @cached_property
     def block_bytes(self) -> int:
         return 4 * LANES * self.columns * (self.words + 1)
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         return (self.count + LANES - 1) // LANES
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return HEADER_BYTES + self.blocks * self.block_bytes
 
