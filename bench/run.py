@@ -2,6 +2,8 @@
 
     python bench/run.py [--runs 5] [--out bench/results/cpu.json] [pytest arguments, such as -k polar]
 
+What takes long (marked "once") and the cases with AVX2 alone are measured in the first run only.
+
 Inside a run the cases of a group stand next to one another, so that ours and its peers meet the same machine; over the
 runs the median of medians and the worst are kept. The limits of the machine are measured at both ends of every run, and
 the higher of the two counts.
@@ -26,7 +28,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# What makes us and every peer keep to AVX2: the cases marked so are run once more with it.
+# What makes us and every peer keep to AVX2.
 AVX2 = {
     "GEOLOC_FAST_CPU_ISA": "avx2",
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -38,12 +40,12 @@ AVX2 = {
 }
 
 
-def one_run(arguments: list[str]) -> dict[str, Any]:
+def one_run(arguments: list[str], first: bool) -> dict[str, Any]:
     import torch
 
     limits = [measure(torch.get_num_threads())]
-    benchmarks = session(arguments, {})
-    for bench in session([*arguments, "-m", "avx2"], AVX2):
+    benchmarks = session(arguments if first else [*arguments, "-m", "not once"], {})
+    for bench in session([*arguments, "-m", "avx2"], AVX2) if first else []:
         bench["group"] += " (AVX2 only)"
         bench["extra_info"].pop("flops_dtype", None)
         bench["extra_info"].pop("flops", None)  # the machine's rate was measured with all it has
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "cpu.json")
     arguments, rest = parser.parse_known_args()
-    runs = [one_run(rest) for _ in tqdm(range(arguments.runs), desc="benchmark runs")]
+    runs = [one_run(rest, first=number == 0) for number in tqdm(range(arguments.runs), desc="benchmark runs")]
     command = " ".join(["python bench/run.py", f"--runs {arguments.runs}", *rest])
     result = {"command": command, "machine": machine(), **merged(runs)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

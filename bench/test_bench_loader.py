@@ -49,6 +49,7 @@ def sized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, Manifest.from_rows(root, places, photos)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader(benchmark: Any, sized: tuple[str, Manifest], workers: int) -> None:
     name, manifest = sized
