@@ -108,6 +108,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _last(values: list[Any]) -> Any:
+    return values[-1]
+
+
+# What is kept of what the runs say beside the time.
+_KEPT = {"max_error": max, "peak_mb": max, "share_of_read": statistics.median}
+
+
 def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for run in runs:
@@ -115,7 +123,8 @@ def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
             name = bench["extra_info"].pop("entry", bench["name"])
             row = rows.setdefault((bench["group"] or "", name), {"medians_s": [], "extra": {}})
             row["medians_s"].append(bench["stats"]["median"])
-            row["extra"].update(bench["extra_info"])
+            for key, value in bench["extra_info"].items():
+                row["extra"].setdefault(key, []).append(value)
     return {
         "limits": {key: statistics.median(run["limits"][key] for run in runs) for key in runs[0]["limits"]},
         "rows": [
@@ -125,7 +134,7 @@ def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 "median_s": statistics.median(row["medians_s"]),
                 "worst_s": max(row["medians_s"]),
                 "runs": len(row["medians_s"]),
-                **row["extra"],
+                **{key: _KEPT.get(key, _last)(values) for key, values in row["extra"].items()},
             }
             for (group, name), row in rows.items()
         ],
