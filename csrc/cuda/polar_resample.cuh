@@ -1,25 +1,11 @@
 // Device body of polar_resample. Formula and layout: geoloc_fast/polar_resample.h.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "common/polar_geometry.h"
+#include "cuda/device.h"
 #include "geoloc_fast/polar_resample.h"
 
 namespace geoloc_fast::cuda {
-
-__device__ __forceinline__ float load(uint8_t value) { return static_cast<float>(value); }
-__device__ __forceinline__ float load(__half value) { return __half2float(value); }
-__device__ __forceinline__ float load(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ __forceinline__ float load(float value) { return value; }
-
-__device__ __forceinline__ void store(uint8_t* out, float value) {
-  *out = static_cast<uint8_t>(fminf(fmaxf(rintf(value), 0.0f), 255.0f));  // fmaxf(NaN, 0) is 0
-}
-__device__ __forceinline__ void store(__half* out, float value) { *out = __float2half_rn(value); }
-__device__ __forceinline__ void store(__nv_bfloat16* out, float value) { *out = __float2bfloat16_rn(value); }
-__device__ __forceinline__ void store(float* out, float value) { *out = value; }
 
 // One thread an output pixel (all its channels): neighbouring threads hold neighbouring azimuths, so their
 // writes are coalesced and their reads fall on a short arc.
@@ -45,9 +31,9 @@ __global__ void __launch_bounds__(256) polar_resample_kernel(const PolarResample
       const In* channel = image + c * p.stride_channel;
       float value = 0.0f;
       for (int tap = 0; tap < 4; ++tap)
-        if (taps.weight[tap] != 0.0f) value += taps.weight[tap] * load(channel[taps.offset[tap]]);
+        if (taps.weight[tap] != 0.0f) value += taps.weight[tap] * to_float(channel[taps.offset[tap]]);
       if (p.normalize) value = value * p.scale[c] + p.offset[c];
-      store(out + c * p.out_rows * p.out_cols, value);
+      set(out + c * p.out_rows * p.out_cols, value);
     }
   }
 }
