@@ -3,19 +3,10 @@
 #include "cuda/azimuth_match_backward.cuh"
 #include "cuda/azimuth_match_heuristics.h"
 #include "cuda/device_guard.h"
+#include "cuda/strip_facts.h"
 
 namespace geoloc_fast::cuda {
 namespace {
-
-constexpr int64_t kMaxWidth = 1 << 13;  // columns of a strip; far beyond that no work space would do anyway
-
-bool known(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
-
-bool sound(const StripTensor& query, const StripTensor& strips) {
-  return query.channels == strips.channels && query.height == strips.height && query.columns >= 1 &&
-         query.columns <= strips.columns && strips.columns <= kMaxWidth && query.items < INT32_MAX &&
-         strips.items < INT32_MAX;
-}
 
 // Launches one after the other, until one fails.
 class Launches {
@@ -27,16 +18,15 @@ class Launches {
     if (status_ == Status::kOk)
       status_ = launch(kernel, blocks_x, blocks_y, threads, shared_bytes, stream_, static_cast<Params>(arguments)...);
   }
+  void facts(const StripTensor& t, const int64_t* widths, const ItemFacts& of) {
+    if (status_ == Status::kOk) status_ = launch_facts(t, widths, of, stream_);
+  }
   Status status() const { return status_; }
 
  private:
   Stream stream_;
   Status status_ = Status::kOk;
 };
-
-void launch_facts(Launches& run, const StripTensor& t, const int64_t* widths, const ItemFacts& facts) {
-  run(azimuth_facts_kernel, round_up(t.items, kTile), 1, kItemThreads, 0, t, widths, facts);
-}
 
 template <int N, bool kByItem>
 void launch_spectra(Launches& run, const StripTensor& t, const int64_t* widths, const ItemFacts& facts, int64_t terms,
@@ -150,8 +140,8 @@ Status azimuth_match(const AzimuthMatchParams& p, int device, void* stream) {
   it.error = correlation_error(p.plan, how.terms, columns);
   it.overlay = how.overlay;
   Launches run(static_cast<Stream>(stream));
-  launch_facts(run, p.query, p.query_width, it.space.query);
-  launch_facts(run, p.strips, nullptr, it.space.strips);
+  run.facts(p.query, p.query_width, it.space.query);
+  run.facts(p.strips, nullptr, it.space.strips);
   if (p.slope != nullptr) {
     const int64_t at_once = min_of(kGramValues, (48 << 10) / (4 * columns));
     run(azimuth_gram_kernel, references, 1, kGramThreads, at_once * columns * 4, p.strips, it.space.strips, at_once,
@@ -196,8 +186,8 @@ Status azimuth_match_backward(const AzimuthMatchBackwardParams& p, int device, v
   it.space = gradient_space(size, p.plan, p.workspace);
   it.splits = share_splits(size);
   it.queries_per_split = ceil_div(batch, it.splits);
-  launch_facts(run, p.query, p.query_width, it.space.query);
-  launch_facts(run, p.strips, nullptr, it.space.strips);
+  run.facts(p.query, p.query_width, it.space.query);
+  run.facts(p.strips, nullptr, it.space.strips);
   run(azimuth_weigh_kernel, batch, 1, kGradientThreads, 0, it);
   if (p.grad_scale != nullptr) run(azimuth_scale_kernel, 1, 1, 32, 0, it.space.scale_sum, batch, p.grad_scale);
   run(azimuth_shares_kernel, ceil_div(references, kTile), it.splits, kGradientThreads, 0, it);

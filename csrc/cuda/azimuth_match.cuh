@@ -9,8 +9,8 @@
 // Pairs whose two best shifts are closer than the rounding error bound, and scores of thin windows, are summed again in
 // float64 from the inputs as given, by a whole warp for each.
 #pragma once
+#include "cuda/azimuth_operands.cuh"
 #include "cuda/azimuth_product.cuh"
-#include "cuda/strip_items.cuh"
 
 namespace geoloc_fast::cuda {
 
@@ -256,7 +256,7 @@ __device__ __forceinline__ void match_pair(const MatchArguments& it, int64_t fir
 }
 
 template <int W, bool kSlope>
-__global__ void __launch_bounds__(kMaxWarps * 32)
+__global__ void __launch_bounds__(kMaxWarps * 32, 1)
     azimuth_match_kernel(const MatchArguments it, const int64_t shared_products) {
   constexpr bool kSpectral = W > 0;
   constexpr int kParts = kSpectral ? 2 : 1, kGroups = W == 0 || W > 16 ? 1 : 2, kDepth = kGroups == 2 ? 8 : 4;

@@ -12,8 +12,8 @@
 //
 // Every sum has one order, whatever the device: no atomics.
 #pragma once
+#include "cuda/azimuth_operands.cuh"
 #include "cuda/azimuth_product.cuh"
-#include "cuda/strip_items.cuh"
 
 namespace geoloc_fast::cuda {
 
@@ -242,7 +242,7 @@ constexpr int kScatterThreads = 128;
 // The other plan: any W, any selection. A thread a number of a gradient; the weights of `at_once` items of the other
 // side are in shared memory, [at_once][W] for "gumbel" and the chosen shift's alone for the other selections.
 template <bool kOfQuery>
-__global__ void __launch_bounds__(kScatterThreads)
+__global__ void __launch_bounds__(kScatterThreads, 1)
     azimuth_scatter_kernel(const GradientArguments it, int64_t at_once, int64_t pieces) {
   const AzimuthMatchBackwardParams& p = it.p;
   const StripTensor &t = kOfQuery ? p.query : p.strips, &other = kOfQuery ? p.strips : p.query;

@@ -114,6 +114,7 @@ Status azimuth_match_backward(const AzimuthMatchBackwardParams& params, int thre
 
 // Everything on `device`, work space (256-byte aligned) and grad_scale included; only launches, on `stream`.
 namespace cuda {
+constexpr int64_t kMaxStripColumns = 4096;  // of a strip; there is no other limit
 AzimuthPlan azimuth_match_plan(const AzimuthMatchSize& size);
 int64_t azimuth_match_workspace(const AzimuthMatchSize& size, AzimuthPlan plan);
 Status azimuth_match(const AzimuthMatchParams& params, int device, void* stream);

@@ -1,35 +1,14 @@
-// The CUDA kernels of azimuth_match and azimuth_crop in the emulator, against those of the CPU.
+// The CUDA kernels of azimuth_match in the emulator, against those of the CPU.
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "common/half.h"
 #include "cuda/azimuth_match_heuristics.h"
-#include "geoloc_fast/azimuth_match.h"
-#include "tests/check.h"
-#include "tests/simt/buffer.h"
+#include "tests/simt/strip_items.h"
 
 namespace geoloc_fast {
 namespace {
 
-using simt::Buffer;
-using simt::Order;
-using Floats = std::vector<float>;
+using namespace simt;
 
 constexpr double kScale = 0.3, kTau = 0.7;  // correlations here are tens
-const float kNan = std::numeric_limits<float>::quiet_NaN();
-
-Floats random_values(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  Floats values(static_cast<size_t>(n));
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 struct Case {
   int64_t batch, references, channels, height, query_columns, columns;
@@ -52,34 +31,6 @@ struct Case {
   }
   AzimuthMatchSize size(bool slope, bool backward) const {
     return {batch, references, channels * height, query_columns, columns, true, select, slope, backward};
-  }
-};
-
-// Contiguous, or with `strided` a view of something larger whose azimuth is not innermost.
-template <typename T>
-struct Items {
-  Buffer<T> buffer;
-  StripTensor tensor;
-
-  static std::vector<T> spread(const Floats& values, int64_t rows, int64_t columns, bool strided) {
-    std::vector<T> out(values.size() * (strided ? 2 : 1), from_float<T>(kNan));
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t x = 0; x < columns; ++x)
-        out[strided ? (x * rows + row) * 2 : row * columns + x] = from_float<T>(values[row * columns + x]);
-    return out;
-  }
-  Items(const Floats& values, int64_t items, int64_t channels, int64_t height, int64_t columns, bool strided)
-      : buffer(spread(values, items * channels * height, columns, strided)) {
-    const int64_t rows = channels * height;
-    const DType dtype = sizeof(T) == 4                ? DType::kFloat32
-                        : std::is_same_v<T, BFloat16> ? DType::kBFloat16
-                                                      : DType::kFloat16;
-    tensor = {buffer.data(), dtype, items, channels, height, columns, {rows * columns, height * columns, columns, 1}};
-    if (strided) {
-      const int64_t whole = items * rows * 2;
-      const int64_t stride[4] = {rows * 2, height * 2, 2, whole};
-      std::copy(stride, stride + 4, tensor.stride);
-    }
   }
 };
 
@@ -108,8 +59,8 @@ Answer on_cpu(const Case& c) {
   p.score = e.score.data(), p.shift = e.shift.data();
   p.slope = c.gumbel() ? e.slope.data() : nullptr, p.scale_slope = c.gumbel() ? e.scale_slope.data() : nullptr;
   p.plan = AzimuthPlan::kDirect;
-  std::vector<double> space(static_cast<size_t>(cpu::azimuth_match_workspace(c.size(c.gumbel(), false), p.plan, 1)));
-  p.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(space.data()) + 63) / 64 * 64);
+  HostSpace space(cpu::azimuth_match_workspace(c.size(c.gumbel(), false), p.plan, 1));
+  p.workspace = space.data();
   CHECK(cpu::azimuth_match(p, 1) == Status::kOk);
   AzimuthMatchBackwardParams d{};
   d.query = p.query, d.strips = p.strips, d.query_width = p.query_width;
@@ -118,22 +69,10 @@ Answer on_cpu(const Case& c) {
   d.grad_query = e.grad_query.data(), d.grad_strips = e.grad_strips.data();
   d.grad_scale = c.gumbel() ? &e.grad_scale : nullptr;
   d.plan = c.gumbel() ? AzimuthPlan::kSpectral : AzimuthPlan::kScatter;
-  std::vector<double> more(static_cast<size_t>(cpu::azimuth_match_workspace(c.size(false, true), d.plan, 1)));
-  d.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(more.data()) + 63) / 64 * 64);
+  HostSpace more(cpu::azimuth_match_workspace(c.size(false, true), d.plan, 1));
+  d.workspace = more.data();
   CHECK(cpu::azimuth_match_backward(d, 1) == Status::kOk);
   return e;
-}
-
-void check_close(const float* actual, const Floats& expected, double tolerance, const std::string& what) {
-  double largest = 1, worst = 0;
-  for (const float value : expected)
-    if (!std::isnan(value)) largest = std::max(largest, std::abs(static_cast<double>(value)));
-  for (size_t i = 0; i < expected.size(); ++i) {
-    if (std::isnan(expected[i]) && std::isnan(actual[i])) continue;
-    const double off = std::abs(static_cast<double>(actual[i]) - static_cast<double>(expected[i]));
-    worst = off <= worst ? worst : off;  // NaN counts
-  }
-  CHECK(worst <= tolerance * largest, "%s: off by %g of %g", what.c_str(), worst, largest);
 }
 
 template <typename T>
@@ -232,7 +171,7 @@ void troubles() {
       const int64_t item = 4 * columns;
       auto strip = [&](int64_t r, int64_t k, int64_t x) -> float& { return c.strips[r * item + k * columns + x]; };
       c.query[2 * 16 + 5] = kNan;
-      strip(1, 2, 3) = std::numeric_limits<float>::infinity();
+      strip(1, 2, 3) = kInfinity;
       c.width[5] = 2, c.query[5 * 16 + 3] = kNan;  // beyond its width
       c.width[6] = 0;
       for (int64_t k = 0; k < 4; ++k)
@@ -249,9 +188,9 @@ void troubles() {
       auto noise = [&](int64_t b, int64_t r, int64_t s) -> float& { return c.noise[(b * 11 + r) * columns + s]; };
       for (int64_t b = 0; b < 9; ++b)
         for (int64_t s = 0; s < columns; ++s) noise(b, 3, s) = 0.5f, noise(b, 7, s) = 0.25f;
-      noise(0, 8, 3) = kNan, noise(0, 9, 2) = std::numeric_limits<float>::infinity();
-      for (int64_t s = 0; s < columns; ++s) noise(0, 10, s) = -std::numeric_limits<float>::infinity();
-      for (int64_t s = 0; s < 5; ++s) noise(1, 10, s) = -std::numeric_limits<float>::infinity();
+      noise(0, 8, 3) = kNan, noise(0, 9, 2) = kInfinity;
+      for (int64_t s = 0; s < columns; ++s) noise(0, 10, s) = -kInfinity;
+      for (int64_t s = 0; s < 5; ++s) noise(1, 10, s) = -kInfinity;
       c.grad[0] = 0;
       check_plans<float>(c, false);
     }
