@@ -130,11 +130,11 @@ Status azimuth_match(const AzimuthMatchParams& p, int device, void* stream) {
   MatchArguments it{};
   it.p = p;
   it.space = match_space(size, p.plan, p.workspace);
-  it.terms = how.terms;
-  it.padded = padded_values(size.values);
+  it.terms = static_cast<int32_t>(how.terms);
+  it.padded = static_cast<int32_t>(padded_values(size.values));
   const bool spectral = p.plan == AzimuthPlan::kSpectral;
-  it.query_tile = it.padded * kTile * (spectral ? columns : size.query_columns);
-  it.strip_tile = it.padded * kTile * (spectral ? columns : columns + size.query_columns - 1);
+  it.query_tile = int64_t{it.padded} * kTile * (spectral ? columns : size.query_columns);
+  it.strip_tile = int64_t{it.padded} * kTile * (spectral ? columns : columns + size.query_columns - 1);
   it.blocks_of_strips = ceil_div(references, how.strips);
   it.tiles = how.tiles;
   it.error = correlation_error(p.plan, how.terms, columns);

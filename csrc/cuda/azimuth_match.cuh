@@ -31,7 +31,7 @@ inline float correlation_error(AzimuthPlan plan, int64_t terms, int64_t columns)
 struct MatchArguments {
   AzimuthMatchParams p;
   MatchSpace space;
-  int64_t terms, padded;           // of a product; values of an item as operands hold them
+  int32_t terms, padded;           // of a product; values of an item as operands hold them
   int64_t query_tile, strip_tile;  // floats of a tile of an operand
   int64_t blocks_of_strips, tiles;
   float error;
@@ -255,43 +255,54 @@ __device__ __forceinline__ void match_pair(const MatchArguments& it, int64_t fir
   }
 }
 
-template <int W, bool kSlope>
-__global__ void __launch_bounds__(kMaxWarps * 32, 1)
-    azimuth_match_kernel(const MatchArguments it, const int64_t shared_products) {
+// The products of a tile of pairs, to be found at products[number][query][strip]. All warps.
+template <int W, int kGroups>
+__device__ __forceinline__ void make_products(const MatchArguments& it, int64_t tile, float* products) {
   constexpr bool kSpectral = W > 0;
-  constexpr int kParts = kSpectral ? 2 : 1, kGroups = W == 0 || W > 16 ? 1 : 2, kDepth = kGroups == 2 ? 8 : 4;
+  constexpr int kParts = kSpectral ? 2 : 1, kDepth = kGroups == 2 ? 8 : 4;
   constexpr int kStrips = 16 * kGroups, kPairs = kTile * kStrips;
-  const AzimuthMatchParams& p = it.p;
-  const int64_t padded = it.padded, columns = p.strips.columns, slots = kSpectral ? W / 2 : columns;
+  const int slots = kSpectral ? W / 2 : static_cast<int>(it.p.strips.columns);
   const int warp = static_cast<int>(threadIdx.x / 32), warps = static_cast<int>(blockDim.x / 32);
-  float* stages = dynamic_shared<float>();
-  float* products = shared_products >= 0 ? stages + shared_products : it.space.products + blockIdx.x * kPairs * columns;
-  stages += warp * stage_floats(kParts, kGroups, kDepth);
-  for (int64_t tile = blockIdx.x; tile < it.tiles; tile += gridDim.x) {
-    const int64_t query_tile = tile / it.blocks_of_strips, first_strip = tile % it.blocks_of_strips * kStrips;
-    const int64_t strip_tile = first_strip / kTile;
-    for (int64_t slot = warp; slot < slots; slot += warps) {
-      const float* left = it.space.query_tiles + query_tile * it.query_tile;
-      const float* right = it.space.strip_tiles + strip_tile * it.strip_tile + first_strip % kTile;
-      if constexpr (kSpectral) left += slot * padded * 2 * kTile;
-      right += slot * padded * kParts * kTile;
-      for (int64_t term = 0; term < it.terms; term += kTermBlock) {
-        const int64_t count = min_of(kTermBlock, it.terms - term), at = term * kParts * kTile;
-        Sums<kParts, kGroups> sums;
-        sums.clear();
-        if constexpr (!kSpectral)
-          accumulate<Product::kReal, kParts, kGroups, kDepth>(left + at, right + at, count, stages, sums);
-        else if (slot == 0)
-          accumulate<Product::kPairwise, kParts, kGroups, kDepth>(left + at, right + at, count, stages, sums);
-        else
-          accumulate<Product::kConjugate, kParts, kGroups, kDepth>(left + at, right + at, count, stages, sums);
-        if (it.overlay) sync_block();  // every warp has one slot and one block of terms then
-        put_sums(sums, products + slot * kParts * kPairs, kPairs, kStrips, term > 0);
-      }
+  float* stages = dynamic_shared<float>() + warp * stage_floats(kParts, kGroups, kDepth);
+  const int64_t query_tile = tile / it.blocks_of_strips, first_strip = tile % it.blocks_of_strips * kStrips;
+  const float* left_tile = it.space.query_tiles + query_tile * it.query_tile;
+  const float* right_tile = it.space.strip_tiles + first_strip / kTile * it.strip_tile + first_strip % kTile;
+  for (int slot = warp; slot < slots; slot += warps) {
+    const int64_t first = static_cast<int64_t>(slot) * it.padded * kParts * kTile;
+    for (int term = 0; term < it.terms; term += kTermBlock) {
+      const int count = it.terms - term < kTermBlock ? it.terms - term : kTermBlock;
+      const float* left = left_tile + (kSpectral ? first : 0) + term * (kParts * kTile);
+      const float* right = right_tile + first + term * (kParts * kTile);
+      Sums<kParts, kGroups> sums;
+      sums.clear();
+      if constexpr (!kSpectral)
+        accumulate<Product::kReal, kParts, kGroups, kDepth>(left, right, count, stages, sums);
+      else if (slot == 0)
+        accumulate<Product::kPairwise, kParts, kGroups, kDepth>(left, right, count, stages, sums);
+      else
+        accumulate<Product::kConjugate, kParts, kGroups, kDepth>(left, right, count, stages, sums);
+      if (it.overlay) sync_block();  // every warp has one slot and one block of terms then
+      put_sums(sums, products + slot * (kParts * kPairs), kPairs, kStrips, term > 0);
     }
+  }
+}
+
+// Products lie in shared memory from float `shared_products` on, or in the work space if that is negative (W = 0 only,
+// where a block takes tile after tile).
+template <int W, bool kSlope>
+__global__ void __launch_bounds__(kMaxWarps * 32, 2)
+    azimuth_match_kernel(const MatchArguments it, const int64_t shared_products) {
+  constexpr int kGroups = W == 0 || W > 16 ? 1 : 2, kStrips = 16 * kGroups, kPairs = kTile * kStrips;
+  for (int64_t tile = blockIdx.x; tile < it.tiles; tile += gridDim.x) {
+    float* products = W > 0 || shared_products >= 0
+                          ? dynamic_shared<float>() + shared_products
+                          : it.space.products + blockIdx.x * kPairs * it.p.strips.columns;
+    make_products<W, kGroups>(it, tile, products);
     sync_block();
+    const int64_t first_query = tile / it.blocks_of_strips * kTile, first_strip = tile % it.blocks_of_strips * kStrips;
     for (int pair = static_cast<int>(threadIdx.x); pair < kPairs; pair += static_cast<int>(blockDim.x))
-      match_pair<W, kSlope, kPairs, kStrips>(it, query_tile * kTile, first_strip, pair, products);
+      match_pair<W, kSlope, kPairs, kStrips>(it, first_query, first_strip, pair, products);
+    if constexpr (W > 0) break;  // one tile a block
     sync_block();
   }
 }

@@ -157,7 +157,7 @@ constexpr int kSumWarps = 4;
 
 // A warp a product of 32 rows and 32 values at one frequency, over one piece of the terms.
 template <bool kOfQuery>
-__global__ void __launch_bounds__(kSumWarps * 32) azimuth_sums_kernel(const SumArguments it) {
+__global__ void __launch_bounds__(kSumWarps * 32, 3) azimuth_sums_kernel(const SumArguments it) {
   constexpr int kDepth = 8;
   float* stages = dynamic_shared<float>() + threadIdx.x / 32 * stage_floats(2, 2, kDepth);
   int64_t unit = static_cast<int64_t>(blockIdx.x) * kSumWarps + threadIdx.x / 32;
@@ -168,7 +168,8 @@ __global__ void __launch_bounds__(kSumWarps * 32) azimuth_sums_kernel(const SumA
   const int64_t slot = unit % it.slots;
   unit /= it.slots;
   const int64_t row_tile = unit % it.row_tiles, split = unit / it.row_tiles;
-  const int64_t first = split * it.terms_per_split, terms = min_of(it.terms_per_split, it.terms - first);
+  const int64_t first = split * it.terms_per_split;
+  const int terms = static_cast<int>(min_of(it.terms_per_split, it.terms - first));
   const float* left = it.weights + ((row_tile * it.slots + slot) * it.terms + first) * 2 * kTile;
   const float* right = it.others + ((value_tile * it.slots + slot) * it.terms + first) * 2 * kTile;
   Sums<2, 2> sums;

@@ -55,7 +55,7 @@ __device__ __forceinline__ void load_stage(const float* left, const float* right
 
 // sums += the product over `terms` (a multiple of kDepth) terms. The whole warp calls it.
 template <Product kProduct, int kParts, int kGroups, int kDepth>
-__device__ __forceinline__ void accumulate(const float* left, const float* right, int64_t terms, float* stages,
+__device__ __forceinline__ void accumulate(const float* left, const float* right, int terms, float* stages,
                                            Sums<kParts, kGroups>& sums) {
   static_assert((kProduct == Product::kReal) == (kParts == 1));
   constexpr int kStage = static_cast<int>(stage_floats(kParts, kGroups, kDepth)) / 2, kColumns = 16 * kGroups;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void accumulate(const float* left, const float* right
   const int row = lane_id() / 4 * 4, column = lane_id() % 4 * 4;
   load_stage<kParts, kGroups, kDepth>(left, right, stages);
   int at = 0;
-  for (int64_t term = 0; term < terms; term += kDepth, at ^= 1) {
+  for (int term = 0; term < terms; term += kDepth, at ^= 1) {
     if (term + kDepth < terms) {
       load_stage<kParts, kGroups, kDepth>(left + (term + kDepth) * kTerm, right + (term + kDepth) * kTerm,
                                           stages + (at ^ 1) * kStage);

@@ -13,7 +13,7 @@ inline bool known(DType dtype) {
 inline bool sound(const StripTensor& query, const StripTensor& strips) {
   return query.channels == strips.channels && query.height == strips.height && query.columns >= 1 &&
          query.columns <= strips.columns && strips.columns <= kMaxStripColumns && query.items < INT32_MAX &&
-         strips.items < INT32_MAX;
+         strips.items < INT32_MAX && query.channels * query.height * 2 * kTile * (strips.columns + 1) < INT32_MAX;
 }
 
 // Fills `facts` for every item, and up to the next multiple of kTile.
