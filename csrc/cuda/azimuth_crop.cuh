@@ -113,7 +113,8 @@ __device__ __forceinline__ double block_sum(CropShared& all, double share) {
 }
 
 template <bool kShared>
-__global__ void __launch_bounds__(kCropThreads) azimuth_crop_kernel(const AzimuthCropParams p, const CropSpace space) {
+__global__ void __launch_bounds__(kCropThreads, 2)
+    azimuth_crop_kernel(const AzimuthCropParams p, const CropSpace space) {
   CropShared& all = shared<CropShared>();
   const CropPair<kShared> pair(p.query, p.strips, p.query_width, space);
   const int64_t b = blockIdx.x;
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kCropThreads) azimuth_crop_kernel(const Azimut
 }
 
 template <bool kShared>
-__global__ void __launch_bounds__(kCropThreads)
+__global__ void __launch_bounds__(kCropThreads, 2)
     azimuth_crop_backward_kernel(const AzimuthCropBackwardParams p, const CropSpace space) {
   CropShared& all = shared<CropShared>();
   const CropPair<kShared> pair(p.query, p.strips, p.query_width, space);

@@ -294,9 +294,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2)
     azimuth_match_kernel(const MatchArguments it, const int64_t shared_products) {
   constexpr int kGroups = W == 0 || W > 16 ? 1 : 2, kStrips = 16 * kGroups, kPairs = kTile * kStrips;
   for (int64_t tile = blockIdx.x; tile < it.tiles; tile += gridDim.x) {
-    float* products = W > 0 || shared_products >= 0
-                          ? dynamic_shared<float>() + shared_products
-                          : it.space.products + blockIdx.x * kPairs * it.p.strips.columns;
+    float* products = W > 0 || shared_products >= 0 ? dynamic_shared<float>() + shared_products
+                                                    : it.space.products + blockIdx.x * kPairs * it.p.strips.columns;
     make_products<W, kGroups>(it, tile, products);
     sync_block();
     const int64_t first_query = tile / it.blocks_of_strips * kTile, first_strip = tile % it.blocks_of_strips * kStrips;

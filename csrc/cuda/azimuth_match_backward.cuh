@@ -157,7 +157,7 @@ constexpr int kSumWarps = 4;
 
 // A warp a product of 32 rows and 32 values at one frequency, over one piece of the terms.
 template <bool kOfQuery>
-__global__ void __launch_bounds__(kSumWarps * 32, 3) azimuth_sums_kernel(const SumArguments it) {
+__global__ void __launch_bounds__(kSumWarps * 32, 4) azimuth_sums_kernel(const SumArguments it) {
   constexpr int kDepth = 8;
   float* stages = dynamic_shared<float>() + threadIdx.x / 32 * stage_floats(2, 2, kDepth);
   int64_t unit = static_cast<int64_t>(blockIdx.x) * kSumWarps + threadIdx.x / 32;
@@ -243,7 +243,7 @@ constexpr int kScatterThreads = 128;
 // The other plan: any W, any selection. A thread a number of a gradient; the weights of `at_once` items of the other
 // side are in shared memory, [at_once][W] for "gumbel" and the chosen shift's alone for the other selections.
 template <bool kOfQuery>
-__global__ void __launch_bounds__(kScatterThreads, 1)
+__global__ void __launch_bounds__(kScatterThreads, 4)
     azimuth_scatter_kernel(const GradientArguments it, int64_t at_once, int64_t pieces) {
   const AzimuthMatchBackwardParams& p = it.p;
   const StripTensor &t = kOfQuery ? p.query : p.strips, &other = kOfQuery ? p.strips : p.query;

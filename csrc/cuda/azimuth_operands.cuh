@@ -9,7 +9,7 @@ namespace geoloc_fast::cuda {
 // The spectra of all items as operands. kByItem: lanes are items, [items/32][N/2][K'][2][32], for correlations; else
 // lanes are values, [K/32][N/2][items'][2][32], for gradients. One warp a row of lanes; K', items' are `terms`.
 template <int N, bool kByItem>
-__global__ void __launch_bounds__(kItemThreads)
+__global__ void __launch_bounds__(kItemThreads, N == 64 ? 3 : 4)
     azimuth_spectra_kernel(const StripTensor t, const int64_t* widths, const ItemFacts facts, int64_t terms,
                            int64_t rows, float* out) {
   const int64_t values = t.channels * t.height;

@@ -74,7 +74,7 @@ __device__ __forceinline__ void accumulate(const float* left, const float* right
     sync_warp();
     const float* from = stages + at * kStage;
     const float* other = from + kDepth * kTerm;
-#pragma unroll 2
+#pragma unroll 1  // a second term at hand would cost the registers of a second block
     for (int k = 0; k < kDepth; ++k) {
       float a[kParts][4], b[kParts][4 * kGroups];
 #pragma unroll
