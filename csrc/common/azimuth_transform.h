@@ -23,11 +23,10 @@ constexpr int kHalvings = -1;
 #else
 #include "cuda/device.h"
 #define GEOLOC_FAST_INLINE __device__ __forceinline__
+#define GEOLOC_FAST_TRANSFORM __device__ GEOLOC_FAST_NOINLINE
 #if defined(__CUDACC__)
-#define GEOLOC_FAST_TRANSFORM __device__ __noinline__
 #define GEOLOC_FAST_UNROLL _Pragma("unroll")
 #else
-#define GEOLOC_FAST_TRANSFORM
 #define GEOLOC_FAST_UNROLL
 #endif
 namespace geoloc_fast::cuda {
