@@ -44,6 +44,10 @@ struct Score {
 
 }  // namespace
 
+Status launch_query_energies(const StripScoreParams& p, double* energy, Stream stream) {
+  return launch(strip_query_kernel, exact_blocks(p.batch, 0), 1, 32 * kExactWarps, 0, stream, p, energy);
+}
+
 int64_t strip_pack_workspace(const StripBankView& view) {
   return space_bytes((view.count + kStripLanes - 1) / kStripLanes * kStripLanes, view.columns, false);
 }
@@ -82,8 +86,7 @@ Status strip_score(const StripScoreParams& p, int device, void* stream_pointer) 
   const Stream stream = static_cast<Stream>(stream_pointer);
   double* energy = static_cast<double*>(p.workspace);
   double* space = energy + energy_bytes(p.batch) / 8;
-  const Status prepared =
-      launch(strip_query_kernel, exact_blocks(p.batch, 0), 1, 32 * kExactWarps, 0, stream, p, energy);
+  const Status prepared = launch_query_energies(p, energy, stream);
   if (prepared != Status::kOk) return prepared;
   return launch_for<Score>(p.batch * p.n, p.bank.columns, stream, p, static_cast<const double*>(energy), space);
 }

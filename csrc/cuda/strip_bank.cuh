@@ -2,20 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "cuda/strip_exact.cuh"
-#include "cuda/strip_exact_heuristics.h"
 
 namespace geoloc_fast::cuda {
 
-// This warp's work space: in `global` (strip_exact_heuristics.h), or in shared memory for a fixed transform.
-template <int kColumns>
-__device__ __forceinline__ ExactSpace warp_space(double* global, int64_t columns) {
-  const int64_t doubles = exact_doubles(columns, kColumns != 0), warp = threadIdx.x / 32;
-  if constexpr (kColumns != 0) return exact_space(dynamic_shared<double>() + warp * doubles, columns);
-  return exact_space(global + (static_cast<int64_t>(blockIdx.x) * kExactWarps + warp) * doubles, columns);
-}
-
 // Packing transforms forward from a table whatever W is; lane = channel, so a strip's work space is in global memory.
-__global__ void __launch_bounds__(32 * kExactWarps)
+__global__ void __launch_bounds__(32 * kExactWarps, 1)
     strip_pack_kernel(const StripBankView view, uint8_t* blocks, const float* strips, const double* circle,
                       double* space_memory) {
   const int64_t columns = view.columns, rows = (view.count + kStripLanes - 1) / kStripLanes * kStripLanes;
@@ -78,7 +69,7 @@ __global__ void __launch_bounds__(32 * kExactWarps)
 }
 
 template <int kColumns>
-__global__ void __launch_bounds__(32 * kExactWarps)
+__global__ void __launch_bounds__(32 * kExactWarps, 1)
     strip_unpack_kernel(const StripBankView view, const int64_t* index, int64_t n, float* out, const double* circle,
                         double* space_memory) {
   const int64_t columns = kColumns ? kColumns : view.columns;
@@ -99,13 +90,8 @@ __global__ void __launch_bounds__(32 * kExactWarps)
   }
 }
 
-__device__ __forceinline__ int64_t width_of(const int64_t* width, int64_t b, int64_t padded_width) {
-  const int64_t w = width ? width[b] : padded_width;
-  return w < 1 ? 1 : w > padded_width ? padded_width : w;
-}
-
 // energy[b] of every query: a warp each.
-__global__ void __launch_bounds__(32 * kExactWarps) strip_query_kernel(const StripScoreParams p, double* energy) {
+__global__ void __launch_bounds__(32 * kExactWarps, 1) strip_query_kernel(const StripScoreParams p, double* energy) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kExactWarps;
   for (int64_t b = static_cast<int64_t>(blockIdx.x) * kExactWarps + threadIdx.x / 32; b < p.batch; b += step) {
     const double sum = query_energy(p.query + b * p.bank.values * p.padded_width, p.bank.values, p.padded_width,
@@ -115,7 +101,7 @@ __global__ void __launch_bounds__(32 * kExactWarps) strip_query_kernel(const Str
 }
 
 template <int kColumns>
-__global__ void __launch_bounds__(32 * kExactWarps)
+__global__ void __launch_bounds__(32 * kExactWarps, 1)
     strip_score_kernel(const StripScoreParams p, const double* energy, double* space_memory) {
   const ExactSpace space = warp_space<kColumns>(space_memory, p.bank.columns);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kExactWarps;

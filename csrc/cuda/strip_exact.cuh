@@ -7,6 +7,7 @@
 #pragma once
 #include "common/azimuth_transform.h"
 #include "cuda/device.h"
+#include "cuda/strip_exact_heuristics.h"
 #include "geoloc_fast/strip_bank.h"
 #include "geoloc_fast/strip_score.h"
 
@@ -40,6 +41,14 @@ __device__ __forceinline__ ExactSpace exact_space(double* memory, int64_t column
   space.column_energy = space.energy + kChains * columns;
   space.planes = space.column_energy + columns + lane_id() * transform_doubles(columns);
   return space;
+}
+
+// This warp's work space: in `global` (strip_exact_heuristics.h), or in shared memory for a fixed transform.
+template <int kColumns>
+__device__ __forceinline__ ExactSpace warp_space(double* global, int64_t columns) {
+  const int64_t doubles = exact_doubles(columns, kColumns != 0), warp = threadIdx.x / 32;
+  if constexpr (kColumns != 0) return exact_space(dynamic_shared<double>() + warp * doubles, columns);
+  return exact_space(global + (static_cast<int64_t>(blockIdx.x) * kExactWarps + warp) * doubles, columns);
 }
 
 // The tree of cpu/strip_exact.h: every lane of the eight gets the sum.
@@ -114,6 +123,11 @@ struct ExactScore {
 };
 
 __device__ __forceinline__ bool is_finite(double value) { return value - value == 0.0; }
+
+__device__ __forceinline__ int64_t width_of(const int64_t* width, int64_t b, int64_t padded_width) {
+  const int64_t w = width ? width[b] : padded_width;
+  return w < 1 ? 1 : w > padded_width ? padded_width : w;
+}
 
 // The energy of a query, by the CPU's order of sums; the same in every lane.
 __device__ __forceinline__ double query_energy(const float* query, int64_t values, int64_t padded_width,
@@ -192,5 +206,8 @@ __device__ ExactScore score_pair(const StripBankView& bank, const double* circle
   if (!is_finite(strip_energy) || !is_finite(energy_of_query)) return {__uint_as_float(0x7fc00000u), 0};
   return {static_cast<float>(score_at_best), shift};
 }
+
+// Launches what gives energy[b] of every query of `p`; strip_bank.cu.
+Status launch_query_energies(const StripScoreParams& p, double* energy, Stream stream);
 
 }  // namespace geoloc_fast::cuda

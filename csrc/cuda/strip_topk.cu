@@ -122,8 +122,7 @@ Status strip_topk(const StripTopkParams& p, int multiprocessors, int device, voi
   queries.bank = p.bank, queries.query = p.query, queries.width = p.width;
   queries.batch = p.batch, queries.padded_width = p.padded_width;
   Status status = fill_bytes(work.proven, 0, work.plan.tiles * kTileQueries * int64_t{sizeof(uint32_t)}, stream);
-  if (status == Status::kOk)
-    status = launch(strip_query_kernel, exact_blocks(p.batch, 0), 1, 32 * kExactWarps, 0, stream, queries, work.energy);
+  if (status == Status::kOk) status = launch_query_energies(queries, work.energy, stream);
   if (status == Status::kOk) status = launch(strip_topk_order_kernel, 1, 1, kOrderThreads, 0, stream, work);
   if (status != Status::kOk) return status;
   switch (p.bank.columns) {

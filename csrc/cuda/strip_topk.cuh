@@ -2,7 +2,7 @@
 // strip_topk_heuristics.h.
 // SPDX-License-Identifier: Apache-2.0
 //
-//   strip_query    energy of every query (strip_bank.cuh)
+//   strip_query    energy of every query (strip_bank.cu)
 //   order          queries into tiles of one width; those with NaN or Inf into none
 //   operands       planes of the normalised queries, rounded to what the tensor cores take, in their register layout
 //   screen, exact  every pair of the bank: a list of pairs that may belong to the answer for each query and slot
@@ -20,7 +20,7 @@
 // bf16 word holds two channels as the mma wants them, an fp32 word one tf32. In lane l, with g = l / 4, t = l % 4:
 // words t and t + 4 of a step, strips 2g and 2g + 1, and of the sums: queries 2t and 2t + 1 with these two strips.
 #pragma once
-#include "cuda/strip_bank.cuh"
+#include "cuda/strip_exact.cuh"
 #include "cuda/strip_topk_heuristics.h"
 
 namespace geoloc_fast::cuda {
@@ -78,7 +78,7 @@ struct OrderShared {
 };
 
 // One block. Where a query stands in its tiles has no influence on any answer.
-__global__ void __launch_bounds__(kOrderThreads) strip_topk_order_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(kOrderThreads, 1) strip_topk_order_kernel(const TopkWork work) {
   OrderShared& shared_order = shared<OrderShared>();
   int32_t* places = shared_order.queries;
   const StripTopkParams& p = work.p;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kOrderThreads) strip_topk_order_kernel(const T
 constexpr int kOperandWarps = 4;
 
 // A warp a query slot. The planes are sums from the table; their float64 error is far below what epsilon is rounded by.
-__global__ void __launch_bounds__(32 * kOperandWarps) strip_topk_operands_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(32 * kOperandWarps, 1) strip_topk_operands_kernel(const TopkWork work) {
   const StripTopkParams& p = work.p;
   const int64_t columns = p.bank.columns, words = work.plan.steps * 8, per_word = p.bank.bf16 ? 2 : 1;
   const int64_t slots = work.plan.tiles * kTileQueries, step = static_cast<int64_t>(gridDim.x) * kOperandWarps;
@@ -261,7 +261,7 @@ __device__ GEOLOC_FAST_NOINLINE int32_t make_room(const TopkWork& work, int64_t 
 // Every pair by the routine that decides.
 
 template <int kColumns>
-__global__ void __launch_bounds__(32 * kExactWarps) strip_topk_exact_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(32 * kExactWarps, 1) strip_topk_exact_kernel(const TopkWork work) {
   const StripTopkParams& p = work.p;
   const int64_t slot = static_cast<int64_t>(blockIdx.x) * kExactWarps + threadIdx.x / 32;
   if (slot >= work.plan.slots) return;
@@ -489,7 +489,7 @@ __device__ __forceinline__ void finish_tile(const TopkWork& work, const ScreenSh
 
 // A bank block after the other through the ring; see the head of this file and strip_topk_heuristics.h.
 template <int kColumns, int kTiles, bool kBf16>
-__global__ void __launch_bounds__(32 * kScreenWarps) strip_topk_screen_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(32 * kScreenWarps, 1) strip_topk_screen_kernel(const TopkWork work) {
   const StripTopkParams& p = work.p;
   const TopkPlan& plan = work.plan;
   const StripBankView& bank = p.bank;
@@ -688,7 +688,7 @@ __device__ __forceinline__ Key select_largest(const TopkWork& work, int64_t quer
 }
 
 // known[b]: the k-th best lower bound. Of the pairs already scored at just that, those up to known_row[b] are enough.
-__global__ void __launch_bounds__(kSelectThreads) strip_topk_select_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(kSelectThreads, 1) strip_topk_select_kernel(const TopkWork work) {
   SelectShared& box = shared<SelectShared>();
   for (int64_t b = blockIdx.x; b < work.p.batch; b += gridDim.x) {
     const int64_t query_slot = work.slot_of[b];
@@ -721,7 +721,7 @@ __device__ __forceinline__ bool may_belong(const Kept& entry, uint32_t known, ui
 
 // A warp a list.
 template <int kColumns>
-__global__ void __launch_bounds__(32 * kExactWarps) strip_topk_rescore_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(32 * kExactWarps, 1) strip_topk_rescore_kernel(const TopkWork work) {
   const ExactSpace space = warp_space<kColumns>(work.space, work.p.bank.columns);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kExactWarps;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kExactWarps + threadIdx.x / 32;
@@ -736,7 +736,7 @@ __global__ void __launch_bounds__(32 * kExactWarps) strip_topk_rescore_kernel(co
 }
 
 // The k best of the scored, by score and then row.
-__global__ void __launch_bounds__(kSelectThreads) strip_topk_answer_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(kSelectThreads, 1) strip_topk_answer_kernel(const TopkWork work) {
   SelectShared& box = shared<SelectShared>();
   const int64_t k = work.p.k;
   auto is_scored = [](const Kept& entry) { return entry.scored && entry.lower == entry.lower; };
