@@ -5,8 +5,11 @@ Exit codes: 0 done, 1 it failed, 2 a wrong argument, 130 interrupted.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +24,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Where was this photo taken, and which way was it looking?",
 )
+
+
+@contextmanager
+def _arguments() -> Iterator[None]:
+    """What a library finds wrong with values that come straight from the command line is a wrong argument."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -62,6 +74,71 @@ def city_make(
 
 
 @app.command()
+def read(
+    kind: Annotated[str, typer.Argument(help="cvusa, cvact, vigor, msgd, utm-names, photos, or manifest.")],
+    path: Annotated[Path, typer.Argument(help="Folder of the data set; of a manifest also one of its tables.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder for the tables: PATH (the default) or one above it.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="parquet or csv.")] = "parquet",
+    assign: Annotated[
+        float | None, typer.Option(min=0, help="Give photos of unknown place the nearest within so many metres.")
+    ] = None,
+    replace: Annotated[bool, typer.Option(help="Replace tables that are there; they are kept as .old.")] = False,
+    zone: Annotated[int | None, typer.Option(help="UTM zone (msgd, utm-names).")] = None,
+    south: Annotated[bool | None, typer.Option("--south", help="The zone is a southern one (msgd, utm-names).")] = None,
+    city: Annotated[str | None, typer.Option(help="Of all entries (msgd).")] = None,
+    mat: Annotated[str | None, typer.Option(help="Name of the MATLAB file, if there are several (msgd).")] = None,
+    street_column0_deg: Annotated[
+        float | None, typer.Option(help="Heading of the panoramas' left edge, if known (msgd).")
+    ] = None,
+    panoramas: Annotated[
+        bool | None, typer.Option("--panoramas", help="Images in folders `database` are places (utm-names).")
+    ] = None,
+) -> None:
+    """Make a manifest of a published data set or a folder of photos, or convert one between CSV and Parquet.
+
+    Images stay where they are; docs/data.md shows the layouts.
+
+    Example: geoloc-fast read photos region/photos region --assign 25
+    """
+    import warnings
+
+    from geoloc_fast.data import readers
+    from geoloc_fast.data.readers.write import write_tables
+
+    given = {
+        "zone": zone,
+        "south": south,
+        "city": city,
+        "mat": mat,
+        "street_column0_deg": street_column0_deg,
+        "panoramas": panoramas,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    if kind != "manifest" and kind not in readers.READERS:
+        raise typer.BadParameter(f"KIND: expected manifest, {', '.join(readers.READERS)}, got {kind!r}")
+    if format not in ("parquet", "csv"):
+        raise typer.BadParameter(f"--format: expected parquet or csv, got {format!r}")
+    reader = None if kind == "manifest" else inspect.signature(readers.READERS[kind]).parameters
+    for name in options:
+        if reader is None or name not in reader:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} means nothing to {kind}")
+    if reader is not None and any(p.default is p.empty and n not in options for n, p in reader.items() if n != "path"):
+        raise typer.BadParameter(f"{kind} needs --zone, the UTM zone of its coordinates")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = readers.read(kind, path, **options)
+    for warning in caught:
+        typer.echo(f"geoloc-fast read: {warning.message}", err=True)
+    folder = found.root if out is None else out
+    made = write_tables(found, folder, format=format, assign_m=assign, replace=replace)
+    without = made.photos["place"].null_count
+    about = f", {without} of them of no place" if len(made.places) and without else ""
+    typer.echo(f"{len(made.places)} places and {len(made.photos)} photos{about} in {folder}")
+
+
+@app.command()
 def prepare(
     manifest: Annotated[Path, typer.Argument(help="Folder with places and photos tables, or one of the tables.")],
     out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run goes on where it stopped.")],
@@ -83,30 +160,35 @@ def prepare(
     from geoloc_fast.data.prepare import Settings
     from geoloc_fast.data.prepare import prepare as run
 
-    settings = Settings(
-        size=(rows, columns),
-        method=method,
-        assumed_fov_deg=assumed_fov_deg,
-        zoom=zoom,
-        image_format=image_format,
-        cache=cache,
-    )
+    with _arguments():
+        settings = Settings(
+            size=(rows, columns),
+            method=method,
+            assumed_fov_deg=assumed_fov_deg,
+            zoom=zoom,
+            image_format=image_format,
+            cache=cache,
+        )
     typer.echo(run(manifest, out, settings=settings, workers=workers).summary())
 
 
 @app.command()
 def show(
     manifest: Annotated[Path, typer.Argument(help="Folder with places and photos tables, or one of the tables.")],
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
-    places: Annotated[int, typer.Option(min=1, max=200, help="How many places, spread over the manifest.")] = 6,
+    out: Annotated[Path, typer.Option(help="The picture to write, .png or .jpg.")] = Path("sheet.png"),
+    places: Annotated[int, typer.Option(min=1, max=100, help="How many places, spread over the manifest.")] = 6,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="These places instead; may be repeated.")] = None,
 ) -> None:
     """Draw a contact sheet: photo, street view, satellite and polar image of places, with headings.
 
     Example: geoloc-fast show ready/ --out sheet.png
     """
+    from geoloc_fast.data.show import SUFFIXES
     from geoloc_fast.data.show import show as run
 
-    for problem in run(manifest, out, places=places):
+    if out.suffix.lower() not in SUFFIXES:
+        raise typer.BadParameter(f"--out: expected a .png or .jpg file, got {str(out)!r}")
+    for problem in run(manifest, out, places=ids or places):
         typer.echo(problem, err=True)
     typer.echo(f"Written to {out}")
 
@@ -149,7 +231,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        print(f"geoloc-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        # Problems of a manifest are a list, and stay one.
+        text = str(error) if hasattr(error, "problems") else " ".join(str(error).split())
+        print(f"geoloc-fast: {text}", file=sys.stderr)
         code = 1
     if code == 130:  # also what typer itself makes of Ctrl-C
         print("geoloc-fast: interrupted; nothing half-written was left", file=sys.stderr)

@@ -427,6 +427,17 @@ def test_the_floor_finds_what_is_there(views: CityViews) -> None:
     assert (top.index[:, 0].numpy() == np.arange(PLACES)).mean() > 0.8
 
 
+def test_the_floor_is_printed_beside_chance(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["floor", "--places", "8", "--seed", "3", "--style", "harbour"])
+    floor.main()
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == "harbour, seed 3: 8 photos, as many places, R@1 at 25 m"
+    names = [row.split()[0] for row in rows]
+    assert names[:3] == ["chance", "histogram_satellite", "strips_satellite_known"] and len(names) == 7
+
+
 SMALL = Sizes(satellite_px=64, panorama=(16, 64), photo=(24, 32))
 
 

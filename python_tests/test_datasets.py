@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from geoloc_fast.data.augment import Augmentation, change_colours
+from geoloc_fast.data.augment import Augmentation, change_colours, change_colours_of_batch, turn_strips
 from geoloc_fast.data.datasets import (
     PairDataset,
     PhotoDataset,
@@ -358,6 +358,51 @@ def test_colours_change_but_not_places() -> None:
         for s in range(50)
     ]
     assert 5 < np.mean([n.std() for n in noisy]) < 15 and abs(np.mean([n.mean() for n in noisy]) - 128) < 0.2
+
+
+def test_a_batch_changes_like_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws give the same colours, within the fixed point of bytes; black, where there is nothing, stays."""
+    how = Augmentation(noise=0, blur=0, grey=0.5)
+    images = torch.randint(1, 256, (16, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, :, :2] = 0
+    draws = torch.rand(16, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: draws)
+    batch = change_colours_of_batch(images, how)
+    assert batch.dtype == torch.float32 and (batch[:, :, :2] == 0).all()
+    for image, changed, drawn in zip(images, batch, draws.numpy(), strict=True):
+
+        class Drawn:
+            def __init__(self, drawn: np.ndarray) -> None:
+                self.left = [2 * drawn[:3] - 1, 2 * drawn[3:6] - 1]
+                self.chances = np.array([drawn[6], 1.0])
+
+            def uniform(self, *_: Any) -> Any:
+                return self.left.pop(0) if self.left else 0.5
+
+            def random(self, _: int) -> np.ndarray:
+                return self.chances
+
+        alone = change_colours(image.permute(1, 2, 0).numpy(), how, Drawn(drawn))  # type: ignore[arg-type]
+        away = np.abs(alone[2:].astype(float) - changed.permute(1, 2, 0).numpy()[2:])
+        assert away.max() < 1 and away.mean() < 0.35
+
+
+@pytest.mark.parametrize("column0_deg", [0.0, 180.0, 315.0])
+def test_turned_strips_look_where_they_say(column0_deg: float) -> None:
+    azimuth = column0_deg + 360 / 16 * torch.arange(16)
+    images = (azimuth % 360).expand(5, 1, 2, 16).clone()
+    turn, mirrored = torch.tensor([0, 3, -20, 0, 5]), torch.tensor([False, False, False, True, True])
+    turned = turn_strips(images, turn, mirrored, column0_deg=column0_deg)
+    for row in range(5):
+        looks = (column0_deg + 360 / 16 * (torch.arange(16) + turn[row])) % 360
+        assert torch.equal(turned[row, 0, 1], -looks % 360 if mirrored[row] else looks)
+
+
+def test_what_a_photo_does_not_show_stays_black(world: Manifest) -> None:
+    plain, varied = PhotoDataset(world), PhotoDataset(world, augment=Augmentation())
+    for n in range(4):
+        nothing = (plain[n]["photo"] == 0).all(0)
+        assert nothing.any() and (varied[n]["photo"][:, nothing] == 0).all()
 
 
 @pytest.mark.parametrize(("name", "value"), [("mirror", 1.5), ("brightness", 1.0), ("noise", -1), ("blur", -0.1)])

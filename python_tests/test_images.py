@@ -170,25 +170,24 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     """In a process of its own, so that the peak is that of the refusals."""
     (tmp_path / "bombs.pickle").write_bytes(pickle.dumps(BOMBS))
     code = """
-import pickle, resource, sys, time, warnings
+import pickle, resource, sys, warnings
 from geoloc_fast.data.images import ImageError, decode_image
 warnings.simplefilter("ignore")
 bombs = pickle.load(open(sys.argv[1], "rb"))
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name, data in bombs.items():
     try:
         decode_image(data, name)
         sys.exit(f"{name} was decoded")
     except ImageError:
         pass
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "bombs.pickle")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    grown_kib, seconds = map(float, done.stdout.split())
-    assert grown_kib < 20_000 and seconds < 2
+    assert int(done.stdout) < 20_000, "KiB"
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest, ManifestError
 from geoloc_fast.data.storage import ImageError, Storage, unsafe_path_reason
@@ -384,4 +385,19 @@ def test_validate_images(tmp_path: Path) -> None:
     assert found == [
         "places.parquet, row 1, column satellite: sat/a.jpg: there is no such file",
         "photos.parquet, row 1, column image: photos/p.jpg: there is no such file",
+    ]
+
+
+def test_validate_images_knows_panoramas(tmp_path: Path) -> None:
+    for name, size in (("square", (128, 128)), ("sphere", (128, 64)), ("photo", (64, 48))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    places = [{**PLACE, "id": name, "satellite": None, "street": f"{name}.png"} for name in ("square", "sphere")]
+    photos = [
+        {"id": f"{name} {fov:g}", "image": f"{name}.png", "fov_deg": fov}
+        for name, fov in (("photo", 90.0), ("photo", 360.0), ("sphere", 360.0), ("square", 200.0))
+    ]
+    assert [str(problem) for problem in Manifest.from_rows(tmp_path, places, photos).validate(images=True)] == [
+        "places.parquet, row 1, column street: square.png: 128 x 128 pixels are no panorama of the whole circle",
+        "photos.parquet, row 2, column image: photo.png: 64 x 48 pixels are no panorama of the whole circle",
+        "photos.parquet, row 4, column image: square.png: 128 x 128 pixels are no panorama of 200 degrees",
     ]

@@ -23,6 +23,7 @@ from geoloc_fast.data import prepare as module
 from geoloc_fast.data.cache import CacheError, StripCache
 from geoloc_fast.data.calibration import calibrate
 from geoloc_fast.data.city import CityViews, make_city
+from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.images import decode_image
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import PrepareError, Settings, crop_satellite, prepare, web_mercator_metres_per_pixel
@@ -84,7 +85,7 @@ def troubled(tmp_path: Path, views: CityViews) -> Manifest:
         {"id": "a", "image": "0.photo.jpg", "place": "p0", "fov_deg": 90.0, "heading_deg": 12.0},
         {"id": "b", "image": "1.photo.jpg", "place": "p5"},
         {"id": "c", "image": "cut.png"},
-        {"id": "d", "image": "2.photo.jpg", "fov_deg": 200.0},
+        {"id": "d", "image": "square.png", "fov_deg": 200.0},
     ]
     Manifest.from_rows(root, places, photos).save()
     return Manifest.load(root)
@@ -106,7 +107,7 @@ def test_nothing_is_dropped_in_silence(troubled: Manifest, tmp_path: Path, views
         ("places.parquet", 6, "satellite", "cut.png: cannot be decoded"),
         ("places.parquet", 6, "street", "absent.png: there is no such file"),
         ("photos.parquet", 3, "image", "cut.png: cannot be decoded"),
-        ("photos.parquet", 4, "image", "2.photo.jpg: a field of view of 200 degrees"),
+        ("photos.parquet", 4, "image", "square.png: 256 x 256 pixels are no panorama of 200 degrees"),
     ):
         assert any(p.startswith(f"{file}, row {row}, column {column}: {text}") for p in problems), (row, problems)
     assert len(problems) == 6
@@ -196,6 +197,79 @@ def test_known_heading_of_a_large_panorama_is_that_of_its_ready_columns(tmp_path
     centroid = (bar * np.arange(256)).sum() / bar.sum()
     found_deg = (ready.place(0)["calibration_column0_deg"] + 360 * centroid / 256) % 360
     assert found_deg == pytest.approx(middle_deg, abs=0.05)
+
+
+def test_photos_that_are_panoramas_stay_as_they_are(tmp_path: Path, views: CityViews) -> None:
+    """CVUSA's are cut to a band, CVACT's and VIGOR's are full spheres: azimuth is linear in their columns already."""
+    root = tmp_path / "in"
+    root.mkdir()
+    street = views.panorama[0]
+    sphere = np.pad(street, ((64, 64), (0, 0), (0, 0)))  # 256 x 512: pole to pole
+    large = cv2.resize(sphere, (2048, 1024), interpolation=cv2.INTER_CUBIC)
+    images = {"band": street, "sphere": sphere, "large": large, "part": street[:, :300], "odd": street[:, :200]}
+    for name, image in images.items():
+        (root / f"{name}.png").write_bytes(encode(image))
+    (root / "large.jpg").write_bytes(encode(large, "jpg"))
+    photos = [
+        {
+            "id": name,
+            "image": f"{name}.png",
+            "heading_deg": 0.0,
+            "fov_deg": 300 * 360 / 512 if name == "part" else 360.0,
+        }
+        for name in images
+    ]
+    photos.append({"id": "jpeg", "image": "large.jpg", "heading_deg": 0.0, "fov_deg": 360.0})
+    settings = Settings(image_format="png", cache=True)
+    done = prepare(Manifest.from_rows(root, [], photos), tmp_path / "out", settings=settings, workers=1)
+    assert [str(problem) for problem in done.problems] == [
+        "photos.parquet, row 5, column image: odd.png: 200 x 128 pixels are no panorama of the whole circle"
+    ]
+    ready = Manifest.load(tmp_path / "out")
+    rows = {row["id"]: row for row in ready.photos.to_pylist()}
+    assert {name: row["strip_fov_deg"] for name, row in rows.items()} == {
+        "band": 360.0, "sphere": 360.0, "large": 360.0, "part": 300 * 360 / 512, "jpeg": 360.0
+    }  # fmt: skip
+    assert all(row["heading_deg"] == 0 and row["fov_deg"] == row["strip_fov_deg"] for row in rows.values())
+    for name in ("band", "sphere"):
+        assert (decoded(ready, rows[name]["image"]) == street).all(), name
+    assert (decoded(ready, rows["part"]["image"]) == street[:, :300]).all()
+    for name in ("large", "jpeg"):  # as far as enlarging and shrinking keep it
+        assert np.abs(decoded(ready, rows[name]["image"]).astype(int) - street).mean() < 6, name
+    assert (StripCache(tmp_path / "out").photo(rows["part"]["cache_row"]) == street[:, :300]).all()
+
+    # Training takes what is ready as it is, perspective photos too.
+    samples = PhotoDataset(ready, use_fov=False)
+    assert [samples[n]["photo_width"] for n in range(5)] == [512, 512, 512, 300, 512]
+    assert (samples[0]["photo"].permute(1, 2, 0).numpy() == street).all() and samples[0]["fov_known"]
+    with pytest.raises(PrepareError, match="is prepared already"):
+        prepare(ready, tmp_path / "again")
+
+
+def test_prepared_photos_are_not_reprojected_again(tmp_path: Path, views: CityViews) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.png").write_bytes(encode(views.photo[0]))
+    photos = [{"id": "known", "image": "a.png", "fov_deg": 90.0}, {"id": "unknown", "image": "a.png"}]
+    original = Manifest.from_rows(root, [], photos)
+    prepare(original, tmp_path / "out", settings=Settings(image_format="png"), workers=1)
+    ready = Manifest.load(tmp_path / "out")
+    raw, again = PhotoDataset(original, assumed_fov_deg=70.0), PhotoDataset(ready)
+    for n, fov_deg in enumerate((90.0, 100 * 360 / 512)):  # 70 degrees are 99.6 columns
+        assert torch.equal(raw[n]["photo"], again[n]["photo"])
+        assert (again[n]["fov_deg"], again[n]["fov_known"]) == (fov_deg, n == 0)
+    with pytest.raises(ValueError, match="use_fov: expected True, since photos of this manifest were prepared"):
+        PhotoDataset(ready, use_fov=False)
+
+
+def test_places_without_positions(tmp_path: Path, views: CityViews) -> None:
+    """Some benchmarks have none; the ground resolution of a zoom is then not known either."""
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "s.png").write_bytes(encode(views.satellite[0]))
+    row = {"id": "a", "lat": None, "lon": None, "satellite": "s.png"}
+    done = prepare(Manifest.from_rows(root, [row], []), tmp_path / "out", settings=Settings(zoom=20), workers=1)
+    assert done.places == 1 and done.notes == {"satellite images of unknown ground resolution, taken to show 50 m": 1}
 
 
 @pytest.mark.parametrize("side", [335, 336, 500, 700, 1201])
@@ -427,6 +501,20 @@ def test_a_fault_in_a_worker_names_the_row(many: Path, tmp_path: Path, monkeypat
         prepare(many, tmp_path / "out", settings=SMALL, workers=1)
     monkeypatch.undo()
     assert prepare(many, tmp_path / "out", settings=SMALL, workers=1).places == 250
+
+
+class Deadly:
+    """Ends whichever process unpacks it, as a lack of memory would."""
+
+    file, first, rows, name = "places.parquet", 64, (), "places-00001"
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
+
+
+def test_a_killed_worker_is_said_to_be_one() -> None:
+    with pytest.raises(PrepareError, match=r"a worker was killed.*while places.parquet was prepared, near row 65; run"):
+        list(module._run_all([Deadly(), Deadly()], 2))  # type: ignore[list-item]
 
 
 def test_many_broken_files(tmp_path: Path, views: CityViews) -> None:

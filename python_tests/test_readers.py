@@ -6,14 +6,17 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from geoloc_fast.data.manifest import Manifest, ManifestError
+from geoloc_fast.cli import app
+from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest, ManifestError
 from geoloc_fast.data.readers import READERS, read
 from geoloc_fast.data.readers.mat import load_mat
 from geoloc_fast.data.utm import utm_to_lat_lon, zone_is_south
@@ -85,7 +88,7 @@ def make_cvusa(root: Path, locations: bool = True) -> None:
         lines = []
         for number in numbers:
             picture(root / f"bingmap/19/{number:07d}.jpg")
-            picture(root / f"streetview/panos/{number:07d}.jpg", (22, 4))
+            picture(root / f"streetview/panos/{number:07d}.jpg", (88, 16))
             lines.append(
                 f"bingmap/19/{number:07d}.jpg,streetview/panos/{number:07d}.jpg,streetview/annotations/{number:07d}.png"
             )
@@ -258,7 +261,7 @@ def make_cvact(root: Path, utm: np.ndarray | None = None, test: bool = True, **c
         part = "ANU_data_small" if i < 4 else "ANU_data_test"
         if part == "ANU_data_small" or test:
             picture(root / part / "satview_polish" / f"{pano}_satView_polish.jpg")
-            picture(root / part / "streetview" / f"{pano}_grdView.jpg", (16, 8))
+            picture(root / part / "streetview" / f"{pano}_grdView.jpg", (64, 32))
     return ids
 
 
@@ -345,7 +348,7 @@ def make_msgd(root: Path, cells: bool = False) -> None:
         picture(root / "polarmap_all_caijian" / f"{pano}_satView_wrapped.png")
         picture(root / "crdview_resize_all" / f"{pano}_crdView.png", (17, 12))
         if pano != "bb":
-            picture(root / "streetview_all" / f"{pano}_grdView_pano.png", (51, 12))
+            picture(root / "streetview_all" / f"{pano}_grdView_pano.png", (102, 24))
 
 
 @pytest.mark.parametrize("cells", [False, True])
@@ -401,7 +404,7 @@ def make_vigor(root: Path, splits: str = "splits", label_end: str = "") -> list[
     for name in satellites:
         picture(root / "Chicago/satellite" / name)
     for name in panoramas:
-        picture(root / "Chicago/panorama" / name, (16, 8))
+        picture(root / "Chicago/panorama" / name, (64, 32))
     write(root / splits / "Chicago/satellite_list.txt", "\n".join(satellites) + "\n")
 
     def line(panorama: str, first: int) -> str:
@@ -528,6 +531,41 @@ def test_photo_folder(tmp_path: Path) -> None:
     assert "symbolic link" in rows["outside.jpg"]["problem"]
     manifest.save()
     assert Manifest.load(root) == manifest
+
+
+# --- as a command ---
+
+
+def make_utm_names(root: Path) -> None:
+    picture(root / "test/queries/@630084@4833438@17@T@@@@@90@@@@201311@@.jpg")
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "options"),
+    [
+        ("cvusa", make_cvusa, {}),
+        ("cvact", make_cvact, {}),
+        ("msgd", make_msgd, {"zone": 50, "city": "Hong Kong", "street_column0_deg": 315.0}),
+        ("vigor", make_vigor, {}),
+        ("utm-names", make_utm_names, {}),
+        ("photos", make_utm_names, {}),
+    ],
+)
+@pytest.mark.parametrize("format", ["parquet", "csv"])
+def test_every_reader_is_a_command(
+    tmp_path: Path, kind: str, make: Callable[[Path], Any], options: dict[str, Any], format: str
+) -> None:
+    """The same manifest as from Python, in either format (of CSV without the types of further columns)."""
+    make(tmp_path)
+    arguments = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    done = CliRunner().invoke(app, ["read", kind, str(tmp_path), "--format", format, *arguments])
+    assert done.exit_code == 0, done.output
+    expected, got = read(kind, tmp_path, **options), Manifest.load(tmp_path)
+    assert f"{len(expected.places)} places and {len(expected.photos)} photos in {tmp_path}" in done.output
+    assert got.places.select(PLACES.names) == expected.places.select(PLACES.names)
+    assert got.photos.select(PHOTOS.names) == expected.photos.select(PHOTOS.names)
+    assert format == "csv" or got == expected
+    assert got.validate(images=True) == []
 
 
 def test_empty_folder(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import Settings, prepare
 from geoloc_fast.data.show import contact_sheet, show
+from geoloc_fast.geo import move_m
 
 WIDTH = module._PHOTO[0] + module._SATELLITE + module._STRIP[0] + 4 * module._GAP
 TILE = module._TITLE + 3 * (module._STRIP[1] + module._LABEL) + 2 * module._GAP
@@ -81,6 +82,23 @@ def test_headings_are_drawn_where_they_are(manifest: Manifest) -> None:
     assert np.nonzero(near(strip, module._HEADING).all(0))[0].mean() == pytest.approx(there, abs=1)
 
 
+def test_the_photo_stands_where_it_was_taken(manifest: Manifest) -> None:
+    """Ten metres east of its place, looking west: the arrow begins a fifth of the picture right of the middle."""
+    row = manifest.place(0)
+    lat, lon = move_m(row["lat"], row["lon"], 10.0, 0.0)
+    photo = {**manifest.photo(0), "lat": float(lat), "lon": float(lon)}
+    sheet, _ = contact_sheet(Manifest.from_rows(manifest.root, [row], [photo]))
+    left, top = module._PHOTO[0] + 2 * module._GAP, module._TITLE + module._LABEL
+    drawn = near(sheet[top : top + module._SATELLITE, left : left + module._SATELLITE], module._HEADING)
+    assert np.nonzero(drawn)[1].max() == pytest.approx(0.7 * module._SATELLITE, abs=3)
+
+
+def test_places_without_positions(manifest: Manifest) -> None:
+    row = {**manifest.place(0), "lat": None, "lon": None}
+    sheet, problems = contact_sheet(Manifest.from_rows(manifest.root, [row], []))
+    assert problems == [] and sheet.shape == (TILE, WIDTH, 3)
+
+
 def test_the_calibrated_panorama_is_in_the_frame_of_the_polar_image(manifest: Manifest) -> None:
     for name in ("p0", "p1"):  # known, and measured on the way
         sheet, _ = contact_sheet(manifest, places=[name])
@@ -126,8 +144,8 @@ def test_which_places(manifest: Manifest) -> None:
 
 
 def test_refusals(manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"out: expected a .png file, got .*sheet.jpg"):
-        show(manifest, tmp_path / "sheet.jpg")
+    with pytest.raises(ValueError, match=r"out: expected a .png or .jpg file, got .*sheet.gif"):
+        show(manifest, tmp_path / "sheet.gif")
     with pytest.raises(ValueError, match="the manifest has no places to show"):
         show(Manifest.from_rows(tmp_path, [], []), tmp_path / "sheet.png")
 

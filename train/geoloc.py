@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from geoloc_fast import StripBank, azimuth_match, polar_resample, shift_to_heading, strip_topk
+from geoloc_fast.data.augment import Augmentation, change_colours_of_batch, turn_strips
 from geoloc_fast.data.city import make_city
 from geoloc_fast.data.cylindrical import to_cylindrical
 from geoloc_fast.geo import great_circle_m
@@ -32,6 +33,7 @@ from geoloc_fast.metrics import heading_error_deg, recall_at_k
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer, GeolocalizerConfig
 
 THRESHOLD_M = 25.0
+AUGMENT = Augmentation(brightness=0.3, contrast=0.3, saturation=0.6, tint=0.1, grey=0.0)
 FRESH_SEED = 10_000  # the cities of evaluation begin here, those of training at 1
 
 
@@ -148,9 +150,9 @@ def prepare(cities: list[City], config: GeolocalizerConfig, fovs: list[list[tupl
 
     # Panoramas come in frames of their own; rolling brings them into the model's. One whose heading
     # is unknown would have to be calibrated first, so it counts as missing here.
-    turn = (joined("street_column0_deg") - config.column0_deg) / 360 * columns
-    column = (torch.arange(columns) - turn.round().long()[:, None]) % columns
-    panorama = rolled(torch.cat([channels_first(city["panorama"]) for city in cities]), column)
+    turn = (config.column0_deg - joined("street_column0_deg")) / 360 * columns
+    panorama = torch.cat([channels_first(city["panorama"]) for city in cities])
+    panorama = turn_strips(panorama, turn.round().long(), torch.zeros(count, dtype=torch.bool), column0_deg=0.0)
 
     return Views(
         city=torch.cat([torch.full((len(city["lat"]),), i) for i, city in enumerate(cities)]),
@@ -220,7 +222,7 @@ class Batch:
 def batches(views: Views, config: GeolocalizerConfig, size: int, device: str) -> Iterator[Batch]:
     """Random batches without end. Geometry stays true: mirrored photos meet mirrored places, and a
     place's two images are rolled together."""
-    columns = config.image_size[1]
+    columns, frame = config.image_size[1], {"column0_deg": config.column0_deg}
     cell = columns // config.strip[2]
     strip_width = (views.photo_width + cell // 2) // cell
     ways = [(strip_width == n).nonzero() for n in strip_width.unique()]
@@ -233,23 +235,19 @@ def batches(views: Views, config: GeolocalizerConfig, size: int, device: str) ->
             if len(pick) < size:
                 continue
             mirrored = views.mirrored[pick, way]
-            roll = torch.randint(columns, (size,))
-            # Column j looks at column0 + 360 j / W. In the mirror that is -column0 - 360 j / W.
-            axis = round(2 * config.column0_deg / 360 * columns)
-            column = torch.arange(columns) - roll[:, None]
-            column = torch.where(mirrored[:, None], -column - axis, column) % columns
+            turn = torch.randint(columns, (size,))
             heading = torch.where(mirrored, -1, 1) * views.heading_deg[pick]
             width = views.photo_width[pick, way]
-            left = ((heading - config.column0_deg) / 360 * columns + roll) - width / 2
+            left = ((heading - config.column0_deg) / 360 * columns - turn) - width / 2
             city, lat, lon = views.city[pick], views.lat[pick], views.lon[pick]
             same_city = (city[:, None] == city) & ~torch.eye(size, dtype=torch.bool)
             photo_m = great_circle_m(views.photo_lat[pick, None], views.photo_lon[pick, None], lat, lon)
             place_m = great_circle_m(lat[:, None], lon[:, None], lat, lon)
             yield Batch(
-                polar=jitter(rolled(views.polar[pick], column).to(device)),
-                panorama=jitter(rolled(views.panorama[pick], column).to(device)),
+                polar=varied(turn_strips(views.polar[pick], turn, mirrored, **frame).to(device)),
+                panorama=varied(turn_strips(views.panorama[pick], turn, mirrored, **frame).to(device)),
                 has_panorama=views.has_panorama[pick].to(device),
-                photo=jitter(views.photo[pick, way].to(device)),
+                photo=varied(views.photo[pick, way].to(device)),
                 photo_width=width,
                 false_negative=((photo_m <= THRESHOLD_M) & same_city).to(device),
                 same_place=((place_m <= THRESHOLD_M) & same_city).to(device),
@@ -257,22 +255,9 @@ def batches(views: Views, config: GeolocalizerConfig, size: int, device: str) ->
             )
 
 
-def rolled(images: Tensor, column: Tensor) -> Tensor:
-    return images.gather(3, column[:, None, None, :].expand(images.shape))
-
-
-def jitter(images: Tensor) -> Tensor:
-    """Exposure, white balance, contrast and saturation drawn anew for every image, then normalised.
-    Black (nothing seen there) stays black."""
-
-    def draw(channels: int, spread: float) -> Tensor:
-        return spread * (2 * torch.rand(len(images), channels, 1, 1, device=images.device) - 1)
-
-    x = images.float() / 255
-    x = x + draw(1, 0.5) * x * (1 - x)  # a tone curve, much cheaper than a power
-    x = x * ((1 + draw(1, 0.25)) * (1 + draw(3, 0.1)))
-    grey = x.mean(dim=1, keepdim=True)
-    x = torch.lerp(grey, x, 1 + draw(1, 0.6)).clamp(0, 1) * 255
+def varied(images: Tensor) -> Tensor:
+    """Colours drawn anew for every image, then normalised."""
+    x = change_colours_of_batch(images, AUGMENT)
     mean = torch.tensor(IMAGE_MEAN, device=x.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGE_STD, device=x.device).view(1, 3, 1, 1)
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)

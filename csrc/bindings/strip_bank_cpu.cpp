@@ -42,6 +42,8 @@ StripTopkParams topk_params(const BankSize& size, bool bf16, int64_t batch, int6
 void bind_strip_bank_cpu(py::module_& m) {
   m.attr("max_strip_columns") = kMaxStripColumns;
 
+  m.def("strip_bank_memory",
+        [](uintptr_t memory, int64_t bytes) { cpu::strip_bank_memory(pointer<void>(memory), bytes); });
   m.def("strip_pack_workspace", &cpu::strip_pack_workspace);
   m.def("strip_pack", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t strips, uintptr_t circle,
                          uintptr_t workspace, int threads) {

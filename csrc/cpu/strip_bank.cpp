@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "geoloc_fast/strip_bank.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 
 #include "cpu/isa.h"
@@ -8,6 +12,15 @@
 #include "cpu/threads.h"
 
 namespace geoloc_fast::cpu {
+
+void strip_bank_memory([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: it may fail
+#endif
+}
 
 GEOLOC_FAST_DECLARE_KERNEL(int64_t, strip_bank_scratch, (int64_t columns))
 GEOLOC_FAST_DECLARE_KERNEL(void, strip_pack,

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
-__all__ = ["Augmentation", "change_colours", "generator_of"]
+__all__ = ["Augmentation", "change_colours", "change_colours_of_batch", "generator_of", "turn_strips"]
+
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,7 @@ def change_colours(image: np.ndarray, how: Augmentation, rng: np.random.Generato
     noise = rng.uniform(0, 1) * how.noise
     if chances[0] < how.grey:
         saturation = 0.0
-    # out = light * tint * (contrast * (mix - 128) + 128), mix = saturation * rgb + (1 - saturation) * luma
-    luma = np.array([0.299, 0.587, 0.114])
-    mix = saturation * np.eye(3) + (1 - saturation) * luma
-    gain = (light * tint)[:, None]
-    matrix = np.hstack([gain * contrast * mix, gain * (1 - contrast) * 128])
-    image = cv2.transform(image, matrix)
+    image = cv2.transform(image, _matrix(light, contrast, saturation, tint))
     if chances[1] < how.blur:
         image = cv2.GaussianBlur(image, (0, 0), sigma)
     if noise > 0.5:
@@ -80,3 +79,45 @@ def change_colours(image: np.ndarray, how: Augmentation, rng: np.random.Generato
         grains = np.frombuffer(rng.bytes(image.size), np.int8).reshape(image.shape)
         image = cv2.addWeighted(image, 1.0, grains, spread, 0.5 * spread, dtype=cv2.CV_8U)
     return np.asarray(image)
+
+
+def _matrix(light: np.ndarray, contrast: np.ndarray, saturation: np.ndarray, tint: np.ndarray) -> np.ndarray:
+    """[..., 3, 4] of what is drawn once an image [...], and once a channel [..., 3]:
+
+    out = light * tint * (contrast * (mix - 128) + 128), mix = saturation * rgb + (1 - saturation) * luma
+    """
+    light, contrast, saturation = (np.asarray(value)[..., None, None] for value in (light, contrast, saturation))
+    gain = light * tint[..., None]
+    mix = saturation * np.eye(3) + (1 - saturation) * _LUMA
+    return np.concatenate([gain * contrast * mix, gain * (1 - contrast) * 128], axis=-1)
+
+
+def change_colours_of_batch(images: Tensor, how: Augmentation) -> Tensor:
+    """`change_colours` for [B, 3, H, W] where it lies: bytes in, floats from 0 to 255 out. No blur and no noise; black,
+    where an image shows nothing, stays black. Draws from torch's generator of the CPU, whatever the device."""
+    count = len(images)
+    draws = torch.rand(count, 7, dtype=torch.float64).numpy()
+    light, contrast, saturation = 1 + (2 * draws[:, :3].T - 1) * [[how.brightness], [how.contrast], [how.saturation]]
+    saturation = np.where(draws[:, 6] < how.grey, 0.0, saturation)
+    matrix = _matrix(light, contrast, saturation, 1 + (2 * draws[:, 3:6] - 1) * how.tint)
+    weight = torch.from_numpy(matrix.astype(np.float32)).to(images.device)
+    values = images.to(torch.float32)
+    changed = torch.einsum("bij,bjhw->bihw", weight[:, :, :3], values) + weight[:, :, 3, None, None]
+    return changed.clamp_(0, 255) * (images != 0).any(1, keepdim=True)
+
+
+def turn_strips(images: Tensor, turn_columns: Tensor, mirrored: Tensor, *, column0_deg: float) -> Tensor:
+    """Strips [B, C, H, W] of places, column 0 at `column0_deg`, turned by whole columns and mirrored.
+
+    Column j of the result looks at column0_deg + 360 (j + turn_columns) / W, in the mirror where `mirrored`: what stood
+    at azimuth a stands at -a there. Panorama and polar image of a place, given the same numbers, stay aligned.
+
+    Args:
+        turn_columns: int64 [B]
+        mirrored: bool [B]
+    """
+    columns = images.shape[3]
+    axis = round(2 * column0_deg / 360 * columns)
+    column = torch.arange(columns, device=images.device) + turn_columns[:, None].to(images.device)
+    column = torch.where(mirrored[:, None].to(images.device), -column - axis, column) % columns
+    return images.gather(3, column[:, None, None, :].expand(images.shape))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-__all__ = ["to_cylindrical"]
+__all__ = ["WIDEST_PHOTO_DEG", "to_cylindrical"]
+
+WIDEST_PHOTO_DEG = 170.0  # of a perspective photo; beyond it is a panorama, whose columns are azimuth already
 
 
 def to_cylindrical(photo: np.ndarray, fov_deg: float, *, size: tuple[int, int] = (64, 256)) -> np.ndarray:
@@ -42,7 +44,7 @@ def to_cylindrical(photo: np.ndarray, fov_deg: float, *, size: tuple[int, int] =
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected (rows, columns) of a panorama, both positive, got {size}")
     rows, degrees = size[0], 360.0 / size[1]
-    if not 0.5 * degrees < fov_deg <= 170.0:  # refuses NaN too
+    if not 0.5 * degrees < fov_deg <= WIDEST_PHOTO_DEG:  # refuses NaN too
         raise ValueError(
             f"fov_deg: expected more than half a column ({0.5 * degrees:g}) and at most 170 degrees, got {fov_deg}"
         )

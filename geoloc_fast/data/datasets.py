@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geoloc_fast.azimuth import shift_to_heading
 from geoloc_fast.data.augment import Augmentation, change_colours, generator_of
-from geoloc_fast.data.cylindrical import to_cylindrical
+from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG, to_cylindrical
 from geoloc_fast.data.images import ImageError, decode_image, fit_panorama, stitch_views
 from geoloc_fast.data.manifest import CALIBRATION_STATUS, Manifest
 from geoloc_fast.geo import great_circle_m
@@ -220,9 +220,12 @@ class PhotoDataset(_Images):
             round is always taken as such.
         crop_fov_deg: cut photos that go all the way round to this angle, at a random place: the limited field of view
             of the published protocols.
+
+    Photos that `prepare` has reprojected are taken as they are.
     """
 
     _COLUMNS = ("id", "image", "lat", "lon", "heading_deg", "fov_deg")
+    _PREPARED = ("projection", "strip_fov_deg")
 
     def __init__(
         self,
@@ -242,7 +245,17 @@ class PhotoDataset(_Images):
         self.assumed_fov_deg = assumed_fov_deg
         self.use_fov = use_fov
         self.crop_fov_deg = crop_fov_deg
-        self._table = manifest.photos.select(self._COLUMNS)
+        there = [name for name in self._PREPARED if name in manifest.photos.column_names]
+        self._table = manifest.photos.select([*self._COLUMNS, *there])
+        if len(there) == 2 and not use_fov:
+            fixed = pc.and_(
+                self._table["projection"].is_valid(), pc.less_equal(self._table["fov_deg"], WIDEST_PHOTO_DEG)
+            )
+            if pc.any(fixed).as_py():
+                raise ValueError(
+                    "use_fov: expected True, since photos of this manifest were prepared with their own field of view, "
+                    "got False; use the manifest it was prepared from"
+                )
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -257,16 +270,19 @@ class PhotoDataset(_Images):
         rows, columns = self.panorama_size
         degrees = 360.0 / columns
         given = photo["fov_deg"]
-        known = given is not None and (self.use_fov or given > 170)
+        known = given is not None and (self.use_fov or given > WIDEST_PHOTO_DEG)
         fov = given if known else self.assumed_fov_deg
         fov = max(fov, degrees)
-        if fov > 170:  # a panorama, or a part of one
+        linear = fov > WIDEST_PHOTO_DEG  # a panorama, or a part of one
+        if photo.get("projection") is not None and photo.get("strip_fov_deg") is not None:
+            fov, linear = photo["strip_fov_deg"], True
+        if linear:
             image = self._decode(photo["image"], (1, max(1, round(fov / degrees))))
         else:
             image = self._decode(photo["image"], (1, _pixels_across(fov, columns)))
         if mirrored:
             image = np.ascontiguousarray(image[:, ::-1])
-        if fov > 170:
+        if linear:
             strip = fit_panorama(image, (rows, max(1, round(fov / degrees))))
         else:
             strip = to_cylindrical(image, fov, size=self.panorama_size)
@@ -280,7 +296,8 @@ class PhotoDataset(_Images):
             heading = -heading if mirrored else heading
             strip = np.roll(strip, -start, axis=1)[:, :width]
             fov = width * degrees
-        strip = self._coloured(strip, row, _PHOTO)
+        seen = strip.any(axis=2, keepdims=True)  # what lies above and below a photo is black, and stays it
+        strip = self._coloured(strip, row, _PHOTO) * seen
         return {
             "photo": _channels_first(strip),
             "photo_width": strip.shape[1],

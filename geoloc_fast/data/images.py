@@ -31,11 +31,13 @@ __all__ = [
     "decode_image",
     "fit_panorama",
     "read_header",
+    "require_panorama",
     "stitch_views",
 ]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow warns beyond this; here it is an error
+_POLE_TO_POLE_DEG = 187.2  # 180, and what rounding to pixels and stitching add
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -138,6 +140,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         black.paste(image, mask=image.getchannel("A"))
         return black
     return image.convert("RGB")
+
+
+def require_panorama(header: ImageHeader, name: str, fov_deg: float = 360.0) -> None:
+    """ImageError unless an image of this size can be a panorama: 64 x 16 pixels or more, and over `fov_deg` all the
+    way across no more than pole to pole."""
+    upright_deg = header.height / header.width * fov_deg
+    if upright_deg > _POLE_TO_POLE_DEG or header.width < 64 or header.height < 16:
+        what = "the whole circle" if fov_deg == 360 else f"{fov_deg:g} degrees"
+        raise ImageError(name, f"{header.width} x {header.height} pixels are no panorama of {what}")
 
 
 def fit_panorama(image: np.ndarray, size: tuple[int, int] = (128, 512)) -> np.ndarray:

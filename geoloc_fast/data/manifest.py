@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geoloc_fast.data.images import read_header
+from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG
+from geoloc_fast.data.images import read_header, require_panorama
 from geoloc_fast.data.storage import UNSAFE_PATHS, ImageError, Storage
 from geoloc_fast.files import write_atomically
 
@@ -197,20 +198,27 @@ class Manifest:
             format=self.format,
         )
 
-    def save(self, path: str | os.PathLike[str] | None = None, *, format: str | None = None) -> None:
-        """Writes both tables into the folder `path` (default: `root`), each completely or not at all.
+    def save(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        format: str | None = None,
+        tables: Sequence[str] = tuple(SCHEMAS),
+    ) -> None:
+        """Writes the tables into the folder `path` (default: `root`), each completely or not at all.
 
         Image paths are written as they are: in another folder they mean images that lie there.
 
         Args:
             format: "parquet" or "csv"; default as it was loaded.
+            tables: which of "places" and "photos"; default both.
         """
         folder = self.root if path is None else Path(path)
         format = self.format if format is None else format
         if format not in ("parquet", "csv"):
             raise ValueError(f"format: expected 'parquet' or 'csv', got {format!r}")
         encode: Callable[[str, pa.Table], bytes] = _parquet_bytes if format == "parquet" else _csv_bytes
-        contents = {name: encode(name, getattr(self, name)) for name in SCHEMAS}
+        contents = {name: encode(name, getattr(self, name)) for name in tables}
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(folder / f"{name}.{format}", content)
@@ -220,20 +228,24 @@ class Manifest:
 
         Args:
             images: look at every image file too: that it is there, inside the folder, and begins as an image
-                within the size limits. Reads the files; decodes none of them.
+                within the size limits, of a panorama's shape where it is to be one. Decodes none of them.
         """
         tables = {"places": self.places, "photos": self.photos}
         files = {name: f"{name}.{self.format}" for name in tables}
         problems = _check_all(self.places, self.photos, files)
         if images:
             for name, columns in (("places", ("satellite", "street", "street_views")), ("photos", ("image",))):
+                fov = [None] * len(self.places) if name == "places" else self.photos["fov_deg"].to_pylist()
                 for column in columns:
                     for row, value in enumerate(tables[name][column].to_pylist(), start=1):
                         for image in value if isinstance(value, list) else [value]:
                             if image is None:
                                 continue
                             try:
-                                read_header(self.open_image(image), image)
+                                header = read_header(self.open_image(image), image)
+                                fov_deg = 360.0 if column == "street" else fov[row - 1]
+                                if fov_deg is not None and fov_deg > WIDEST_PHOTO_DEG:
+                                    require_panorama(header, image, fov_deg)
                             except ImageError as error:
                                 problems.append(Problem(files[name], row, column, str(error)))
         return problems

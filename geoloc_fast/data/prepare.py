@@ -2,7 +2,8 @@
 
 Of every place: its satellite image cropped to 50 m x 50 m, that in polar form, its panorama (or its four views,
 stitched) at the same size, and the heading of the panorama's column 0, known or measured. Of every photo: its
-cylindrical reprojection. The output is again a manifest, its images in tar shards, and if asked for a packed cache.
+cylindrical reprojection, or, where it is itself a panorama, that at its size. The output is again a manifest, its
+images in tar shards, and if asked for a packed cache.
 
 The work is cut into shards of rows whatever the number of workers; every shard is written completely or not at all,
 by whoever computes it, to the same bytes. What an interrupted run has finished is kept by the next.
@@ -35,8 +36,15 @@ from tqdm import tqdm
 
 from geoloc_fast.data import cache
 from geoloc_fast.data.calibration import METHODS, calibrate
-from geoloc_fast.data.cylindrical import to_cylindrical
-from geoloc_fast.data.images import ImageError, decode_image, fit_panorama, stitch_views
+from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG, to_cylindrical
+from geoloc_fast.data.images import (
+    ImageError,
+    decode_image,
+    fit_panorama,
+    read_header,
+    require_panorama,
+    stitch_views,
+)
 from geoloc_fast.data.manifest import Manifest, Problem
 from geoloc_fast.data.storage import Storage
 from geoloc_fast.files import write_atomically
@@ -61,7 +69,6 @@ VERSION = 1
 SHARD_ROWS = 64
 POLAR_COLUMN0_DEG = 180.0
 STITCHED_COLUMN0_DEG = 315.0  # the first of four views looks north, its left edge half a view before
-WIDEST_PHOTO_DEG = 170.0
 STANDING_OFF = 0.4  # of the side of the satellite image: a street view further away is hardly on it
 _STATE = "prepare.json"
 _TEMPORARY = (".places-", ".places.", ".photos-", ".photos.", ".prepare.json.", ".problems.csv.", ".cache.json.")
@@ -184,15 +191,20 @@ class PlaceImages:
     notes: list[str] = field(default_factory=list)
 
 
+def _metres_per_pixel(row: dict[str, Any], settings: Settings) -> float | None:
+    """Of the satellite image, as the manifest has it, or as zoom and latitude give it."""
+    if row["metres_per_pixel"] is not None or settings.zoom is None or row["lat"] is None:
+        return row["metres_per_pixel"]
+    return web_mercator_metres_per_pixel(row["lat"], settings.zoom)
+
+
 def load_place(row: dict[str, Any], storage: Storage, settings: Settings) -> PlaceImages:
     """Reads what images a row of places has. A broken one is a problem, never an exception."""
     found = PlaceImages()
     if row["satellite"] is not None:
         try:
             image = decode_image(storage.read(row["satellite"]), row["satellite"])
-            metres = row["metres_per_pixel"]
-            if metres is None and settings.zoom is not None:
-                metres = web_mercator_metres_per_pixel(row["lat"], settings.zoom)
+            metres = _metres_per_pixel(row, settings)
             if metres is None:
                 found.notes.append(
                     f"satellite images of unknown ground resolution, taken to show {settings.side_m:g} m"
@@ -204,18 +216,14 @@ def load_place(row: dict[str, Any], storage: Storage, settings: Settings) -> Pla
             found.problems.append(("satellite", str(error)))
     if row["street"] is not None:
         try:
-            image = decode_image(storage.read(row["street"]), row["street"])
-            height, width = image.shape[:2]
-            if height > 0.52 * width or width < 64 or height < 16:  # a full sphere is half as high as wide
-                raise ImageError(row["street"], f"{width} x {height} pixels are no panorama of the whole circle")
-            found.street = fit_panorama(image, settings.size)
+            found.street, width = _load_panorama(row["street"], _TURN_DEG, storage, settings)
             if row["street_column0_deg"] is not None:
                 # A column of the result is the mean of several: their middle lies a little further on.
                 further = _TURN_DEG / 2 * (1 / settings.size[1] - 1 / width)
                 found.street_column0_deg = (row["street_column0_deg"] + further) % _TURN_DEG
         except ImageError as error:
             found.problems.append(("street", str(error)))
-    if row["street_lat"] is not None and row["street_lon"] is not None:
+    if row["street_lat"] is not None and row["lat"] is not None:
         east_m, north_m = offset_m(row["lat"], row["lon"], row["street_lat"], row["street_lon"])
         found.street_at_m = float(east_m), float(north_m)
     if found.street is None and row["street_views"] is not None:
@@ -232,20 +240,36 @@ def load_place(row: dict[str, Any], storage: Storage, settings: Settings) -> Pla
 
 
 def load_photo(row: dict[str, Any], storage: Storage, settings: Settings) -> np.ndarray:
-    """A photo in azimuth columns, uint8 [H, columns, 3]; ImageError if it cannot be used."""
+    """A photo in azimuth columns, uint8 [H, columns, 3]; ImageError if it cannot be used.
+
+    Beyond `WIDEST_PHOTO_DEG` it is a panorama, or a part of one: its columns are azimuth already, and only its size
+    changes.
+    """
     fov_deg = settings.assumed_fov_deg if row["fov_deg"] is None else row["fov_deg"]
     if not photo_columns(row, settings):
-        raise ImageError(row["image"], f"a field of view of {fov_deg:g} degrees is not that of a perspective photo")
+        raise ImageError(row["image"], f"a field of view of {fov_deg:g} degrees is less than half a column")
+    if fov_deg > WIDEST_PHOTO_DEG:
+        return _load_panorama(row["image"], fov_deg, storage, settings)[0]
     enough = (2 * settings.size[0], 2 * photo_columns(row, settings))
     image = decode_image(storage.read(row["image"]), row["image"], at_least=enough)
     return to_cylindrical(image, fov_deg, size=settings.size)
 
 
+def _load_panorama(path: str, fov_deg: float, storage: Storage, settings: Settings) -> tuple[np.ndarray, int]:
+    """A panorama over `fov_deg` at the size it is needed in, and how many columns its file has."""
+    data = storage.read(path)
+    header = read_header(data, path)
+    require_panorama(header, path, fov_deg)
+    columns = round(fov_deg / _TURN_DEG * settings.size[1])
+    image = decode_image(data, path, at_least=(1, columns))  # its columns decide: rows are cut or stretched
+    return fit_panorama(image, (settings.size[0], columns)), header.width
+
+
 def photo_columns(row: dict[str, Any], settings: Settings) -> int:
-    """How many columns the reprojected photo has; 0 if it cannot be one."""
+    """How many columns the ready photo has; 0 if it cannot be one."""
     degrees = _TURN_DEG / settings.size[1]
     fov_deg = settings.assumed_fov_deg if row["fov_deg"] is None else row["fov_deg"]
-    return round(fov_deg / degrees) if 0.5 * degrees < fov_deg <= WIDEST_PHOTO_DEG else 0
+    return round(fov_deg / degrees) if 0.5 * degrees < fov_deg <= _TURN_DEG else 0
 
 
 # --- shards ------------------------------------------------------------------------------------------------
@@ -314,7 +338,7 @@ def _prepare_places(shard: _Shard) -> _Outcome:
             if image is not None:
                 update[name] = _add(images, shard, n, name, image)
         row = shard.rows[n]
-        metres_known = row["metres_per_pixel"] is not None or settings.zoom is not None
+        metres_known = _metres_per_pixel(row, settings) is not None
         update["metres_per_pixel"] = (
             settings.side_m / settings.satellite_px if place.satellite is not None and metres_known else None
         )
@@ -486,6 +510,8 @@ def prepare(
         raise PrepareError(f"{manifest.root}: the manifest has no places and no photos")
     if folder.resolve() == manifest.root.resolve():
         raise PrepareError(f"{folder}: is the folder of the manifest itself; choose another for what is made of it")
+    if "projection" in manifest.photos.column_names and manifest.photos["projection"].null_count < len(manifest.photos):
+        raise PrepareError(f"{manifest.root}: is prepared already: its photos are in azimuth columns")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         return _prepare(manifest, folder, settings, workers, progress)

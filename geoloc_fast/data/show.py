@@ -23,10 +23,12 @@ from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import POLAR_COLUMN0_DEG, PlaceImages, Settings, load_place, street_polar
 from geoloc_fast.data.storage import Storage
 from geoloc_fast.files import write_atomically
+from geoloc_fast.geo import offset_m
 from geoloc_fast.polar import polar_resample
 
-__all__ = ["contact_sheet", "show"]
+__all__ = ["SUFFIXES", "contact_sheet", "show"]
 
+SUFFIXES = (".png", ".jpg", ".jpeg")
 _STRIP = (512, 128)  # width, height
 _PHOTO = (400, 420)  # at most
 _SATELLITE = 420
@@ -44,13 +46,15 @@ def show(
     places: int | Sequence[str] = 6,
     settings: Settings | None = None,
 ) -> list[str]:
-    """Writes the contact sheet as PNG; returns the problems met, which are also written where the image would be."""
-    if Path(out).suffix.lower() != ".png":
-        raise ValueError(f"out: expected a .png file, got {str(out)!r}")
+    """Writes the contact sheet, PNG or JPEG; returns the problems met, also written where the image would be."""
+    kind = Path(out).suffix.lower()
+    if kind not in SUFFIXES:
+        raise ValueError(f"out: expected a .png or .jpg file, got {str(out)!r}")
     if not isinstance(manifest, Manifest):
         manifest = Manifest.load(manifest)
     sheet, problems = contact_sheet(manifest, places=places, settings=settings)
-    done, content = cv2.imencode(".png", sheet[:, :, ::-1])
+    options = [] if kind == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 88]
+    done, content = cv2.imencode(kind, sheet[:, :, ::-1], options)
     if not done:
         raise ValueError(
             f"places: a sheet of {sheet.shape[1]} x {sheet.shape[0]} pixels cannot be written; ask for fewer"
@@ -128,7 +132,8 @@ def _tile(
     height = _TITLE + 3 * (_STRIP[1] + _LABEL) + 2 * _GAP
     tile = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(tile)
-    title = f"{row['id']}   {row['lat']:.5f}, {row['lon']:.5f}   {row['city']}"
+    at = "position unknown" if row["lat"] is None else f"{row['lat']:.5f}, {row['lon']:.5f}"
+    title = f"{row['id']}   {at}   {row['city']}" + ("" if photo is None else f"   photo {photo['id']}")
     _text(draw, (_GAP, 8), title, 18, _INK, width - 2 * _GAP)
 
     left, top = _GAP, _TITLE
@@ -147,7 +152,7 @@ def _tile(
     text = _why(problems, "satellite")
     size = (_SATELLITE, _SATELLITE)
     if _paste(tile, draw, found.satellite, (left, top + _LABEL), size, text) and heading_deg is not None:
-        _wedge(tile, (left, top + _LABEL), heading_deg, fov_deg)
+        _wedge(tile, (left, top + _LABEL), _standing(row, photo, settings), heading_deg, fov_deg)
 
     left += _SATELLITE + _GAP
     turned = None
@@ -156,14 +161,20 @@ def _tile(
     frame = None if polar is None else polar[0].permute(1, 2, 0).numpy()
     strips = (
         (
-            "street view, as stored",
+            "street view, as stored" + ("" if row["street_date"] is None else f", {row['street_date']}"),
             _FAINT,
             found.street,
             column0_deg if status == "known" else None,
             _why(problems, "street"),
         ),
         ("satellite in polar form", _FAINT, frame, POLAR_COLUMN0_DEG, text),
-        (about_street, _STATUS[status], turned, POLAR_COLUMN0_DEG, "no heading of the street view"),
+        (
+            about_street,
+            _FAINT if found.street is None else _STATUS[status],
+            turned,
+            POLAR_COLUMN0_DEG,
+            "no street view" if found.street is None else "its heading is not known",
+        ),
     )
     for label, colour, image, frame_deg, missing in strips:
         _text(draw, (left, top), label, 13, colour, _STRIP[0])
@@ -190,24 +201,27 @@ def _photo(
     fov_deg = photo["fov_deg"] if photo["fov_deg"] is not None else prepared or settings.assumed_fov_deg
     heading = "heading unknown" if photo["heading_deg"] is None else f"heading {photo['heading_deg']:.1f}°"
     view = f"field of view {fov_deg:.0f}°{' (assumed)' if photo['fov_deg'] is None else ''}"
-    about = f"photo {photo['id']}: {heading}, {view}"
+    about = f"photo{'' if prepared is None else ', in azimuth columns'}: {heading}, {view}"
     try:
         image = decode_image(storage.read(photo["image"]), photo["image"], at_least=(_PHOTO[1], _PHOTO[0]))
     except ImageError as error:
         problems.append(f"photo: {error}")
-        image = None
+        return None, photo["heading_deg"], fov_deg, about
+    if prepared is not None and image.any():  # black above and below is what the photo does not show
+        seen = np.flatnonzero(image.max(axis=(1, 2)) > 16)
+        image = image[seen[0] : seen[-1] + 1] if len(seen) else image
     return image, photo["heading_deg"], fov_deg, about
 
 
 def _calibration(row: dict[str, Any], found: PlaceImages, settings: Settings) -> tuple[float | None, str, str]:
     """Heading of the panorama's column 0, status, and what to write over it. Measured here if nobody has."""
     if found.street is None:
-        return None, "none", "street view, calibrated"
+        return None, "none", "street view, turned to the compass"
     if found.street_column0_deg is not None:
         return (
             found.street_column0_deg,
             "known",
-            f"street view, calibrated: column 0 at {found.street_column0_deg:.1f}° (known)",
+            f"street view, turned to the compass: column 0 was at {found.street_column0_deg:.1f}° (known)",
         )
     column0_deg, status = row["calibration_column0_deg"], row["calibration_status"]
     quality, when = row["calibration_quality"], ""
@@ -218,9 +232,10 @@ def _calibration(row: dict[str, Any], found: PlaceImages, settings: Settings) ->
         if status != "none":
             column0_deg, quality = float(measured.column0_deg[0]), float(measured.quality[0])
     if column0_deg is None:
-        return None, "none", "street view, calibrated: nothing could be measured"
+        return None, "none", "street view: nothing could be measured"
     text = "" if quality is None else f", quality {quality:.2f}"
-    return column0_deg, status, f"street view, calibrated: column 0 at {column0_deg:.1f}° ({status}{text}{when})"
+    about = f"street view, turned to the compass: column 0 was at {column0_deg:.1f}° ({status}{text}{when})"
+    return column0_deg, status, about
 
 
 # --- drawing -----------------------------------------------------------------------------------------------
@@ -258,17 +273,30 @@ def _paste(
     return True
 
 
-def _wedge(tile: Image.Image, at: tuple[int, int], heading_deg: float, fov_deg: float) -> None:
+def _standing(row: dict[str, Any], photo: dict[str, Any] | None, settings: Settings) -> tuple[float, float]:
+    """Where on the satellite image the photo was taken, in pixels across and down; its middle if that is not known."""
+    middle = _SATELLITE / 2
+    if photo is None or photo["lat"] is None or row["lat"] is None:
+        return middle, middle
+    east_m, north_m = offset_m(row["lat"], row["lon"], photo["lat"], photo["lon"])
+    pixels = _SATELLITE / settings.side_m
+    return middle + float(east_m) * pixels, middle - float(north_m) * pixels
+
+
+def _wedge(
+    tile: Image.Image, at: tuple[int, int], standing: tuple[float, float], heading_deg: float, fov_deg: float
+) -> None:
     """The field of view on the north-up satellite image, and an arrow along the heading."""
     over = Image.new("RGBA", (_SATELLITE, _SATELLITE))
     draw = ImageDraw.Draw(over)
-    middle, reach = _SATELLITE / 2, _SATELLITE * 0.42
-    box = (middle - reach, middle - reach, middle + reach, middle + reach)
+    reach = _SATELLITE * 0.42
+    x, y = standing
+    box = (x - reach, y - reach, x + reach, y + reach)
     start = heading_deg - fov_deg / 2 - 90  # Pillow counts clockwise from three o'clock
     draw.pieslice(box, start, start + fov_deg, fill=(*_EDGE, 50), outline=(*_EDGE, 255), width=2)
     turn = np.radians(heading_deg)
-    tip = middle + reach * np.sin(turn), middle - reach * np.cos(turn)
-    draw.line((middle, middle, *tip), fill=(*_HEADING, 255), width=3)
+    tip = x + reach * np.sin(turn), y - reach * np.cos(turn)
+    draw.line((x, y, *tip), fill=(*_HEADING, 255), width=3)
     for side in (-1, 1):
         barb = turn + np.pi + side * 0.4
         draw.line((*tip, tip[0] + 14 * np.sin(barb), tip[1] - 14 * np.cos(barb)), fill=(*_HEADING, 255), width=3)

@@ -55,6 +55,10 @@ static inline StripBankView strip_bank_view(const void* blocks, int64_t count, i
 
 namespace cpu {
 
+// Tells the system, before the memory of a bank is written, that large pages will serve it: a search reads many planes
+// at once, and with pages of 4 KB (one plane of 16x4x16 in fp32) it waits for their addresses as long as for the data.
+void strip_bank_memory(void* memory, int64_t bytes);
+
 // Packs `view.count` strips, float32 [count][K][W], into `blocks` (the memory of the view, to be written).
 Status strip_pack(const StripBankView& view, uint8_t* blocks, const float* strips, const double* circle,
                   void* workspace, int threads);
