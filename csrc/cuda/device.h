@@ -20,6 +20,8 @@
 
 #include <type_traits>
 
+#define GEOLOC_FAST_NOINLINE __noinline__
+
 namespace geoloc_fast::cuda {
 
 using Stream = cudaStream_t;

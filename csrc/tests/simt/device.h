@@ -15,6 +15,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define GEOLOC_FAST_NOINLINE
 
 struct alignas(8) uint2 {
   uint32_t x, y;
