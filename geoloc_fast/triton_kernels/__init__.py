@@ -11,10 +11,14 @@ waits for the device, so that calls can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+# Triton looks at this when it defines a kernel. Its interpreter multiplies bfloat16 only as float32.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from geoloc_fast.triton_kernels import on_device_of, padded
+from geoloc_fast.triton_kernels.rounding import rounded
 
 SELECTION = {"correlation": 0, "cosine": 1, "gumbel": 2}
 MIN_ENERGY_SHARE = tl.constexpr(1e-6)
@@ -143,7 +144,7 @@ def azimuth_crop_kernel(
             offset = value_offset(k, height, strip_c, strip_h)[:, None] + ((at + x) % columns)[None, :] * strip_x
             exists = (k < values)[:, None] & (x < filled)[None, :]
             value = tl.load(strip + offset, mask=exists, other=0.0).to(tl.float64) * inverse
-            value = value.to(tl.float32).to(crop.dtype.element_ty)
+            value = rounded(value.to(tl.float32), crop.dtype.element_ty)
             out = (b * values + k[:, None]) * query_columns + x[None, :]
             tl.store(crop + out, value, mask=(k < values)[:, None] & (x < query_columns)[None, :])
 

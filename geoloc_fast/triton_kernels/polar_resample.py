@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from geoloc_fast.triton_kernels import on_device_of, padded
+from geoloc_fast.triton_kernels.rounding import rounded
 
 _BLOCK = 128
 
@@ -84,7 +85,7 @@ def polar_resample_kernel(
             odd = up - 2.0 * tl.floor(up * 0.5)
             value = tl.where(up - value == 0.5, up - odd, up)  # halves to even
         at = ((b * channels + c) * rows + i) * cols + j
-        tl.store(out + at, value.to(out.dtype.element_ty), mask=j < cols)
+        tl.store(out + at, rounded(value, out.dtype.element_ty), mask=j < cols)
 
 
 @triton.jit
