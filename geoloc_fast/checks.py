@@ -117,18 +117,19 @@ def strips_and_query(
     tensor(query_name, query, query_dims)
     tensor(strips_name, strips, strips_dims)
     same_device(query_name, query, strips_name, strips)
-    fits(query_name, query, strips_name, tuple(strips.shape[1:]))
+    fits(query_name, query, strips_name, strips.shape)
 
 
-def fits(name: str, query: Tensor, strips_name: str, strip_shape: tuple[int, ...]) -> None:
-    """Whether a query [B, C, H, Wq] can slide round strips of (C, H, W)."""
-    channels, height, columns = strip_shape
-    if tuple(query.shape[1:3]) != (channels, height):
+def fits(name: str, query: Tensor, strips_name: str, strips_shape: Sequence[int]) -> None:
+    """Whether a query [B, C, H, Wq] can slide round strips [R, C, H, W]."""
+    _, channels, height, columns = strips_shape
+    _, query_channels, query_height, width = query.shape
+    if query_channels != channels or query_height != height:
         raise ValueError(
-            f"{name}: expected C={channels}, H={height} as in {strips_name}, got C={query.shape[1]}, H={query.shape[2]}"
+            f"{name}: expected C={channels}, H={height} as in {strips_name}, got C={query_channels}, H={query_height}"
         )
-    if not 1 <= query.shape[3] <= columns:
-        raise ValueError(f"{name}: expected 1 to {columns} columns (W of {strips_name}), got {query.shape[3]}")
+    if not 1 <= width <= columns:
+        raise ValueError(f"{name}: expected 1 to {columns} columns (W of {strips_name}), got {width}")
 
 
 def query_width(value: Any, query: Tensor) -> Tensor | None:
@@ -140,9 +141,18 @@ def query_width(value: Any, query: Tensor) -> Tensor | None:
     batch, padded = query.shape[0], query.shape[3]
     if value.shape[0] != batch:
         raise ValueError(f"query_width: expected {batch} widths (B of query), got {value.shape[0]}")
-    if values_known(value) and value.numel() and not 1 <= int(value.min()) <= int(value.max()) <= padded:
-        raise ValueError(
-            f"query_width: expected widths from 1 to {padded} (the padded width of query), "
-            f"got {int(value.min())} to {int(value.max())}"
-        )
-    return value.to(torch.int64)
+    if values_known(value) and batch:
+        low, high = extremes(value)
+        if not 1 <= low <= high <= padded:
+            raise ValueError(
+                f"query_width: expected widths from 1 to {padded} (the padded width of query), got {low} to {high}"
+            )
+    return value if value.dtype is torch.int64 else value.to(torch.int64)
+
+
+def extremes(value: Tensor) -> tuple[int, int]:
+    """The smallest and the largest of one or more integers."""
+    if value.numel() > 64:
+        return int(value.min()), int(value.max())
+    numbers = value.reshape(-1).tolist()  # Python looks at a few numbers faster than torch does
+    return min(numbers), max(numbers)

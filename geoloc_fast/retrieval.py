@@ -133,7 +133,7 @@ class StripBank:
         checks.tensor("index", index, "[n]", (torch.int64, torch.int32))
         checks.same_device("index", index, "the bank", self.buffer)
         if checks.values_known(index) and index.numel():
-            self._check_rows(int(index.min()), int(index.max()), 0)
+            self._check_rows(*checks.extremes(index), 0)
         self._check_file()
         return op.unpack(self.blocks, [len(self), *self.shape], self.dtype, index.to(torch.int64))
 
@@ -218,11 +218,10 @@ def strip_score(
     if index.shape[0] != query.shape[0]:
         raise ValueError(f"index: expected {query.shape[0]} rows (B of query), got {index.shape[0]}")
     if checks.values_known(index) and index.numel():
-        bank._check_rows(int(index.min()), int(index.max()), -1)
+        bank._check_rows(*checks.extremes(index), -1)
     shape = [len(bank), *bank.shape]
-    return StripScore(
-        *op.score(query.detach(), bank.blocks, shape, bank.dtype, index.to(torch.int64), query_width, select)
-    )
+    index = index if index.dtype is torch.int64 else index.to(torch.int64)
+    return StripScore(*op.score(query.detach(), bank.blocks, shape, bank.dtype, index, query_width, select))
 
 
 def _check_search(query: Tensor, bank: StripBank, select: str) -> None:
@@ -230,6 +229,6 @@ def _check_search(query: Tensor, bank: StripBank, select: str) -> None:
     if not isinstance(bank, StripBank):
         raise TypeError(f"bank: expected a StripBank, got {checks.describe(bank)}")
     checks.same_device("query", query, "the bank", bank.buffer)
-    checks.fits("query", query, "the bank", bank.shape)
+    checks.fits("query", query, "the bank", (len(bank), *bank.shape))
     checks.choice("select", select, checks.SELECTIONS[:2])
     bank._check_file()

@@ -22,6 +22,10 @@ Status strip_score(const StripScoreParams& p, int threads) {
   for (int64_t b = 0; p.width != nullptr && b < p.batch; ++b)
     if (p.width[b] < 1 || p.width[b] > p.padded_width) return Status::kBadSize;
 
+  // In float64, and a strip is transformed first: eight of the others each.
+  threads = worth_threads(
+      8.0 * static_cast<double>(p.batch * p.n) * static_cast<double>(bank.values * bank.columns * p.padded_width),
+      threads);
   const Isa isa = current_isa();
   const auto prepare = GEOLOC_FAST_KERNEL_OF(isa, strip_query_prepare);
   const auto pair = GEOLOC_FAST_KERNEL_OF(isa, strip_score_pair);

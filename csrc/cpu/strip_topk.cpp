@@ -278,6 +278,7 @@ bool sizes_fit(const StripTopkParams& p) {
 
 int64_t strip_topk_workspace(const StripTopkParams& params, int threads) {
   if (!sizes_fit(params)) return 0;
+  threads = strip_topk_threads(params, threads);
   // The widest scratch of any instruction set, so that a change of it between the two calls does no harm.
   int64_t bytes = 0;
   for (int isa = 0; isa < kIsaCount; ++isa) {
@@ -293,6 +294,7 @@ Status strip_topk(const StripTopkParams& p, int threads, char plan[kMaxPlanName]
   for (int64_t b = 0; p.width != nullptr && b < p.batch; ++b)
     if (p.width[b] < 1 || p.width[b] > p.padded_width) return Status::kBadSize;
 
+  threads = strip_topk_threads(p, threads);
   Search s(p, current_isa(), threads);
   carve(s, p.workspace);
   s.job.bank = p.bank;

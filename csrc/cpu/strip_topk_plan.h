@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "cpu/threads.h"
 #include "geoloc_fast/strip_topk.h"
 
 namespace geoloc_fast::cpu {
@@ -62,6 +63,12 @@ inline double screening_epsilon(int64_t values, int64_t columns, Products produc
   const double product = products == Products::kBf16Dot ? 2 * rounding(2 * n + 4) : 4 * rounding(n + 4);
   const double inverse = 4 * rounding(static_cast<double>(8 * (levels + 1) + 2 * odd_part(columns) + 8));
   return 1.1 * (product + inverse);
+}
+
+inline int strip_topk_threads(const StripTopkParams& p, int threads) {
+  return worth_threads(static_cast<double>(p.batch) * static_cast<double>(p.bank.count * p.bank.values) *
+                           static_cast<double>(p.bank.columns),
+                       threads);
 }
 
 inline StripTopkPlan strip_topk_plan(const StripTopkParams& p, Isa isa, int threads) {

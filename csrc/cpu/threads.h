@@ -20,4 +20,13 @@ void parallel_for(int64_t items, int64_t grain, int threads, Function& function)
       [](void* context, int64_t begin, int64_t end) { (*static_cast<Function*>(context))(begin, end); }, &function);
 }
 
+// How many of `threads` are worth their wake-up for a call of so many multiply-adds: one that sleeps costs its caller
+// ten microseconds or so, in which a core does a few hundred thousand of them.
+inline int worth_threads(double multiply_adds, int threads) {
+  constexpr double kEach = 2e5;
+  return multiply_adds < kEach             ? 1
+         : multiply_adds < kEach * threads ? static_cast<int>(multiply_adds / kEach) + 1
+                                           : threads;
+}
+
 }  // namespace geoloc_fast::cpu

@@ -10,6 +10,7 @@ from torch import Tensor
 from geoloc_fast import _native
 from geoloc_fast.ops import choose
 from geoloc_fast.ops.azimuth_match import (
+    CODES,
     SELECTION_CODES,
     address,
     as_float,
@@ -17,14 +18,18 @@ from geoloc_fast.ops.azimuth_match import (
     fake_gradients,
     native_tensor,
 )
-from geoloc_fast.ops.library import register
+from geoloc_fast.ops.library import register, without_autocast
+from geoloc_fast.ops.workspace import workspace
 from geoloc_fast.reference import azimuth_crop as reference
 from geoloc_fast.reference.windows import wide_dtype
 
+_reference = without_autocast(reference.azimuth_crop)
 _OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
 def _backend(op: str, query: Tensor, strips: Tensor) -> str:
+    if choose.cpu_is_free(query) and query.dtype in CODES and strips.dtype in CODES:
+        return "cpu"
     return choose.choose_backend(op, query.device.type, {"cpu": lambda: can_run_cpu(query, strips), **_OTHERS})
 
 
@@ -48,7 +53,7 @@ def _arguments(
         *native_tensor(query), *native_tensor(strips), address(query_width), SELECTION_CODES[select], as_float(scale),
         tau, address(noise), (0, 0) if noise is None else noise.stride(),
     )  # fmt: skip
-    return arguments, torch.empty((size,), dtype=torch.uint8), [t for t in (query_width, noise) if t is not None]
+    return arguments, workspace(size), [t for t in (query_width, noise) if t is not None]
 
 
 def _run(
@@ -62,19 +67,20 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _backend("azimuth_crop", query, strips) == "cpu":
         native: Any = _native.native_cpu
-        crop = torch.empty(query.shape, dtype=torch.float32)
-        score = torch.empty(query.shape[:1], dtype=torch.float32)
-        shift = torch.empty(query.shape[:1], dtype=torch.int64)
-        arguments, workspace, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
+        batch = query.shape[0]
+        crop = torch.empty(*query.shape, dtype=torch.float32)
+        score = torch.empty(batch, dtype=torch.float32)
+        shift = torch.empty(batch, dtype=torch.int64)
+        arguments, memory, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
         native.azimuth_crop(
-            *arguments, crop.data_ptr(), score.data_ptr(), shift.data_ptr(), workspace.data_ptr(),
+            *arguments, crop.data_ptr(), score.data_ptr(), shift.data_ptr(), memory.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
         choose.ran("azimuth_crop", "cpu", f"{native.isa()}/direct")
     else:
-        crop, score, shift = reference.azimuth_crop(query, strips, query_width, select, scale, tau, noise)
+        crop, score, shift = _reference(query, strips, query_width, select, scale, tau, noise)
         choose.ran("azimuth_crop", "reference")
-    return crop.to(query.dtype), score, shift
+    return crop if crop.dtype is query.dtype else crop.to(query.dtype), score, shift
 
 
 def _fake(query: Tensor, strips: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,10 +109,10 @@ def _run_backward(
         grad_scales = None if scale is None else torch.empty(query.shape[:1], dtype=torch.float64)
         grad_crop = grad_crop.to(torch.float32).contiguous()
         grad_score = grad_score.to(torch.float32).contiguous()
-        arguments, workspace, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
+        arguments, memory, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
         native.azimuth_crop_backward(
             *arguments, grad_crop.data_ptr(), grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(),
-            grad_query.data_ptr(), grad_strips.data_ptr(), address(grad_scales), workspace.data_ptr(),
+            grad_query.data_ptr(), grad_strips.data_ptr(), address(grad_scales), memory.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
         choose.ran("azimuth_crop_backward", "cpu", f"{native.isa()}/direct")
@@ -127,7 +133,7 @@ def _fake_backward(grad_crop: Tensor, grad_score: Tensor, *args: Any) -> tuple[T
 
 
 _ARGUMENTS = "Tensor query, Tensor strips, Tensor? query_width, str select, Tensor? scale, float tau, Tensor? noise"
-forward = register(f"azimuth_crop({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _run, _fake)
+forward = register(f"azimuth_crop({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _run, _fake, guard=False)
 backward = register(
     f"azimuth_crop_backward(Tensor grad_crop, Tensor grad_score, {_ARGUMENTS}, Tensor score, Tensor shift)"
     " -> (Tensor, Tensor, Tensor)",

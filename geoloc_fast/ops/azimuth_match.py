@@ -12,7 +12,8 @@ from torch import Tensor
 from geoloc_fast import _native
 from geoloc_fast.checks import SELECTIONS
 from geoloc_fast.ops import choose
-from geoloc_fast.ops.library import register
+from geoloc_fast.ops.library import register, without_autocast
+from geoloc_fast.ops.workspace import workspace
 from geoloc_fast.reference import azimuth_match as reference
 from geoloc_fast.reference.windows import wide_dtype
 
@@ -21,6 +22,8 @@ CODES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
 SELECTION_CODES = {name: code for code, name in enumerate(SELECTIONS)}
 _PLANS = ("direct", "spectral", "scatter")
 _forced = {"azimuth_match": -1, "azimuth_match_backward": -1}  # -1: the cost model chooses
+_reference = without_autocast(reference.azimuth_match)
+_reference_with_slope = without_autocast(reference.azimuth_match_with_slope)
 _OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
@@ -58,6 +61,9 @@ def as_float(scale: Tensor | None) -> float:
 
 
 def _backend(op: str, query: Tensor, strips: Tensor) -> str:
+    # The usual case, without collecting reasons.
+    if choose.cpu_is_free(query) and query.dtype in CODES and strips.dtype in CODES:
+        return "cpu"
     return choose.choose_backend(op, query.device.type, {"cpu": lambda: can_run_cpu(query, strips), **_OTHERS})
 
 
@@ -79,16 +85,16 @@ def _match_cpu(
         query.shape, strips.shape, query_width is not None, code, slope is not None, False,
         _forced["azimuth_match"], threads,
     )  # fmt: skip
-    shape = (query.shape[0], strips.shape[0])
-    score = torch.empty(shape, dtype=torch.float32)
-    shift = torch.empty(shape, dtype=torch.int64)
-    workspace = torch.empty((space,), dtype=torch.uint8)
+    memory = workspace(space)
+    batch, references = query.shape[0], strips.shape[0]
+    score = torch.empty(batch, references, dtype=torch.float32)
+    shift = torch.empty(batch, references, dtype=torch.int64)
     query_width = None if query_width is None else query_width.contiguous()
     noise = None if noise is None else noise.to(torch.float32)
     native.azimuth_match(
         *native_tensor(query), *native_tensor(strips), address(query_width), code, as_float(scale), tau,
         address(noise), (0, 0, 0) if noise is None else noise.stride(), score.data_ptr(), shift.data_ptr(),
-        address(slope), address(scale_slope), plan, workspace.data_ptr(), threads,
+        address(slope), address(scale_slope), plan, memory.data_ptr(), threads,
     )  # fmt: skip
     choose.ran("azimuth_match", "cpu", f"{native.isa()}/{_PLANS[plan]}")
     return score, shift
@@ -105,7 +111,7 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     if _backend("azimuth_match", query, strips) == "cpu":
         return _match_cpu(query, strips, query_width, select, scale, tau, noise, None, None)
-    result = reference.azimuth_match(query, strips, query_width, select, scale, tau, noise)
+    result = _reference(query, strips, query_width, select, scale, tau, noise)
     choose.ran("azimuth_match", "reference")
     return result
 
@@ -129,7 +135,7 @@ def _run_with_slope(
         scale_slope = torch.empty((query.shape[0], strips.shape[0]), dtype=torch.float32)
         score, shift = _match_cpu(query, strips, query_width, "gumbel", scale, tau, noise, slope, scale_slope)
         return score, shift, slope, scale_slope
-    result = reference.azimuth_match_with_slope(query, strips, query_width, scale, tau, noise)
+    result = _reference_with_slope(query, strips, query_width, scale, tau, noise)
     choose.ran("azimuth_match", "reference")
     return result
 
@@ -164,13 +170,13 @@ def _run_backward(
         )  # fmt: skip
         grad_query = torch.empty(query.shape, dtype=torch.float32)
         grad_strips = torch.empty(strips.shape, dtype=torch.float32)
-        workspace = torch.empty((space,), dtype=torch.uint8)
+        memory = workspace(space)
         query_width = None if query_width is None else query_width.contiguous()
         grad_score = grad_score.to(torch.float32).contiguous()
         number = native.azimuth_match_backward(
             *native_tensor(query), *native_tensor(strips), address(query_width), code, as_float(scale), tau,
             grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(), address(slope), address(scale_slope),
-            grad_query.data_ptr(), grad_strips.data_ptr(), plan, workspace.data_ptr(), threads,
+            grad_query.data_ptr(), grad_strips.data_ptr(), plan, memory.data_ptr(), threads,
         )  # fmt: skip
         choose.ran("azimuth_match_backward", "cpu", f"{native.isa()}/{_PLANS[plan]}")
         grad_scale = torch.full((), number, dtype=torch.float32 if scale is None else scale.dtype)
@@ -194,13 +200,15 @@ def _fake_backward(grad_score: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tens
 
 
 _ARGUMENTS = "Tensor query, Tensor strips, Tensor? query_width, str select, Tensor? scale, float tau, Tensor? noise"
-forward = register(f"azimuth_match({_ARGUMENTS}) -> (Tensor, Tensor)", _run, _fake)
+# Of the forwards only the reference computes with torch: no guard around the kernels.
+forward = register(f"azimuth_match({_ARGUMENTS}) -> (Tensor, Tensor)", _run, _fake, guard=False)
 # For training with "gumbel": also d score / d logit [B, W, R] and d score / d scale [B, R].
 forward_with_slope = register(
     "azimuth_match_with_slope(Tensor query, Tensor strips, Tensor? query_width, Tensor scale, float tau, "
     "Tensor noise) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_with_slope,
     _fake_with_slope,
+    guard=False,
 )
 backward = register(
     f"azimuth_match_backward(Tensor grad_score, {_ARGUMENTS}, Tensor score, Tensor shift, Tensor? slope, "

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from geoloc_fast import _native
 from geoloc_fast.ops import choose
-from geoloc_fast.ops.library import register
+from geoloc_fast.ops.library import register, without_autocast
+from geoloc_fast.ops.workspace import workspace
 from geoloc_fast.reference import strip_bank, strip_score, strip_topk
 from geoloc_fast.reference.strip_bank import LANES, BankLayout
 
 _BLOCKS_AT_ONCE = 256  # packed at a time, so that a conversion to float32 stays small
+_reference_score = without_autocast(strip_score.strip_score)
+_reference_topk = without_autocast(strip_topk.strip_topk)
 _NOT_WRITTEN = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
@@ -29,6 +32,9 @@ def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
 
 
 def _choose(op: str, tensor: Tensor, columns: int, strips: Tensor | None = None) -> str:
+    # The usual case, without collecting reasons.
+    if choose.cpu_is_free(tensor) and not _can_run_cpu(tensor, columns, strips):
+        return "cpu"
     return choose.choose_backend(
         op, tensor.device.type, {**_NOT_WRITTEN, "cpu": lambda: _can_run_cpu(tensor, columns, strips)}
     )
@@ -53,6 +59,11 @@ def _circle(columns: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()])
 
 
+def _float32(query: Tensor) -> Tensor:
+    # To convert what needs no conversion takes torch most of a microsecond.
+    return (query if query.dtype is torch.float32 else query.to(torch.float32)).contiguous()
+
+
 def _address(blocks: Tensor, layout: BankLayout) -> int:
     """Where the kernels find the blocks; they trust what they are told, so this is where it is checked."""
     expected = layout.blocks * layout.block_bytes
@@ -61,10 +72,6 @@ def _address(blocks: Tensor, layout: BankLayout) -> int:
     if blocks.data_ptr() % strip_bank.ALIGNMENT:
         raise ValueError(f"blocks: expected an address that is a multiple of {strip_bank.ALIGNMENT}")
     return blocks.data_ptr()
-
-
-def _workspace(nbytes: int) -> Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8)
 
 
 def _run_pack(strips: Tensor, dtype: str) -> Tensor:
@@ -77,12 +84,12 @@ def _run_pack(strips: Tensor, dtype: str) -> Tensor:
     values = layout.channels * layout.height
     blocks = torch.empty(layout.blocks * layout.block_bytes, dtype=torch.uint8)
     threads = torch.get_num_threads()
-    workspace = _workspace(native.strip_pack_workspace(layout.columns, threads))
+    memory = workspace(native.strip_pack_workspace(layout.columns, threads))
     for begin in range(0, layout.count, _BLOCKS_AT_ONCE * LANES):
         part = strips[begin : begin + _BLOCKS_AT_ONCE * LANES].to(torch.float32).contiguous()
         native.strip_pack(
             blocks.data_ptr() + begin // LANES * layout.block_bytes, (part.shape[0], values, layout.columns),
-            dtype == "bf16", part.data_ptr(), _circle(layout.columns).data_ptr(), workspace.data_ptr(), threads,
+            dtype == "bf16", part.data_ptr(), _circle(layout.columns).data_ptr(), memory.data_ptr(), threads,
         )  # fmt: skip
     choose.ran("strip_pack", "cpu", native.isa())
     return blocks
@@ -103,10 +110,10 @@ def _run_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor)
     index = index.contiguous()
     strips = torch.empty((index.shape[0], *shape[1:]), dtype=torch.float32)
     threads = torch.get_num_threads()
-    workspace = _workspace(native.strip_unpack_workspace(layout.columns, threads))
+    memory = workspace(native.strip_unpack_workspace(layout.columns, threads))
     native.strip_unpack(
         _address(blocks, layout), _size(layout), dtype == "bf16", index.data_ptr(), index.shape[0], strips.data_ptr(),
-        _circle(layout.columns).data_ptr(), workspace.data_ptr(), threads,
+        _circle(layout.columns).data_ptr(), memory.data_ptr(), threads,
     )  # fmt: skip
     choose.ran("strip_unpack", "cpu", native.isa())
     return strips
@@ -131,21 +138,22 @@ def _run_score(
 ) -> tuple[Tensor, Tensor]:
     layout = _layout(shape, dtype)
     if _choose("strip_score", query, layout.columns) == "reference":
-        result = strip_score.strip_score(query, blocks, layout, index, query_width, select)
+        result = _reference_score(query, blocks, layout, index, query_width, select)
         choose.ran("strip_score", "reference")
         return result
     native: Any = _native.native_cpu
-    query, index = query.to(torch.float32).contiguous(), index.contiguous()
+    query, index = _float32(query), index.contiguous()
     query_width = None if query_width is None else query_width.contiguous()
     size, threads = _size(layout), torch.get_num_threads()
-    score = torch.empty(index.shape, dtype=torch.float32)
-    shift = torch.empty(index.shape, dtype=torch.int64)
-    workspace = _workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
+    # (torch takes sizes one by one in half the time of a shape)
+    score = torch.empty(*index.shape, dtype=torch.float32)
+    shift = torch.empty(*index.shape, dtype=torch.int64)
+    memory = workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
     native.strip_score(
         _address(blocks, layout), size, dtype == "bf16", query.data_ptr(),
         0 if query_width is None else query_width.data_ptr(), query.shape[0], query.shape[3], select == "cosine",
         index.data_ptr(), index.shape[1], score.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
-        workspace.data_ptr(), threads,
+        memory.data_ptr(), threads,
     )  # fmt: skip
     choose.ran("strip_score", "cpu", native.isa())
     return score, shift
@@ -167,24 +175,25 @@ def _run_topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = _layout(shape, dtype)
     if _choose("strip_topk", query, layout.columns) == "reference":
-        result = strip_topk.strip_topk(query, blocks, layout, k, query_width, select, alive)
+        result = _reference_topk(query, blocks, layout, k, query_width, select, alive)
         choose.ran("strip_topk", "reference")
         return result
     native: Any = _native.native_cpu
-    query = query.to(torch.float32).contiguous()
+    query = _float32(query)
     query_width = None if query_width is None else query_width.contiguous()
     alive = None if alive is None else alive.contiguous()
     size, threads = _size(layout), torch.get_num_threads()
-    score = torch.empty((query.shape[0], k), dtype=torch.float32)
-    index = torch.empty((query.shape[0], k), dtype=torch.int64)
-    shift = torch.empty((query.shape[0], k), dtype=torch.int64)
+    batch = query.shape[0]
+    score = torch.empty(batch, k, dtype=torch.float32)
+    index = torch.empty(batch, k, dtype=torch.int64)
+    shift = torch.empty(batch, k, dtype=torch.int64)
     bf16 = dtype == "bf16"
-    workspace = _workspace(native.strip_topk_workspace(size, bf16, query.shape[0], query.shape[3], k, threads))
+    memory = workspace(native.strip_topk_workspace(size, bf16, query.shape[0], query.shape[3], k, threads))
     plan = native.strip_topk(
         _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
-        query.shape[0], query.shape[3], select == "cosine", k, 0 if alive is None else alive.data_ptr(),
+        batch, query.shape[3], select == "cosine", k, 0 if alive is None else alive.data_ptr(),
         score.data_ptr(), index.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
-        workspace.data_ptr(), threads,
+        memory.data_ptr(), threads,
     )  # fmt: skip
     choose.ran("strip_topk", "cpu", plan)
     return score, index, shift
@@ -208,10 +217,12 @@ score = register(
     "str select) -> (Tensor, Tensor)",
     _run_score,
     _fake_score,
+    guard=False,
 )
 topk = register(
     "strip_topk(Tensor query, Tensor blocks, SymInt[] shape, str dtype, SymInt k, Tensor? query_width, str select, "
     "Tensor? alive) -> (Tensor, Tensor, Tensor)",
     _run_topk,
     _fake_topk,
+    guard=False,
 )
