@@ -15,6 +15,7 @@ from geoloc_fast.ops.azimuth_match import (
     address,
     as_float,
     can_run_cpu,
+    can_run_triton,
     fake_gradients,
     native_tensor,
 )
@@ -24,13 +25,20 @@ from geoloc_fast.reference import azimuth_crop as reference
 from geoloc_fast.reference.windows import wide_dtype
 
 _reference = without_autocast(reference.azimuth_crop)
-_OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
 def _backend(op: str, query: Tensor, strips: Tensor) -> str:
     if choose.cpu_is_free(query) and query.dtype in CODES and strips.dtype in CODES:
         return "cpu"
-    return choose.choose_backend(op, query.device.type, {"cpu": lambda: can_run_cpu(query, strips), **_OTHERS})
+    return choose.choose_backend(
+        op,
+        query.device.type,
+        {
+            "cpu": lambda: can_run_cpu(query, strips),
+            "cuda": choose.not_written("cuda"),
+            "triton": lambda: can_run_triton(query, strips),
+        },
+    )
 
 
 def _arguments(
@@ -65,7 +73,8 @@ def _run(
     tau: float,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _backend("azimuth_crop", query, strips) == "cpu":
+    backend = _backend("azimuth_crop", query, strips)
+    if backend == "cpu":
         native: Any = _native.native_cpu
         batch = query.shape[0]
         crop = torch.empty(*query.shape, dtype=torch.float32)
@@ -77,6 +86,11 @@ def _run(
             torch.get_num_threads(),
         )  # fmt: skip
         choose.ran("azimuth_crop", "cpu", f"{native.isa()}/direct")
+    elif backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_crop as kernels
+
+        crop, score, shift = kernels.forward(query, strips, query_width, select, scale, tau, noise)
+        choose.ran("azimuth_crop", "triton")
     else:
         crop, score, shift = _reference(query, strips, query_width, select, scale, tau, noise)
         choose.ran("azimuth_crop", "reference")
@@ -102,7 +116,16 @@ def _run_backward(
     score: Tensor,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _backend("azimuth_crop_backward", query, strips) == "cpu":
+    backend = _backend("azimuth_crop_backward", query, strips)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_crop as kernels
+
+        found = kernels.backward(
+            grad_crop, grad_score, query, strips, query_width, select, scale, tau, noise, score, shift
+        )  # fmt: skip
+        choose.ran("azimuth_crop_backward", "triton")
+        return found
+    if backend == "cpu":
         native: Any = _native.native_cpu
         grad_query = torch.empty(query.shape, dtype=torch.float32)
         grad_strips = torch.empty(strips.shape, dtype=torch.float32)

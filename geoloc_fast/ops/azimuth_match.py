@@ -24,7 +24,6 @@ _PLANS = ("direct", "spectral", "scatter")
 _forced = {"azimuth_match": -1, "azimuth_match_backward": -1}  # -1: the cost model chooses
 _reference = without_autocast(reference.azimuth_match)
 _reference_with_slope = without_autocast(reference.azimuth_match_with_slope)
-_OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
 @contextmanager
@@ -47,6 +46,15 @@ def can_run_cpu(query: Tensor, strips: Tensor) -> str:
     return choose.can_run_cpu(query)
 
 
+def can_run_triton(query: Tensor, strips: Tensor) -> str:
+    for tensor in (query, strips):
+        if tensor.dtype not in CODES:
+            return f"no kernel for {tensor.dtype}"
+    if strips.shape[1] * strips.shape[2] == 0:
+        return "the strips have no values"
+    return choose.can_run_triton(query)
+
+
 def native_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """A tensor of strips as the native module takes it."""
     return tensor.data_ptr(), CODES[tensor.dtype], tensor.shape, tensor.stride()
@@ -64,7 +72,15 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
     # The usual case, without collecting reasons.
     if choose.cpu_is_free(query) and query.dtype in CODES and strips.dtype in CODES:
         return "cpu"
-    return choose.choose_backend(op, query.device.type, {"cpu": lambda: can_run_cpu(query, strips), **_OTHERS})
+    return choose.choose_backend(
+        op,
+        query.device.type,
+        {
+            "cpu": lambda: can_run_cpu(query, strips),
+            "cuda": choose.not_written("cuda"),
+            "triton": lambda: can_run_triton(query, strips),
+        },
+    )
 
 
 def _match_cpu(
@@ -109,8 +125,15 @@ def _run(
     tau: float,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    if _backend("azimuth_match", query, strips) == "cpu":
+    backend = _backend("azimuth_match", query, strips)
+    if backend == "cpu":
         return _match_cpu(query, strips, query_width, select, scale, tau, noise, None, None)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        score, shift = kernels.forward(query, strips, query_width, select, scale, tau, noise)
+        choose.ran("azimuth_match", "triton")
+        return score, shift
     result = _reference(query, strips, query_width, select, scale, tau, noise)
     choose.ran("azimuth_match", "reference")
     return result
@@ -130,7 +153,14 @@ def _run_with_slope(
     tau: float,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if _backend("azimuth_match", query, strips) == "cpu":
+    backend = _backend("azimuth_match", query, strips)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        every = kernels.forward(query, strips, query_width, "gumbel", scale, tau, noise, with_slope=True)
+        choose.ran("azimuth_match", "triton")
+        return every[0], every[1], every[2], every[3]
+    if backend == "cpu":
         slope = torch.empty((query.shape[0], strips.shape[3], strips.shape[0]), dtype=torch.float32)
         scale_slope = torch.empty((query.shape[0], strips.shape[0]), dtype=torch.float32)
         score, shift = _match_cpu(query, strips, query_width, "gumbel", scale, tau, noise, slope, scale_slope)
@@ -160,7 +190,16 @@ def _run_backward(
     slope: Tensor | None,
     scale_slope: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _backend("azimuth_match_backward", query, strips) == "cpu":
+    backend = _backend("azimuth_match_backward", query, strips)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        found = kernels.backward(
+            grad_score, query, strips, query_width, scale, tau, score, shift, slope, scale_slope
+        )  # fmt: skip
+        choose.ran("azimuth_match_backward", "triton")
+        return found
+    if backend == "cpu":
         native: Any = _native.native_cpu
         code = SELECTION_CODES[select]
         threads = torch.get_num_threads()

@@ -24,8 +24,10 @@ MIN_ENERGY_SHARE = tl.constexpr(1e-6)
 def load_width(query_width, b, query_columns):
     """How many columns of query b exist."""
     if query_width is None:
-        return query_columns
-    return tl.minimum(tl.maximum(tl.load(query_width + b), 0), query_columns).to(tl.int32)
+        width = query_columns
+    else:
+        width = tl.minimum(tl.maximum(tl.load(query_width + b), 0), query_columns).to(tl.int32)
+    return width
 
 
 @triton.jit
@@ -259,6 +261,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, query_columns = query.shape
     columns, values = strips.shape[3], channels * height
+    query_width = None if query_width is None else query_width.contiguous()
     crop = query.new_empty(query.shape)
     score = query.new_empty((batch,), dtype=torch.float32)
     shift = query.new_empty((batch,), dtype=torch.int64)
@@ -288,6 +291,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, query_columns = query.shape
     columns, values = strips.shape[3], channels * height
+    query_width = None if query_width is None else query_width.contiguous()
     grad_query = query.new_empty(query.shape, dtype=torch.float32)
     grad_strips = strips.new_empty(strips.shape, dtype=torch.float32)
     grad_scale = query.new_zeros((), dtype=torch.float32 if scale is None else scale.dtype)

@@ -18,8 +18,9 @@ columns of the query: W w K multiply-adds a pair, nothing kept but the best shif
 
 The backward is two more sums of dots, over strips and over queries, with weight = d loss / d correlation a shift.
 
-Bytes that must move: the packed inputs, 12 a pair, with "gumbel" 4 W of noise and 4 W of slope more. Operations: 2 W w K
-a pair and pass, three passes in training, in float32 (dots of 16-bit inputs go through tf32, which holds them exactly).
+Bytes that must move: the packed inputs, 12 a pair, with "gumbel" 4 W of noise and 4 W of slope more. Operations:
+2 W w K a pair and pass, three passes in training, in float32 (dots of 16-bit inputs go through tf32, which holds them
+exactly).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ _THIN = tl.constexpr(1 / 64)  # of the strip's energy: below, a window's score i
 @triton.jit
 def azimuth_match_kernel(
     query, strips, query_energy, strip_energy, query_unit, strip_unit, prefix, query_width, noise, scale,
-    score, shift, correlations, batch, references, values, query_columns, columns, noise_b, noise_r, noise_s, tau, error,
+    score, shift, correlations,
+    batch, references, values, query_columns, columns, noise_b, noise_r, noise_s, tau, error,
     SELECT: tl.constexpr, PRECISION: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     IN_A_ROW: tl.constexpr,
 ):  # fmt: skip
@@ -70,8 +72,9 @@ def azimuth_match_kernel(
     margin = error * tl.sqrt(of_query)[:, None] * tl.sqrt(of_strip)[None, :]
     margin = tl.where(broken, 0.0, margin.to(tl.float32))
     if SELECT == 2:
-        unit = tl.load(query_unit + b, mask=b_in, other=1.0)[:, None] * tl.load(strip_unit + r, mask=r_in, other=1.0)[None, :]
-        gain = tl.load(scale).to(tl.float32) / tau * unit
+        of_b = tl.load(query_unit + b, mask=b_in, other=1.0)
+        of_r = tl.load(strip_unit + r, mask=r_in, other=1.0)
+        gain = tl.load(scale).to(tl.float32) / tau * of_b[:, None] * of_r[None, :]
     infinity = float("inf")
     best = tl.full([Q, R], -infinity, tl.float32)
     best_margin = tl.zeros([Q, R], tl.float32)
@@ -159,9 +162,9 @@ def azimuth_match_decide_kernel(
         first = tl.min(tl.where(open_pairs, lane, PAIRS), 0)
         open_pairs = open_pairs & (lane != first)
         item = program % tiles * PAIRS + first
-        best, at, energy, broken = choose_window(
-            query + b * query_b, strips + item * strip_r, None if noise is None else noise + b * noise_b + item * noise_r,
-            noise_s, scale, tau, width, columns, values, height,
+        drawn = None if noise is None else noise + b * noise_b + item * noise_r
+        best, at, _energy, _broken = choose_window(
+            query + b * query_b, strips + item * strip_r, drawn, noise_s, scale, tau, width, columns, values, height,
             query_c, query_h, query_x, strip_c, strip_h, strip_x, SELECT, S, K,
         )  # fmt: skip
         tl.store(score + b * references + item, best.to(tl.float32))
@@ -372,6 +375,7 @@ def forward(
     references, columns, values = strips.shape[0], strips.shape[3], channels * height
     score = query.new_empty((batch, references), dtype=torch.float32)
     shift = query.new_empty((batch, references), dtype=torch.int64)
+    query_width = None if query_width is None else query_width.contiguous()
     slope = query.new_empty((batch, columns, references), dtype=torch.float32) if with_slope else None
     scale_slope = torch.empty_like(score) if with_slope else None
     if batch and references:
@@ -423,6 +427,7 @@ def backward(
     batch, channels, height, query_columns = query.shape
     references, columns, values = strips.shape[0], strips.shape[3], channels * height
     grad_scale = query.new_zeros((), dtype=torch.float32 if scale is None else scale.dtype)
+    query_width = None if query_width is None else query_width.contiguous()
     if batch == 0 or references == 0:
         return torch.zeros_like(query), torch.zeros_like(strips), grad_scale
     with on_device_of(query):

@@ -143,7 +143,8 @@ def forward(
         direction = _directions(cols, column0_deg, heading_deg, images.device)
         polar_resample_kernel[(batch * rows * triton.cdiv(cols, block),)](
             images, out, direction, center, max_radius, _numbers(mean_std, images.device),
-            channels, in_rows, in_cols, rows, cols, *images.stride(), direction.stride(0) if heading_deg is not None else 0,
+            channels, in_rows, in_cols, rows, cols, *images.stride(),
+            0 if heading_deg is None else direction.stride(0),
             OUTER=outer_radius, REPLICATE=replicate_border, BLOCK=block, num_warps=4,
         )  # fmt: skip
     return out
@@ -170,7 +171,8 @@ def backward(
             direction = _directions(cols, column0_deg, heading_deg, grad.device)
             polar_resample_backward_kernel[(batch * rows * triton.cdiv(cols, block),)](
                 grad, grad_images, direction, center, max_radius, _numbers(std, grad.device),
-                channels, in_rows, in_cols, rows, cols, *grad.stride(), direction.stride(0) if heading_deg is not None else 0,
+                channels, in_rows, in_cols, rows, cols, *grad.stride(),
+            0 if heading_deg is None else direction.stride(0),
                 OUTER=outer_radius, REPLICATE=replicate_border, BLOCK=block, num_warps=4,
             )  # fmt: skip
     return grad_images.to(dtype)

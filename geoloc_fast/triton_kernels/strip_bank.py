@@ -50,12 +50,16 @@ def decoded(strip, basis, first, values, columns, words, BF16: tl.constexpr, K: 
 
 @triton.jit
 def strip_unpack_kernel(
-    blocks, index, basis, out, values, columns, words, BF16: tl.constexpr, K: tl.constexpr, W: tl.constexpr
-):
+    blocks, index, basis, out, count, values, columns, words,
+    BF16: tl.constexpr, K: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """A row outside the bank is NaN."""
     n = tl.program_id(0).to(tl.int64)
-    strip, _ = row_of(blocks, tl.load(index + n), columns, words)
+    row = tl.load(index + n)
+    there = (row >= 0) & (row < count)
+    strip, _ = row_of(blocks, tl.where(there, row, 0), columns, words)
     first = tl.program_id(1) * K
-    numbers = decoded(strip, basis, first, values, columns, words, BF16, K, W)
+    numbers = decoded(strip, basis, first, values, columns, words, BF16, K, W) + tl.where(there, 0.0, float("nan"))
     k = (first + tl.arange(0, K)).to(tl.int64)
     j = tl.arange(0, W)
     inside = (k < values)[:, None] & (j < columns)[None, :]
@@ -119,14 +123,16 @@ def block_sizes(values: int, columns: int) -> dict[str, int]:
 
 
 def unpack(blocks: Tensor, shape: Sequence[int], bf16: bool, index: Tensor) -> Tensor:
-    _, channels, height, columns = shape
+    count, channels, height, columns = shape
     values = channels * height
     out = blocks.new_empty((index.shape[0], channels, height, columns), dtype=torch.float32)
+    if count == 0:
+        return out.fill_(torch.nan)
     if out.numel():
         with on_device_of(blocks):
             sizes = block_sizes(values, columns)
             strip_unpack_kernel[(index.shape[0], triton.cdiv(values, sizes["K"]))](
-                blocks.view(torch.int32), index, fourier_basis(columns, blocks.device), out, values, columns,
+                blocks.view(torch.int32), index, fourier_basis(columns, blocks.device), out, count, values, columns,
                 words_a_plane(values, bf16), BF16=bf16, **sizes,
             )  # fmt: skip
     return out

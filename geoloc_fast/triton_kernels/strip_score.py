@@ -30,7 +30,7 @@ def strip_score_kernel(
         tl.store(score + pair, -float("inf"))
         tl.store(shift + pair, tl.full((), -1, tl.int64))
     else:
-        best, at, energy, broken = choose_window(
+        best, at, _energy, _broken = choose_window(
             query + b * values * query_columns, strips + pair * values * columns, None, 0, None, 1.0,
             load_width(query_width, b, query_columns), columns, values, 1,
             query_columns, 0, 1, columns, 0, 1, SELECT, S, K,
@@ -52,6 +52,7 @@ def score(
     batch, n = index.shape
     values = channels * height
     query = query.float().contiguous()
+    query_width = None if query_width is None else query_width.contiguous()
     best = query.new_full(index.shape, -torch.inf, dtype=torch.float32)
     shift = torch.full_like(index, -1)
     if count == 0:
@@ -59,8 +60,9 @@ def score(
     at_once = max(1, _FLOATS_AT_ONCE // max(1, batch * values * columns))
     with on_device_of(query):
         for first in range(0, n if batch else 0, at_once):
-            rows = index[:, first : first + at_once].contiguous()
-            strips = unpack(blocks, shape, bf16, rows.clamp(min=0).flatten())
+            rows = index[:, first : first + at_once]
+            rows = torch.where((rows >= 0) & (rows < count), rows, -1)
+            strips = unpack(blocks, shape, bf16, rows.flatten())
             found, at = torch.empty_like(rows, dtype=torch.float32), torch.empty_like(rows)
             strip_score_kernel[(batch, rows.shape[1])](
                 query, strips, query_width, rows, found, at, rows.shape[1], values, columns, query.shape[3],

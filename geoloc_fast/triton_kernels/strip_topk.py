@@ -37,7 +37,6 @@ from geoloc_fast.triton_kernels.strip_score import score as strip_score
 
 _PAIRS = 1 << 22  # in one stretch
 _ROLLED = 1 << 24  # float64 numbers of moved queries made at once
-MAX_ROLLED = 1 << 26  # of one query: beyond, a search is no matter of rolled queries
 NOTHING = tl.constexpr(-(1 << 63))  # the key of a pair that is out
 _PROGRAMS = 2048  # of the exact kernel, each with room for a strip
 
@@ -172,7 +171,7 @@ def strip_topk_exact_kernel(
                 exists = (k < values)[:, None] & (j < columns)[None, :]
                 tl.store(strip + k[:, None] * columns + j[None, :], numbers.to(tl.float32), mask=exists)
             tl.debug_barrier()
-            score, at, energy, broken = choose_window(
+            score, _at, _energy, _broken = choose_window(
                 query + b * values * query_columns, strip, None, 0, None, 1.0, width, columns, values, 1,
                 query_columns, 0, 1, columns, 0, 1, SELECT, S, K,
             )  # fmt: skip
@@ -186,7 +185,7 @@ def strip_topk_exact_kernel(
 def _rolled(query: Tensor, query_width: Tensor | None, columns: int, bf16: bool) -> tuple[Tensor, ...]:
     """Every query of norm 1 moved to every shift, as planes [B, W, W planes x words] of even and of odd channels, and
     the norm of what rounding took at most, float64 [B]; NaN for a query that is not finite."""
-    batch, channels, height, padded_width = query.shape
+    _, channels, height, padded_width = query.shape
     wide = query.flatten(1, 2).double()
     if query_width is not None:
         exists = torch.arange(padded_width, device=query.device) < query_width[:, None, None]
@@ -218,8 +217,10 @@ def topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, channels, height, columns = shape
     query = query.float().contiguous()
+    query_width = None if query_width is None else query_width.contiguous()
+    alive = None if alive is None else alive.contiguous()
     at_once = max(1, _ROLLED // (columns * columns * channels * height))
-    index = query.new_empty((query.shape[0], k), dtype=torch.int64)
+    index = query.new_full((query.shape[0], k), -1, dtype=torch.int64)
     with on_device_of(query):
         for first in range(0, query.shape[0], at_once):
             part = slice(first, first + at_once)
