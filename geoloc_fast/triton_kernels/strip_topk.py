@@ -36,6 +36,7 @@ from geoloc_fast.triton_kernels.strip_bank import LANES, block_sizes, decoded, f
 from geoloc_fast.triton_kernels.strip_score import score as strip_score
 
 _PAIRS = 1 << 22  # in one stretch
+_FEWEST_ROWS = 4096  # of a stretch, however many queries there are
 _ROLLED = 1 << 24  # float64 numbers of moved queries made at once
 NOTHING = tl.constexpr(-(1 << 63))  # the key of a pair that is out
 _PROGRAMS = 2048  # of the exact kernel, each with room for a strip
@@ -247,7 +248,7 @@ def _rows(
     tensor_float = not bf16 and torch.version.cuda is not None
     epsilon = (1.01 * (lost + 2.0**-23 * (columns * values + 16) + (2.0**-9 if tensor_float else 0)) + 2.0**-22).float()
     slack = 2.0**-24 * (64 + query.shape[3])
-    stretch = min(max(_PAIRS // batch, 4096), max(count, 1))
+    stretch = min(max(_PAIRS // batch, _FEWEST_ROWS), max(count, 1))
     lower = query.new_full((batch, k + stretch), -torch.inf)
     upper = torch.empty_like(lower)
     keys = torch.full(lower.shape, NOTHING.value, dtype=torch.int64, device=query.device)
