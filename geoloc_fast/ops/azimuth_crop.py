@@ -16,6 +16,7 @@ from geoloc_fast.ops.azimuth_match import (
     as_float,
     can_run_cpu,
     can_run_cuda,
+    can_run_triton,
     device_scale,
     fake_gradients,
     native_tensor,
@@ -37,7 +38,7 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
         {
             "cpu": lambda: can_run_cpu(query, strips),
             "cuda": lambda: can_run_cuda(query, strips),
-            "triton": choose.not_written("triton"),
+            "triton": lambda: can_run_triton(query, strips),
         },
     )
 
@@ -119,6 +120,11 @@ def _run(
         cuda: Any = _native.native_cuda
         cuda.azimuth_crop(*first, crop.data_ptr(), score.data_ptr(), shift.data_ptr(), *last)
         choose.ran("azimuth_crop", "cuda")
+    elif backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_crop as kernels
+
+        crop, score, shift = kernels.forward(query, strips, query_width, select, scale, tau, noise)
+        choose.ran("azimuth_crop", "triton")
     else:
         crop, score, shift = _reference(query, strips, query_width, select, scale, tau, noise)
         choose.ran("azimuth_crop", "reference")
@@ -145,6 +151,14 @@ def _run_backward(
     shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = _backend("azimuth_crop_backward", query, strips)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_crop as kernels
+
+        found = kernels.backward(
+            grad_crop, grad_score, query, strips, query_width, select, scale, tau, noise, score, shift
+        )  # fmt: skip
+        choose.ran("azimuth_crop_backward", "triton")
+        return found
     if backend in ("cpu", "cuda"):
         device = query.device
         grad_query = torch.empty(query.shape, dtype=torch.float32, device=device)

@@ -61,6 +61,15 @@ def can_run_cuda(query: Tensor, strips: Tensor) -> str:
     return ""
 
 
+def can_run_triton(query: Tensor, strips: Tensor) -> str:
+    for tensor in (query, strips):
+        if tensor.dtype not in CODES:
+            return f"no kernel for {tensor.dtype}"
+    if strips.shape[1] * strips.shape[2] == 0:
+        return "the strips have no values"
+    return choose.can_run_triton(query)
+
+
 def native_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """A tensor of strips as the native module takes it."""
     return tensor.data_ptr(), CODES[tensor.dtype], tensor.shape, tensor.stride()
@@ -84,7 +93,7 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
         {
             "cpu": lambda: can_run_cpu(query, strips),
             "cuda": lambda: can_run_cuda(query, strips),
-            "triton": choose.not_written("triton"),
+            "triton": lambda: can_run_triton(query, strips),
         },
     )
 
@@ -179,6 +188,12 @@ def _run(
     if backend == "cuda":
         score, shift = _match_cuda(query, strips, query_width, select, scale, tau, noise, False)
         return score, shift
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        score, shift = kernels.forward(query, strips, query_width, select, scale, tau, noise)
+        choose.ran("azimuth_match", "triton")
+        return score, shift
     result = _reference(query, strips, query_width, select, scale, tau, noise)
     choose.ran("azimuth_match", "reference")
     return result
@@ -202,6 +217,12 @@ def _run_with_slope(
     if backend == "cuda":
         score, shift, slope, scale_slope = _match_cuda(query, strips, query_width, "gumbel", scale, tau, noise, True)
         return score, shift, slope, scale_slope
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        every = kernels.forward(query, strips, query_width, "gumbel", scale, tau, noise, with_slope=True)
+        choose.ran("azimuth_match", "triton")
+        return every[0], every[1], every[2], every[3]
     if backend == "cpu":
         slope = torch.empty((query.shape[0], strips.shape[3], strips.shape[0]), dtype=torch.float32)
         scale_slope = torch.empty((query.shape[0], strips.shape[0]), dtype=torch.float32)
@@ -278,6 +299,14 @@ def _run_backward(
         return _backward_cuda(
             grad_score, query, strips, query_width, select, scale, tau, score, shift, slope, scale_slope
         )
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        found = kernels.backward(
+            grad_score, query, strips, query_width, scale, tau, score, shift, slope, scale_slope
+        )  # fmt: skip
+        choose.ran("azimuth_match_backward", "triton")
+        return found
     if backend == "cpu":
         native: Any = _native.native_cpu
         code = SELECTION_CODES[select]

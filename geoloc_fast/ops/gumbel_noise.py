@@ -24,7 +24,7 @@ def _run(seed: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
         {
             "cpu": lambda: choose.can_run_cpu(seed) or _no_kernel(dtype),
             "cuda": lambda: choose.can_run_cuda(seed) or _no_kernel(dtype),
-            "triton": choose.not_written("triton"),
+            "triton": lambda: choose.can_run_triton(seed) or _no_kernel(dtype),
         },
     )
     if backend == "cpu":
@@ -36,6 +36,10 @@ def _run(seed: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
         out = torch.empty(shape, dtype=dtype, device=seed.device)
         stream = torch.cuda.current_stream(seed.device).cuda_stream
         cuda.gumbel_noise(seed.data_ptr(), out.data_ptr(), out.numel(), seed.device.index, stream)
+    elif backend == "triton":
+        from geoloc_fast.triton_kernels import gumbel_noise as kernels
+
+        out = kernels.draw(seed, shape)
     else:
         out = reference.gumbel_noise(seed, torch.Size(shape).numel(), dtype).reshape(shape)
     choose.ran("gumbel_noise", backend)
