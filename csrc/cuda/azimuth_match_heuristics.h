@@ -27,7 +27,7 @@ constexpr int kTermBlock = 128;              // terms of a sum before the partia
 constexpr int kTermAlign = 8;                // packed operands hold a multiple of these, zeros at the end
 constexpr int64_t kSharedLimit = 160 << 10;  // bytes a block may have on the smallest GPU we tune for (sm_80)
 constexpr int64_t kGlobalBlocks = 264;       // blocks at once where products do not fit into shared memory
-constexpr int64_t kSumUnits = 4096;          // products of 32 x 32 numbers that keep a GPU busy
+constexpr int64_t kSumUnits = 2048;          // products of 32 x 32 numbers, a warp each, that keep a GPU busy
 
 GEOLOC_FAST_HD constexpr int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
 GEOLOC_FAST_HD constexpr int64_t round_up(int64_t value, int64_t by) { return ceil_div(value, by) * by; }

@@ -32,7 +32,7 @@
 // W w K multiply-adds: for one-column queries and strips. The backward of "gumbel" is two more products per
 // frequency with the transformed weights, summed over strips and over queries, lanes along K; the backward of the
 // other selections touches one window a pair and adds it up directly ("scatter") unless it is nearly the whole strip.
-// The choice is made by the cost model in cpu/azimuth_plan.h.
+// The choice is made by the cost model in cpu/azimuth_plan.h. On a GPU: cuda/azimuth_match_heuristics.h.
 //
 // Floor (W = 16, K = 64, fp32, 16 lanes x 2 multiply-adds a cycle): forward 60 cycles a pair, backward 120; the pair's
 // memory is 4 B score + 8 B shift, with "gumbel" 64 B noise and 64 B slope. Extra memory: the packed inputs (four
