@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -43,6 +44,14 @@ if native_cpu is not None and os.environ.get("GEOLOC_FAST_CPU_ISA"):
 triton_problem = "" if importlib.util.find_spec("triton") is not None else "the triton package is not installed"
 
 
+def _triton_reason() -> str:
+    import torch
+
+    if triton_problem or torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return triton_problem
+    return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels on CPU tensors)"
+
+
 def check_required() -> None:
     """GEOLOC_FAST_REQUIRE=cpu,cuda makes a module that is missing an import error."""
     loaded = {"cpu": native_cpu is not None, "cuda": native_cuda is not None}
@@ -78,7 +87,12 @@ def build_info() -> dict[str, Any]:
                 "nvcc": native_cuda.nvcc if native_cuda else None,
                 "architectures": native_cuda.architectures if native_cuda else None,
             },
-            "triton": {"available": False, "reason": triton_problem or "no Triton kernel yet"},
+            "triton": {
+                "available": not _triton_reason(),
+                "reason": _triton_reason(),
+                "version": None if triton_problem else importlib.metadata.version("triton"),
+                "interpreted": os.environ.get("TRITON_INTERPRET") == "1",
+            },
             "reference": {"available": True, "reason": ""},
         },
         "cuda_build": native_cpu.cuda_build if native_cpu else None,

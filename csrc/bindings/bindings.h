@@ -20,6 +20,9 @@ void bind_azimuth_match_cpu(pybind11::module_& m);
 void bind_gumbel_noise_cpu(pybind11::module_& m);
 void bind_polar_resample_cpu(pybind11::module_& m);
 void bind_strip_bank_cpu(pybind11::module_& m);
+void bind_azimuth_crop_cuda(pybind11::module_& m);
+void bind_azimuth_match_cuda(pybind11::module_& m);
+void bind_gumbel_noise_cuda(pybind11::module_& m);
 void bind_polar_resample_cuda(pybind11::module_& m);
 
 // Every status but kOk as the Python exception it means.

@@ -32,6 +32,9 @@ PYBIND11_MODULE(_native_cuda, m) {
   m.attr("architectures") = GEOLOC_FAST_ARCHITECTURES;
   m.def("device_problem", &device_problem);
 
+  bind_azimuth_crop_cuda(m);
+  bind_azimuth_match_cuda(m);
+  bind_gumbel_noise_cuda(m);
   bind_polar_resample_cuda(m);
 }
 

@@ -11,16 +11,7 @@
 #include "cpu/slots.h"
 #include "cpu/threads.h"
 
-namespace geoloc_fast {
-
-StripBankView strip_bank_view(const void* blocks, int64_t count, int64_t values, int64_t columns, bool bf16) {
-  StripBankView view{static_cast<const uint8_t*>(blocks), count, values, columns, bf16, 0, 0};
-  view.words = bf16 ? (values + 1) / 2 : values;
-  view.block_bytes = 4 * kStripLanes * columns * (view.words + 1);
-  return view;
-}
-
-namespace cpu {
+namespace geoloc_fast::cpu {
 
 void strip_bank_memory([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -69,5 +60,4 @@ Status strip_unpack(const StripBankView& view, const int64_t* index, int64_t n, 
   return Status::kOk;
 }
 
-}  // namespace cpu
-}  // namespace geoloc_fast
+}  // namespace geoloc_fast::cpu

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/azimuth_transform.h"
+#include "common/azimuth_transform.h"
 #include "cpu/simd.h"
 #include "geoloc_fast/strip_bank.h"
 

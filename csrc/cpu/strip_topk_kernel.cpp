@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/azimuth_transform.h"
+#include "common/azimuth_transform.h"
 #include "cpu/simd.h"
 #include "cpu/strip_topk_screen.h"
 

@@ -1,7 +1,9 @@
 // Makes `device` current for a scope and puts the caller's device back.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <cuda_runtime.h>
+#include "cuda/device.h"
+
+#if !defined(GEOLOC_FAST_SIMT)
 
 namespace geoloc_fast::cuda {
 
@@ -28,3 +30,4 @@ class DeviceGuard {
 };
 
 }  // namespace geoloc_fast::cuda
+#endif

@@ -15,6 +15,9 @@ from geoloc_fast.ops.azimuth_match import (
     address,
     as_float,
     can_run_cpu,
+    can_run_cuda,
+    can_run_triton,
+    device_scale,
     fake_gradients,
     native_tensor,
 )
@@ -24,13 +27,20 @@ from geoloc_fast.reference import azimuth_crop as reference
 from geoloc_fast.reference.windows import wide_dtype
 
 _reference = without_autocast(reference.azimuth_crop)
-_OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
 def _backend(op: str, query: Tensor, strips: Tensor) -> str:
     if choose.cpu_is_free(query) and query.dtype in CODES and strips.dtype in CODES:
         return "cpu"
-    return choose.choose_backend(op, query.device.type, {"cpu": lambda: can_run_cpu(query, strips), **_OTHERS})
+    return choose.choose_backend(
+        op,
+        query.device.type,
+        {
+            "cpu": lambda: can_run_cpu(query, strips),
+            "cuda": lambda: can_run_cuda(query, strips),
+            "triton": lambda: can_run_triton(query, strips),
+        },
+    )
 
 
 def _arguments(
@@ -56,6 +66,30 @@ def _arguments(
     return arguments, workspace(size), [t for t in (query_width, noise) if t is not None]
 
 
+def _arguments_cuda(
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    scale: Tensor | None,
+    tau: float,
+    noise: Tensor | None,
+) -> tuple[tuple[Any, ...], tuple[Any, ...], list[Tensor]]:
+    """The leading and the last native arguments, and what must stay alive during the call."""
+    native: Any = _native.native_cuda
+    query_width = None if query_width is None else query_width.contiguous()
+    noise = None if noise is None else noise.to(torch.float32)
+    scale = device_scale(scale)
+    space = native.azimuth_crop_workspace(query.shape[0], strips.shape[3])
+    memory = torch.empty(space, dtype=torch.uint8, device=query.device)
+    first = (
+        *native_tensor(query), *native_tensor(strips), address(query_width), SELECTION_CODES[select], address(scale),
+        tau, address(noise), (0, 0) if noise is None else noise.stride(),
+    )  # fmt: skip
+    last = memory.data_ptr(), query.device.index, torch.cuda.current_stream(query.device).cuda_stream
+    return first, last, [t for t in (query_width, noise, scale, memory) if t is not None]
+
+
 def _run(
     query: Tensor,
     strips: Tensor,
@@ -65,7 +99,8 @@ def _run(
     tau: float,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _backend("azimuth_crop", query, strips) == "cpu":
+    backend = _backend("azimuth_crop", query, strips)
+    if backend == "cpu":
         native: Any = _native.native_cpu
         batch = query.shape[0]
         crop = torch.empty(*query.shape, dtype=torch.float32)
@@ -77,6 +112,19 @@ def _run(
             torch.get_num_threads(),
         )  # fmt: skip
         choose.ran("azimuth_crop", "cpu", f"{native.isa()}/direct")
+    elif backend == "cuda":
+        crop = torch.empty(query.shape, dtype=torch.float32, device=query.device)
+        score = torch.empty(query.shape[:1], dtype=torch.float32, device=query.device)
+        shift = torch.empty(query.shape[:1], dtype=torch.int64, device=query.device)
+        first, last, _alive = _arguments_cuda(query, strips, query_width, select, scale, tau, noise)
+        cuda: Any = _native.native_cuda
+        cuda.azimuth_crop(*first, crop.data_ptr(), score.data_ptr(), shift.data_ptr(), *last)
+        choose.ran("azimuth_crop", "cuda")
+    elif backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_crop as kernels
+
+        crop, score, shift = kernels.forward(query, strips, query_width, select, scale, tau, noise)
+        choose.ran("azimuth_crop", "triton")
     else:
         crop, score, shift = _reference(query, strips, query_width, select, scale, tau, noise)
         choose.ran("azimuth_crop", "reference")
@@ -102,22 +150,38 @@ def _run_backward(
     score: Tensor,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _backend("azimuth_crop_backward", query, strips) == "cpu":
-        native: Any = _native.native_cpu
-        grad_query = torch.empty(query.shape, dtype=torch.float32)
-        grad_strips = torch.empty(strips.shape, dtype=torch.float32)
-        grad_scales = None if scale is None else torch.empty(query.shape[:1], dtype=torch.float64)
+    backend = _backend("azimuth_crop_backward", query, strips)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_crop as kernels
+
+        found = kernels.backward(
+            grad_crop, grad_score, query, strips, query_width, select, scale, tau, noise, score, shift
+        )  # fmt: skip
+        choose.ran("azimuth_crop_backward", "triton")
+        return found
+    if backend in ("cpu", "cuda"):
+        device = query.device
+        grad_query = torch.empty(query.shape, dtype=torch.float32, device=device)
+        grad_strips = torch.empty(strips.shape, dtype=torch.float32, device=device)
+        grad_scales = None if scale is None else torch.empty(query.shape[:1], dtype=torch.float64, device=device)
         grad_crop = grad_crop.to(torch.float32).contiguous()
         grad_score = grad_score.to(torch.float32).contiguous()
-        arguments, memory, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
-        native.azimuth_crop_backward(
-            *arguments, grad_crop.data_ptr(), grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(),
-            grad_query.data_ptr(), grad_strips.data_ptr(), address(grad_scales), memory.data_ptr(),
-            torch.get_num_threads(),
+        own = (
+            grad_crop.data_ptr(), grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(), grad_query.data_ptr(),
+            grad_strips.data_ptr(), address(grad_scales),
         )  # fmt: skip
-        choose.ran("azimuth_crop_backward", "cpu", f"{native.isa()}/direct")
+        if backend == "cpu":
+            native: Any = _native.native_cpu
+            arguments, memory, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
+            native.azimuth_crop_backward(*arguments, *own, memory.data_ptr(), torch.get_num_threads())
+            choose.ran("azimuth_crop_backward", "cpu", f"{native.isa()}/direct")
+        else:
+            cuda: Any = _native.native_cuda
+            first, last, _alive = _arguments_cuda(query, strips, query_width, select, scale, tau, noise)
+            cuda.azimuth_crop_backward(*first, *own, *last)
+            choose.ran("azimuth_crop_backward", "cuda")
         if scale is None or grad_scales is None:
-            grad_scale = torch.zeros((), dtype=torch.float32)
+            grad_scale = torch.zeros((), dtype=torch.float32, device=device)
         else:
             grad_scale = grad_scales.sum().to(scale.dtype)
         return grad_query.to(query.dtype), grad_strips.to(strips.dtype), grad_scale

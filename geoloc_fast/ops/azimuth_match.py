@@ -24,12 +24,11 @@ _PLANS = ("direct", "spectral", "scatter")
 _forced = {"azimuth_match": -1, "azimuth_match_backward": -1}  # -1: the cost model chooses
 _reference = without_autocast(reference.azimuth_match)
 _reference_with_slope = without_autocast(reference.azimuth_match_with_slope)
-_OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
 
 @contextmanager
 def force_plan(forward: str | None = None, backward: str | None = None) -> Iterator[None]:
-    """Inside the `with`, the CPU kernel computes "direct" or "spectral", its backward "spectral" or "scatter"."""
+    """Inside the `with`, kernels compute "direct" or "spectral", their backward "spectral" or "scatter"."""
     before = dict(_forced)
     for name, plan in (("azimuth_match", forward), ("azimuth_match_backward", backward)):
         if plan is not None:
@@ -45,6 +44,30 @@ def can_run_cpu(query: Tensor, strips: Tensor) -> str:
         if tensor.dtype not in CODES:
             return f"no kernel for {tensor.dtype}"
     return choose.can_run_cpu(query)
+
+
+def can_run_cuda(query: Tensor, strips: Tensor) -> str:
+    for tensor in (query, strips):
+        if tensor.dtype not in CODES:
+            return f"no kernel for {tensor.dtype}"
+    reason = choose.can_run_cuda(query) or choose.can_run_cuda(strips)
+    if reason:
+        return reason
+    if query.device != strips.device:
+        return f"query is on {query.device}, strips are on {strips.device}"
+    most = _native.native_cuda.max_columns  # type: ignore[union-attr]
+    if strips.shape[3] > most or strips.shape[1] * strips.shape[2] * (strips.shape[3] + 1) >= 1 << 25:
+        return f"strips of shape {tuple(strips.shape[1:])}: the kernels take {most} columns and 2^25 values"
+    return ""
+
+
+def can_run_triton(query: Tensor, strips: Tensor) -> str:
+    for tensor in (query, strips):
+        if tensor.dtype not in CODES:
+            return f"no kernel for {tensor.dtype}"
+    if strips.shape[1] * strips.shape[2] == 0:
+        return "the strips have no values"
+    return choose.can_run_triton(query)
 
 
 def native_tensor(tensor: Tensor) -> tuple[Any, ...]:
@@ -64,7 +87,15 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
     # The usual case, without collecting reasons.
     if choose.cpu_is_free(query) and query.dtype in CODES and strips.dtype in CODES:
         return "cpu"
-    return choose.choose_backend(op, query.device.type, {"cpu": lambda: can_run_cpu(query, strips), **_OTHERS})
+    return choose.choose_backend(
+        op,
+        query.device.type,
+        {
+            "cpu": lambda: can_run_cpu(query, strips),
+            "cuda": lambda: can_run_cuda(query, strips),
+            "triton": lambda: can_run_triton(query, strips),
+        },
+    )
 
 
 def _match_cpu(
@@ -100,6 +131,48 @@ def _match_cpu(
     return score, shift
 
 
+def device_scale(scale: Tensor | None) -> Tensor | None:
+    """As the CUDA kernels read it: where it is, so that nobody waits for its value."""
+    return None if scale is None else scale.to(torch.float64)
+
+
+def _match_cuda(
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    scale: Tensor | None,
+    tau: float,
+    noise: Tensor | None,
+    with_slope: bool,
+) -> tuple[Tensor, ...]:
+    native: Any = _native.native_cuda
+    code = SELECTION_CODES[select]
+    batch, references, columns = query.shape[0], strips.shape[0], strips.shape[3]
+    plan, space = native.azimuth_match_plan(
+        query.shape, strips.shape, query_width is not None, code, with_slope, False, _forced["azimuth_match"]
+    )
+    device = query.device
+    memory = torch.empty(space, dtype=torch.uint8, device=device)
+    score = torch.empty(batch, references, dtype=torch.float32, device=device)
+    shift = torch.empty(batch, references, dtype=torch.int64, device=device)
+    slope = scale_slope = None
+    if with_slope:
+        slope = torch.empty(batch, columns, references, dtype=torch.float32, device=device)
+        scale_slope = torch.empty_like(score)
+    query_width = None if query_width is None else query_width.contiguous()
+    noise = None if noise is None else noise.to(torch.float32)
+    scale = device_scale(scale)
+    native.azimuth_match(
+        *native_tensor(query), *native_tensor(strips), address(query_width), code, address(scale), tau,
+        address(noise), (0, 0, 0) if noise is None else noise.stride(), score.data_ptr(), shift.data_ptr(),
+        address(slope), address(scale_slope), plan, memory.data_ptr(), device.index,
+        torch.cuda.current_stream(device).cuda_stream,
+    )  # fmt: skip
+    choose.ran("azimuth_match", "cuda", _PLANS[plan])
+    return (score, shift) if slope is None or scale_slope is None else (score, shift, slope, scale_slope)
+
+
 def _run(
     query: Tensor,
     strips: Tensor,
@@ -109,8 +182,18 @@ def _run(
     tau: float,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    if _backend("azimuth_match", query, strips) == "cpu":
+    backend = _backend("azimuth_match", query, strips)
+    if backend == "cpu":
         return _match_cpu(query, strips, query_width, select, scale, tau, noise, None, None)
+    if backend == "cuda":
+        score, shift = _match_cuda(query, strips, query_width, select, scale, tau, noise, False)
+        return score, shift
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        score, shift = kernels.forward(query, strips, query_width, select, scale, tau, noise)
+        choose.ran("azimuth_match", "triton")
+        return score, shift
     result = _reference(query, strips, query_width, select, scale, tau, noise)
     choose.ran("azimuth_match", "reference")
     return result
@@ -130,7 +213,17 @@ def _run_with_slope(
     tau: float,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if _backend("azimuth_match", query, strips) == "cpu":
+    backend = _backend("azimuth_match", query, strips)
+    if backend == "cuda":
+        score, shift, slope, scale_slope = _match_cuda(query, strips, query_width, "gumbel", scale, tau, noise, True)
+        return score, shift, slope, scale_slope
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        every = kernels.forward(query, strips, query_width, "gumbel", scale, tau, noise, with_slope=True)
+        choose.ran("azimuth_match", "triton")
+        return every[0], every[1], every[2], every[3]
+    if backend == "cpu":
         slope = torch.empty((query.shape[0], strips.shape[3], strips.shape[0]), dtype=torch.float32)
         scale_slope = torch.empty((query.shape[0], strips.shape[0]), dtype=torch.float32)
         score, shift = _match_cpu(query, strips, query_width, "gumbel", scale, tau, noise, slope, scale_slope)
@@ -144,6 +237,47 @@ def _fake_with_slope(query: Tensor, strips: Tensor, *rest: Any) -> tuple[Tensor,
     score, shift = _fake(query, strips)
     slope = score.new_empty((query.shape[0], strips.shape[3], strips.shape[0]))
     return score, shift, slope, torch.empty_like(score)
+
+
+def _backward_cuda(
+    grad_score: Tensor,
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    scale: Tensor | None,
+    tau: float,
+    score: Tensor,
+    shift: Tensor,
+    slope: Tensor | None,
+    scale_slope: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    native: Any = _native.native_cuda
+    code = SELECTION_CODES[select]
+    plan, space = native.azimuth_match_plan(
+        query.shape, strips.shape, query_width is not None, code, False, True, _forced["azimuth_match_backward"]
+    )
+    device = query.device
+    memory = torch.empty(space, dtype=torch.uint8, device=device)
+    grad_query = torch.empty(query.shape, dtype=torch.float32, device=device)
+    grad_strips = torch.empty(strips.shape, dtype=torch.float32, device=device)
+    wide_scale = device_scale(scale)
+    # Without a scale: a zero nobody reads.
+    of_scale = torch.zeros((), dtype=torch.float64, device=device)
+    query_width = None if query_width is None else query_width.contiguous()
+    grad_score = grad_score.to(torch.float32).contiguous()
+    native.azimuth_match_backward(
+        *native_tensor(query), *native_tensor(strips), address(query_width), code, address(wide_scale), tau,
+        grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(), address(slope), address(scale_slope),
+        grad_query.data_ptr(), grad_strips.data_ptr(), 0 if slope is None else of_scale.data_ptr(), plan,
+        memory.data_ptr(), device.index, torch.cuda.current_stream(device).cuda_stream,
+    )  # fmt: skip
+    choose.ran("azimuth_match_backward", "cuda", _PLANS[plan])
+    return (
+        grad_query.to(query.dtype),
+        grad_strips.to(strips.dtype),
+        of_scale.to(torch.float32 if scale is None else scale.dtype),
+    )
 
 
 def _run_backward(
@@ -160,7 +294,20 @@ def _run_backward(
     slope: Tensor | None,
     scale_slope: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _backend("azimuth_match_backward", query, strips) == "cpu":
+    backend = _backend("azimuth_match_backward", query, strips)
+    if backend == "cuda":
+        return _backward_cuda(
+            grad_score, query, strips, query_width, select, scale, tau, score, shift, slope, scale_slope
+        )
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import azimuth_match as kernels
+
+        found = kernels.backward(
+            grad_score, query, strips, query_width, scale, tau, score, shift, slope, scale_slope
+        )  # fmt: skip
+        choose.ran("azimuth_match_backward", "triton")
+        return found
+    if backend == "cpu":
         native: Any = _native.native_cpu
         code = SELECTION_CODES[select]
         threads = torch.get_num_threads()

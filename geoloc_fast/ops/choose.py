@@ -1,19 +1,24 @@
 """Which backend runs a call: the first in order of preference that can.
 
 CUDA tensors: cuda, triton, reference. CPU tensors: cpu, reference. GEOLOC_FAST_BACKEND forces one, and a
-forced backend that cannot run is an error, never a silent fallback.
+forced backend that cannot run is an error, never a silent fallback. With TRITON_INTERPRET=1 set from the start,
+GEOLOC_FAST_BACKEND=triton runs the Triton kernels on CPU tensors too, slowly.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
+import torch
 from torch import Tensor
 
 from geoloc_fast import _native
+from geoloc_fast.triton_kernels import INTERPRETED
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -94,6 +99,30 @@ def can_run_cuda(tensor: Tensor) -> str:
     if _native.native_cuda is None or _native.cuda_problem:
         return _native.cuda_problem
     return "" if tensor.device.type == "cuda" else f"the tensors are on {tensor.device}"
+
+
+def can_run_triton(tensor: Tensor) -> str:
+    if tensor.is_cpu and not INTERPRETED:
+        return "the tensors are on cpu, and TRITON_INTERPRET=1 was not set when Python started"
+    return _native.triton_problem or _triton_problem(tensor.device)
+
+
+@cache
+def _triton_problem(device: torch.device) -> str:
+    try:
+        import triton  # noqa: F401
+    except Exception as error:
+        return f"triton is installed but does not load: {error}"
+    if INTERPRETED:
+        return ""
+    # Triton builds its launcher on the machine it runs on.
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton needs a C compiler at run time, and there is no CC, gcc or clang"
+    if device.type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return f"triton needs compute capability 8.0, this GPU has {major}.{minor}"
+    return ""
 
 
 def not_written(backend: str) -> Callable[..., str]:

@@ -12,21 +12,34 @@ from geoloc_fast.ops import choose
 from geoloc_fast.ops.library import register
 from geoloc_fast.reference import gumbel_noise as reference
 
-_OTHERS = {name: choose.not_written(name) for name in ("cuda", "triton")}
 
-
-def _can_run_cpu(seed: Tensor, dtype: torch.dtype) -> str:
-    return choose.can_run_cpu(seed) or ("" if dtype == torch.float32 else f"no kernel for {dtype}")
+def _no_kernel(dtype: torch.dtype) -> str:
+    return "" if dtype == torch.float32 else f"no kernel for {dtype}"
 
 
 def _run(seed: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     backend = choose.choose_backend(
-        "gumbel_noise", seed.device.type, {"cpu": lambda: _can_run_cpu(seed, dtype), **_OTHERS}
+        "gumbel_noise",
+        seed.device.type,
+        {
+            "cpu": lambda: choose.can_run_cpu(seed) or _no_kernel(dtype),
+            "cuda": lambda: choose.can_run_cuda(seed) or _no_kernel(dtype),
+            "triton": lambda: choose.can_run_triton(seed) or _no_kernel(dtype),
+        },
     )
     if backend == "cpu":
         native: Any = _native.native_cpu
         out = torch.empty(shape, dtype=dtype)
         native.gumbel_noise(int(seed), out.data_ptr(), out.numel(), torch.get_num_threads())
+    elif backend == "cuda":
+        cuda: Any = _native.native_cuda
+        out = torch.empty(shape, dtype=dtype, device=seed.device)
+        stream = torch.cuda.current_stream(seed.device).cuda_stream
+        cuda.gumbel_noise(seed.data_ptr(), out.data_ptr(), out.numel(), seed.device.index, stream)
+    elif backend == "triton":
+        from geoloc_fast.triton_kernels import gumbel_noise as kernels
+
+        out = kernels.draw(seed, shape)
     else:
         out = reference.gumbel_noise(seed, torch.Size(shape).numel(), dtype).reshape(shape)
     choose.ran("gumbel_noise", backend)

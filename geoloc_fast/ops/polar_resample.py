@@ -38,7 +38,7 @@ def _backend(op: str, images: Tensor, dtype: torch.dtype, std: list[float], cuda
             "cuda": (lambda: choose.can_run_cuda(images) or _common(images, dtype, std))
             if cuda
             else choose.not_written("cuda"),
-            "triton": choose.not_written("triton"),
+            "triton": lambda: choose.can_run_triton(images) or _common(images, dtype, []),
         },
     )
 
@@ -64,6 +64,13 @@ def _run(
         out = _reference(
             images, rows, cols, column0_deg, outer_radius, center, max_radius, heading_deg, replicate_border,
             mean, std, dtype,
+        )  # fmt: skip
+    elif backend == "triton":
+        from geoloc_fast.triton_kernels import polar_resample as kernels
+
+        out = kernels.forward(
+            images, rows, cols, column0_deg, outer_radius, center, max_radius, heading_deg, replicate_border,
+            mean_std, dtype,
         )  # fmt: skip
     else:
         size = images.shape
@@ -114,6 +121,15 @@ def _run_backward(
         )  # fmt: skip
         choose.ran("polar_resample_backward", "cpu", plan)
         return grad_images.to(dtype)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import polar_resample as kernels
+
+        grad_images = kernels.backward(
+            grad, in_rows, in_cols, column0_deg, outer_radius, center, max_radius, heading_deg, replicate_border,
+            std, dtype,
+        )  # fmt: skip
+        choose.ran("polar_resample_backward", "triton")
+        return grad_images
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     with torch.enable_grad():
         images = grad.new_zeros((*grad.shape[:2], in_rows, in_cols), dtype=wide).requires_grad_()

@@ -23,7 +23,8 @@ from geoloc_fast.reference.strip_bank import LANES, BankLayout
 _BLOCKS_AT_ONCE = 256  # packed at a time, so that a conversion to float32 stays small
 _reference_score = without_autocast(strip_score.strip_score)
 _reference_topk = without_autocast(strip_topk.strip_topk)
-_NOT_WRITTEN = {name: choose.not_written(name) for name in ("cuda", "triton")}
+_MOST_TRITON_COLUMNS = 4096
+_MOST_MOVED = 1 << 26  # numbers of one query at every shift, which the search by Triton multiplies the bank with
 
 
 @lru_cache
@@ -35,12 +36,18 @@ def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
     return _made_layout(*shape, dtype)
 
 
-def _choose(op: str, tensor: Tensor, columns: int, strips: Tensor | None = None) -> str:
+def _choose(op: str, tensor: Tensor, columns: int, strips: Tensor | None = None, moved: int = 0) -> str:
     # The usual case, without collecting reasons.
     if choose.cpu_is_free(tensor) and not _can_run_cpu(tensor, columns, strips):
         return "cpu"
     return choose.choose_backend(
-        op, tensor.device.type, {**_NOT_WRITTEN, "cpu": lambda: _can_run_cpu(tensor, columns, strips)}
+        op,
+        tensor.device.type,
+        {
+            "cpu": lambda: _can_run_cpu(tensor, columns, strips),
+            "cuda": choose.not_written("cuda"),
+            "triton": lambda: _can_run_triton(tensor, columns, moved),
+        },
     )
 
 
@@ -54,6 +61,14 @@ def _can_run_cpu(tensor: Tensor, columns: int, strips: Tensor | None) -> str:
     if strips is not None and strips.dtype == torch.float64:
         return "strips of float64 are packed without rounding them to float32 first"
     return ""
+
+
+def _can_run_triton(tensor: Tensor, columns: int, moved: int) -> str:
+    if columns > _MOST_TRITON_COLUMNS:
+        return f"strips have {columns} columns, the kernels take at most {_MOST_TRITON_COLUMNS}"
+    if moved > _MOST_MOVED:
+        return f"a query moved to every shift has {moved} numbers, the kernel takes at most {_MOST_MOVED}"
+    return choose.can_run_triton(tensor)
 
 
 @cache
@@ -79,7 +94,14 @@ def _address(blocks: Tensor, layout: BankLayout) -> int:
 
 
 def _run_pack(strips: Tensor, dtype: str) -> Tensor:
-    if _choose("strip_pack", strips, strips.shape[3], strips) == "reference":
+    backend = _choose("strip_pack", strips, strips.shape[3], strips)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import strip_bank as kernels
+
+        blocks = kernels.pack(strips, dtype == "bf16", _layout(strips.shape, dtype).block_bytes)
+        choose.ran("strip_pack", "triton")
+        return blocks
+    if backend == "reference":
         blocks = strip_bank.pack(strips, dtype)
         choose.ran("strip_pack", "reference")
         return blocks
@@ -107,7 +129,15 @@ def _fake_pack(strips: Tensor, dtype: str) -> Tensor:
 
 def _run_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor) -> Tensor:
     layout = _layout(shape, dtype)
-    if _choose("strip_unpack", blocks, layout.columns) == "reference":
+    backend = _choose("strip_unpack", blocks, layout.columns)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import strip_bank as kernels
+
+        _address(blocks, layout)
+        strips = kernels.unpack(blocks, shape, dtype == "bf16", index)
+        choose.ran("strip_unpack", "triton")
+        return strips
+    if backend == "reference":
         strips = strip_bank.unpack(blocks, layout, index)
         choose.ran("strip_unpack", "reference")
         return strips
@@ -142,7 +172,15 @@ def _run_score(
     select: str,
 ) -> tuple[Tensor, Tensor]:
     layout = _layout(shape, dtype)
-    if _choose("strip_score", query, layout.columns) == "reference":
+    backend = _choose("strip_score", query, layout.columns)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import strip_score as kernels
+
+        _address(blocks, layout)
+        found = kernels.score(query, blocks, shape, dtype == "bf16", index, query_width, select)
+        choose.ran("strip_score", "triton")
+        return found
+    if backend == "reference":
         result = _reference_score(query, blocks, layout, index, query_width, select)
         choose.ran("strip_score", "reference")
         return result
@@ -179,7 +217,15 @@ def _run_topk(
     alive: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = _layout(shape, dtype)
-    if _choose("strip_topk", query, layout.columns) == "reference":
+    backend = _choose("strip_topk", query, layout.columns, moved=layout.channels * layout.height * layout.columns**2)
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import strip_topk as kernels
+
+        _address(blocks, layout)
+        best = kernels.topk(query, blocks, shape, dtype == "bf16", k, query_width, select, alive)
+        choose.ran("strip_topk", "triton")
+        return best
+    if backend == "reference":
         result = _reference_topk(query, blocks, layout, k, query_width, select, alive)
         choose.ran("strip_topk", "reference")
         return result

@@ -15,6 +15,8 @@ def poison(tensor: Tensor) -> Tensor:
     """Fills in place: NaN for floats, a large odd value for integers."""
     if tensor.dtype.is_floating_point:
         return tensor.fill_(torch.nan)
+    if tensor.dtype == torch.bool:
+        return tensor.fill_(True)
     return tensor.fill_(0xAB if tensor.dtype == torch.uint8 else torch.iinfo(tensor.dtype).max // 3)
 
 

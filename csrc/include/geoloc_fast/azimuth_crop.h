@@ -29,8 +29,9 @@ struct AzimuthCropParams {
   StripTensor query, strips;   // B items each
   const int64_t* query_width;  // [B], clamped to 0 .. Wq; null: all Wq
   Selection select;
-  double scale, tau;   // kGumbel only, like noise
-  const float* noise;  // [B, W]
+  double scale, tau;           // kGumbel only, like noise
+  const double* device_scale;  // CUDA reads the scale here, on the device
+  const float* noise;          // [B, W]
   int64_t noise_stride[2];
   float* crop;      // [B, C, H, Wq] contiguous
   float* score;     // [B]
@@ -43,6 +44,7 @@ struct AzimuthCropBackwardParams {
   const int64_t* query_width;
   Selection select;
   double scale, tau;
+  const double* device_scale;
   const float* noise;
   int64_t noise_stride[2];
   const float* grad_crop;   // [B, C, H, Wq] contiguous
@@ -60,5 +62,12 @@ int64_t azimuth_crop_workspace(int64_t values, int64_t query_columns, int64_t co
 Status azimuth_crop(const AzimuthCropParams& params, int threads);
 Status azimuth_crop_backward(const AzimuthCropBackwardParams& params, int threads);
 }  // namespace cpu
+
+// Everything on `device`, work space (256-byte aligned) included; only launches, on `stream`.
+namespace cuda {
+int64_t azimuth_crop_workspace(int64_t batch, int64_t columns);
+Status azimuth_crop(const AzimuthCropParams& params, int device, void* stream);
+Status azimuth_crop_backward(const AzimuthCropBackwardParams& params, int device, void* stream);
+}  // namespace cuda
 
 }  // namespace geoloc_fast

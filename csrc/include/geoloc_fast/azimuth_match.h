@@ -32,7 +32,7 @@
 // W w K multiply-adds: for one-column queries and strips. The backward of "gumbel" is two more products per
 // frequency with the transformed weights, summed over strips and over queries, lanes along K; the backward of the
 // other selections touches one window a pair and adds it up directly ("scatter") unless it is nearly the whole strip.
-// The choice is made by the cost model in cpu/azimuth_plan.h.
+// The choice is made by the cost model in cpu/azimuth_plan.h. On a GPU: cuda/azimuth_match_heuristics.h.
 //
 // Floor (W = 16, K = 64, fp32, 16 lanes x 2 multiply-adds a cycle): forward 60 cycles a pair, backward 120; the pair's
 // memory is 4 B score + 8 B shift, with "gumbel" 64 B noise and 64 B slope. Extra memory: the packed inputs (four
@@ -43,8 +43,8 @@
 // are closer than the rounding error bound, and for a score whose window holds less than 1/64 of the strip's energy,
 // the correlations concerned are summed again in float64. The shift is therefore that of float64 arithmetic on every
 // instruction set and plan; the score is within 1e-6. Gradients are fp32 sums; products per frequency mix a window with
-// the rest of its strip, so what a thin window adds is known to about 2e-7 |strip| / |window| of itself. Every sum has one order: results are the same bits for any
-// number of threads.
+// the rest of its strip, so what a thin window adds is known to about 2e-7 |strip| / |window| of itself. Every sum has
+// one order: results are the same bits for any number of threads.
 #pragma once
 #include "geoloc_fast/types.h"
 
@@ -66,15 +66,16 @@ struct AzimuthMatchParams {
   StripTensor strips;          // R items of W columns
   const int64_t* query_width;  // [B], clamped to 0 .. Wq; null: all Wq
   Selection select;
-  double scale, tau;        // kGumbel only, like noise
-  const float* noise;       // [B, R, W]
-  int64_t noise_stride[3];  // fastest with W or R contiguous
-  float* score;             // [B, R]
-  int64_t* shift;           // [B, R]
-  float* slope;             // [B, W, R] d score / d logit; null unless wanted
-  float* scale_slope;       // [B, R] d score / d scale; null with slope
-  AzimuthPlan plan;         // kDirect or kSpectral
-  void* workspace;          // azimuth_match_workspace() bytes, 64-byte aligned
+  double scale, tau;           // kGumbel only, like noise
+  const double* device_scale;  // CUDA reads the scale here, on the device
+  const float* noise;          // [B, R, W]
+  int64_t noise_stride[3];     // fastest with W or R contiguous
+  float* score;                // [B, R]
+  int64_t* shift;              // [B, R]
+  float* slope;                // [B, W, R] d score / d logit; null unless wanted
+  float* scale_slope;          // [B, R] d score / d scale; null with slope
+  AzimuthPlan plan;            // kDirect or kSpectral
+  void* workspace;             // azimuth_match_workspace() bytes, 64-byte aligned
 };
 
 struct AzimuthMatchBackwardParams {
@@ -82,6 +83,7 @@ struct AzimuthMatchBackwardParams {
   const int64_t* query_width;
   Selection select;
   double scale, tau;
+  const double* device_scale;
   const float* grad_score;  // [B, R]
   const float* score;       // what the forward gave
   const int64_t* shift;
@@ -109,5 +111,14 @@ int64_t azimuth_match_workspace(const AzimuthMatchSize& size, AzimuthPlan plan, 
 Status azimuth_match(const AzimuthMatchParams& params, int threads);
 Status azimuth_match_backward(const AzimuthMatchBackwardParams& params, int threads);
 }  // namespace cpu
+
+// Everything on `device`, work space (256-byte aligned) and grad_scale included; only launches, on `stream`.
+namespace cuda {
+constexpr int64_t kMaxStripColumns = 4096;  // of a strip; there is no other limit
+AzimuthPlan azimuth_match_plan(const AzimuthMatchSize& size);
+int64_t azimuth_match_workspace(const AzimuthMatchSize& size, AzimuthPlan plan);
+Status azimuth_match(const AzimuthMatchParams& params, int device, void* stream);
+Status azimuth_match_backward(const AzimuthMatchBackwardParams& params, int device, void* stream);
+}  // namespace cuda
 
 }  // namespace geoloc_fast

@@ -13,3 +13,6 @@
 namespace geoloc_fast::cpu {
 void gumbel_noise(uint64_t seed, float* out, int64_t count, int threads);
 }
+namespace geoloc_fast::cuda {
+Status gumbel_noise(const int64_t* seed, float* out, int64_t count, int device, void* stream);  // all on the device
+}

@@ -43,7 +43,13 @@ struct StripBankView {
 };
 
 // Null blocks are allowed when count is 0. The view is as good as the bytes it is told about.
-StripBankView strip_bank_view(const void* blocks, int64_t count, int64_t values, int64_t columns, bool bf16);
+static inline StripBankView strip_bank_view(const void* blocks, int64_t count, int64_t values, int64_t columns,
+                                            bool bf16) {
+  StripBankView view{static_cast<const uint8_t*>(blocks), count, values, columns, bf16, 0, 0};
+  view.words = bf16 ? (values + 1) / 2 : values;
+  view.block_bytes = 4 * kStripLanes * columns * (view.words + 1);
+  return view;
+}
 
 // The kernels read a table `circle`: cos, then sin, of 2 pi i / W for i < W, float64 [2][W].
 
@@ -64,4 +70,17 @@ Status strip_unpack(const StripBankView& view, const int64_t* index, int64_t n, 
 int64_t strip_unpack_workspace(int64_t columns, int threads);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// The same bytes and values by kernels on `stream` of `device`, at once and without a look at the data: a row of
+// strip_unpack that is outside the bank is answered with NaN. All pointers, `circle` too, are the device's.
+Status strip_pack(const StripBankView& view, uint8_t* blocks, const float* strips, const double* circle,
+                  void* workspace, int device, void* stream);
+Status strip_unpack(const StripBankView& view, const int64_t* index, int64_t n, float* out, const double* circle,
+                    void* workspace, int device, void* stream);
+int64_t strip_pack_workspace(const StripBankView& view);
+int64_t strip_unpack_workspace(const StripBankView& view, int64_t n);
+
+}  // namespace cuda
 }  // namespace geoloc_fast

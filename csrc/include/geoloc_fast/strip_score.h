@@ -39,4 +39,11 @@ Status strip_score(const StripScoreParams& params, int threads);
 int64_t strip_score_workspace(int64_t batch, int64_t values, int64_t columns, int64_t padded_width, int threads);
 }  // namespace cpu
 
+namespace cuda {
+// The same bits, launched on `stream` of `device`. An index outside the bank scores NaN at shift -1, a width outside
+// its range is taken as the nearest one inside.
+Status strip_score(const StripScoreParams& params, int device, void* stream);
+int64_t strip_score_workspace(const StripBankView& bank, int64_t batch, int64_t n);
+}  // namespace cuda
+
 }  // namespace geoloc_fast

@@ -67,4 +67,12 @@ Status strip_topk(const StripTopkParams& params, int threads, char plan[kMaxPlan
 int64_t strip_topk_workspace(const StripTopkParams& params, int threads);
 }  // namespace cpu
 
+namespace cuda {
+// The same answer, launched on `stream` of `device`; a width outside its range is taken as the nearest one inside.
+// `multiprocessors` of the device, as the plan was told them. How it works: cuda/strip_topk.cuh.
+Status strip_topk(const StripTopkParams& params, int multiprocessors, int device, void* stream,
+                  char plan[kMaxPlanName]);
+int64_t strip_topk_workspace(const StripTopkParams& params, int multiprocessors);
+}  // namespace cuda
+
 }  // namespace geoloc_fast

@@ -1,5 +1,5 @@
-// The real Fourier transform along azimuth and its inverse, on vectors whose lanes are independent signals. For
-// kernel sources; like simd.h, nothing here is shared between builds.
+// The real Fourier transform along azimuth and its inverse, on vectors whose lanes are independent signals (on the
+// GPU: on numbers). For kernel sources; like simd.h, nothing here is shared between builds.
 // SPDX-License-Identifier: Apache-2.0
 //
 //   inverse:  out[s] = re[0] + sum_f (re[f] cos(2 pi f s / W) - im[f] sin(2 pi f s / W)) + re[W/2] (-1)^s
@@ -14,30 +14,49 @@
 #pragma once
 #include <cstdint>
 
+#if defined(GEOLOC_FAST_ISA)
 #include "cpu/simd.h"
-
+#define GEOLOC_FAST_TRANSFORM
+#define GEOLOC_FAST_UNROLL _Pragma("GCC unroll 16")
 namespace geoloc_fast::cpu::GEOLOC_FAST_ISA {
+constexpr int kHalvings = -1;
+#else
+#include "cuda/device.h"
+#define GEOLOC_FAST_INLINE __device__ __forceinline__
+#define GEOLOC_FAST_TRANSFORM __device__ GEOLOC_FAST_NOINLINE
+#if defined(__CUDACC__)
+#define GEOLOC_FAST_UNROLL _Pragma("unroll")
+#else
+#define GEOLOC_FAST_UNROLL
+#endif
+namespace geoloc_fast::cuda {
+constexpr int kHalvings = 12;  // of kMaxStripColumns: the depth of a stack must be known
+#endif
+// How often a length can still be halved; -1: as often as it takes.
+constexpr int fewer(int halvings) { return halvings <= 0 ? halvings : halvings - 1; }
 
-constexpr double kQuarterCosines[17] = {// of 2 pi i / 64
-                                        1.0,
-                                        0.99518472667219693,
-                                        0.98078528040323043,
-                                        0.95694033573220882,
-                                        0.92387953251128674,
-                                        0.88192126434835505,
-                                        0.83146961230254524,
-                                        0.77301045336273699,
-                                        0.70710678118654757,
-                                        0.63439328416364549,
-                                        0.55557023301960218,
-                                        0.47139673682599764,
-                                        0.38268343236508977,
-                                        0.29028467725446233,
-                                        0.19509032201612825,
-                                        0.098017140329560604,
-                                        0.0};
-constexpr double cosine_of_64(int i) { return i <= 16 ? kQuarterCosines[i] : -kQuarterCosines[32 - i]; }
-constexpr double sine_of_64(int i) { return i <= 16 ? kQuarterCosines[16 - i] : kQuarterCosines[i - 16]; }
+constexpr double quarter_cosine(int i) {  // of 2 pi i / 64, i <= 16
+  const double table[17] = {1.0,
+                            0.99518472667219693,
+                            0.98078528040323043,
+                            0.95694033573220882,
+                            0.92387953251128674,
+                            0.88192126434835505,
+                            0.83146961230254524,
+                            0.77301045336273699,
+                            0.70710678118654757,
+                            0.63439328416364549,
+                            0.55557023301960218,
+                            0.47139673682599764,
+                            0.38268343236508977,
+                            0.29028467725446233,
+                            0.19509032201612825,
+                            0.098017140329560604,
+                            0.0};
+  return table[i];
+}
+constexpr double cosine_of_64(int i) { return i <= 16 ? quarter_cosine(i) : -quarter_cosine(32 - i); }
+constexpr double sine_of_64(int i) { return i <= 16 ? quarter_cosine(16 - i) : quarter_cosine(i - 16); }
 
 // W a power of two up to 64, written out.
 template <int kColumns, typename Scalar, typename Vector>
@@ -52,7 +71,7 @@ GEOLOC_FAST_INLINE void inverse_fixed(const Vector* re, const Vector* im, Vector
     Vector even_re[kQuarter + 1], even_im[kQuarter + 1], odd_re[kQuarter + 1], odd_im[kQuarter + 1];
     even_re[0] = re[0] + re[kHalf];
     odd_re[0] = re[0] - re[kHalf];
-#pragma GCC unroll 16
+    GEOLOC_FAST_UNROLL
     for (int f = 1; f < kQuarter; ++f) {
       const Scalar c = static_cast<Scalar>(cosine_of_64(f * kStep)), s = static_cast<Scalar>(sine_of_64(f * kStep));
       even_re[f] = re[f] + re[kHalf - f];
@@ -71,12 +90,12 @@ GEOLOC_FAST_INLINE void inverse_fixed(const Vector* re, const Vector* im, Vector
 // Vectors of scratch memory that either of the following takes.
 constexpr int64_t transform_scratch(int64_t columns) { return 2 * columns + 64; }
 
-template <typename Scalar, typename Vector>
-void inverse_any(int64_t columns, const Vector* re, const Vector* im, Vector* out, int64_t stride, const Scalar* circle,
-                 int64_t points, Vector* scratch) {
+template <int kLeft = kHalvings, typename Scalar, typename Vector>
+GEOLOC_FAST_TRANSFORM void inverse_any(int64_t columns, const Vector* re, const Vector* im, Vector* out, int64_t stride,
+                                       const Scalar* circle, int64_t points, Vector* scratch) {
   const int64_t step = points / columns, half = columns / 2;
   const Scalar* sines = circle + points;
-  if (columns % 2 == 0) {
+  if (kLeft != 0 && columns % 2 == 0) {
     Vector *even_re = scratch, *even_im = even_re + half / 2 + 1;
     Vector *odd_re = even_im + half / 2 + 1, *odd_im = odd_re + half / 2 + 1;
     even_re[0] = re[0] + re[half];
@@ -93,8 +112,8 @@ void inverse_any(int64_t columns, const Vector* re, const Vector* im, Vector* ou
       even_re[half / 2] = re[half / 2];
       odd_re[half / 2] = -im[half / 2];
     }
-    inverse_any(half, even_re, even_im, out, 2 * stride, circle, points, odd_im + half / 2 + 1);
-    inverse_any(half, odd_re, odd_im, out + stride, 2 * stride, circle, points, odd_im + half / 2 + 1);
+    inverse_any<fewer(kLeft)>(half, even_re, even_im, out, 2 * stride, circle, points, odd_im + half / 2 + 1);
+    inverse_any<fewer(kLeft)>(half, odd_re, odd_im, out + stride, 2 * stride, circle, points, odd_im + half / 2 + 1);
     return;
   }
   Vector sum = re[0];
@@ -111,16 +130,16 @@ void inverse_any(int64_t columns, const Vector* re, const Vector* im, Vector* ou
   }
 }
 
-template <typename Scalar, typename Vector>
-void forward_any(int64_t columns, const Vector* in, int64_t stride, Vector* re, Vector* im, const Scalar* circle,
-                 int64_t points, Vector* scratch) {
+template <int kLeft = kHalvings, typename Scalar, typename Vector>
+GEOLOC_FAST_TRANSFORM void forward_any(int64_t columns, const Vector* in, int64_t stride, Vector* re, Vector* im,
+                                       const Scalar* circle, int64_t points, Vector* scratch) {
   const int64_t step = points / columns, half = columns / 2;
   const Scalar* sines = circle + points;
-  if (columns % 2 == 0) {
+  if (kLeft != 0 && columns % 2 == 0) {
     Vector *even_re = scratch, *even_im = even_re + half / 2 + 1;
     Vector *odd_re = even_im + half / 2 + 1, *odd_im = odd_re + half / 2 + 1;
-    forward_any(half, in, 2 * stride, even_re, even_im, circle, points, odd_im + half / 2 + 1);
-    forward_any(half, in + stride, 2 * stride, odd_re, odd_im, circle, points, odd_im + half / 2 + 1);
+    forward_any<fewer(kLeft)>(half, in, 2 * stride, even_re, even_im, circle, points, odd_im + half / 2 + 1);
+    forward_any<fewer(kLeft)>(half, in + stride, 2 * stride, odd_re, odd_im, circle, points, odd_im + half / 2 + 1);
     re[0] = even_re[0] + odd_re[0];
     re[half] = even_re[0] - odd_re[0];
     for (int64_t f = 1; 2 * f < half; ++f) {
@@ -151,4 +170,4 @@ void forward_any(int64_t columns, const Vector* in, int64_t stride, Vector* re, 
   }
 }
 
-}  // namespace geoloc_fast::cpu::GEOLOC_FAST_ISA
+}  // namespace

@@ -1,0 +1,148 @@
+// The search on the GPU, in the emulator, against that of the CPU: the same scores, rows and shifts, bit for bit.
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "cuda/strip_topk_heuristics.h"
+#include "geoloc_fast/strip_topk.h"
+#include "tests/simt/bank.h"
+
+namespace geoloc_fast {
+namespace {
+
+using simt::Buffer;
+using simt::HostSpace;
+
+struct Case {
+  int64_t count, values, columns, batch;
+  bool bf16;
+  float spread = 1.0f;  // 0: all strips the same
+  int multiprocessors = 2;
+  bool widths = true;  // of every kind; else all padded_width
+  int64_t k = 7;
+};
+
+std::string g_plans;
+
+void search(const Case& c) {
+  const int64_t one = c.values * c.columns, padded = (2 * c.columns + 2) / 3;
+  std::vector<float> strips = simt::random_values(c.count * one, 1);
+  for (int64_t i = one; i < c.count * one; ++i) strips[i] = strips[i % one] * (1 - c.spread) + strips[i] * c.spread;
+  if (c.count > 20 && c.spread == 1.0f) {
+    strips[17 * one] = NAN;
+    strips[5 * one] = INFINITY;
+    for (int64_t i = 0; i < one; ++i) strips[9 * one + i] = 0.0f, strips[10 * one + i] *= 1e-20f;
+    // Nearly all its energy in one column: windows on the brink.
+    for (int64_t i = 0; i < one; ++i)
+      if (i % c.columns != 0) strips[12 * one + i] *= 1e-3f;
+  }
+  const simt::Bank bank(strips, c.count, c.values, c.columns, c.bf16);
+  std::vector<float> query = simt::random_values(c.batch * c.values * padded, 2);
+  std::vector<int64_t> width;
+  for (int64_t b = 0; b < c.batch; ++b) width.push_back(c.widths ? 1 + b % padded : padded);
+  if (c.batch > 2) query[c.values * padded] = NAN;
+  if (c.batch > 3)
+    for (int64_t i = 0; i < c.values * padded; ++i) query[3 * c.values * padded + i] = 0.0f;
+  const std::unique_ptr<bool[]> alive_values(new bool[c.count]);
+  for (int64_t r = 0; r < c.count; ++r) alive_values[r] = r % 11 != 3;
+  const Buffer<uint8_t> alive(std::vector<uint8_t>(alive_values.get(), alive_values.get() + c.count));
+  const Buffer<float> device_query(query);
+  const Buffer<int64_t> device_width(width);
+  for (const bool cosine : {false, true}) {
+    StripTopkParams p{};
+    p.bank = bank.view, p.query = query.data(), p.width = c.widths ? width.data() : nullptr;
+    p.batch = c.batch, p.padded_width = padded, p.k = c.k, p.cosine = cosine, p.circle = bank.circle.data();
+    p.alive = cosine ? alive_values.get() : nullptr;
+    std::vector<float> score(static_cast<size_t>(c.batch * c.k));
+    std::vector<int64_t> index(score.size()), shift(score.size());
+    HostSpace host(cpu::strip_topk_workspace(p, 1));
+    p.score = score.data(), p.index = index.data(), p.shift = shift.data(), p.workspace = host.get();
+    char plan[kMaxPlanName];
+    CHECK(cpu::strip_topk(p, 1, plan) == Status::kOk);
+
+    const Buffer<float> found_score(c.batch * c.k);
+    const Buffer<int64_t> found_index(c.batch * c.k), found_shift(c.batch * c.k);
+    p.query = device_query.data(), p.width = c.widths ? device_width.data() : nullptr;
+    p.alive = cosine ? reinterpret_cast<const bool*>(alive.data()) : nullptr;
+    p.score = found_score.data(), p.index = found_index.data(), p.shift = found_shift.data();
+    const Buffer<double> space(cuda::strip_topk_workspace(p, c.multiprocessors) / 8);
+    p.workspace = space.data();
+    const Status status = cuda::strip_topk(p, c.multiprocessors, 0, nullptr, plan);
+    const std::string error = simt::take_error();
+    const std::string name = std::string(plan) + " R " + std::to_string(c.count) + " K " + std::to_string(c.values) +
+                             " W " + std::to_string(c.columns) + " B " + std::to_string(c.batch) + " k " +
+                             std::to_string(c.k) + (cosine ? " cosine" : "");
+    CHECK(status == Status::kOk && error.empty(), "%s: %s", name.c_str(), error.c_str());
+    if (g_plans.find(plan) == std::string::npos) g_plans += std::string(" ") + plan;
+    for (int64_t i = 0; i < c.batch * c.k; ++i)
+      if (!(found_score[i] == score[i] && found_index[i] == index[i] && found_shift[i] == shift[i])) {
+        CHECK(false, "%s: query %ld, place %ld: row %ld shift %ld score %.9g, not row %ld shift %ld score %.9g",
+              name.c_str(), static_cast<long>(i / c.k), static_cast<long>(i % c.k), static_cast<long>(found_index[i]),
+              static_cast<long>(found_shift[i]), static_cast<double>(found_score[i]), static_cast<long>(index[i]),
+              static_cast<long>(shift[i]), static_cast<double>(score[i]));
+        break;
+      }
+  }
+}
+
+void all_forms() {
+  for (const bool bf16 : {true, false}) {
+    search({200, 18, 16, 11, bf16});                    // several widths, lists that run full
+    search({33, 16, 16, 1, bf16});                      // one query
+    search({400, 3, 16, 5, bf16, 0.0f, 1, false, 3});   // all strips the same
+    search({400, 3, 16, 9, bf16, 1e-4f, 1, false, 3});  // nearly
+    search({60, 70, 1, 3, bf16});
+    search({300, 40, 1, 70, bf16, 1.0f, 1, true, 2});
+    search({20, 5, 16, 2, bf16, 1.0f, 2, true, 30});  // k beyond the bank
+    search({40, 6, 7, 3, bf16});
+    search({0, 6, 16, 3, bf16});
+  }
+  search({60, 5, 64, 3, true});
+  search({400, 2, 3, 2, true, 0.0f, 1, false, 3});
+}
+
+void plans() {
+  using namespace cuda;
+  StripTopkParams p{};
+  auto plan_of = [&](int64_t count, int64_t values, int64_t columns, bool bf16, int64_t batch, int64_t k) {
+    p.bank = strip_bank_view(nullptr, count, values, columns, bf16);
+    p.batch = batch, p.k = k, p.padded_width = columns;
+    const TopkPlan plan = strip_topk_plan(p, 132);
+    CHECK(plan.form == TopkForm::kExact || (plan.shared <= kScreenShared && plan.shared > 0));
+    CHECK(plan.grid_x >= 1 && plan.grid_x <= 0x7fffffff && plan.grid_y >= 1 && plan.grid_y <= 65535);
+    CHECK(
+        plan.slots >= 1 &&
+        (plan.slots == 1 || plan.tiles * kTileQueries * plan.slots * plan.list * int64_t{sizeof(Kept)} <= kListBytes));
+    return plan;
+  };
+  TopkPlan plan = plan_of(1 << 20, 64, 16, true, 64, 10);
+  CHECK(plan.form == TopkForm::kSpectral16 && plan.tiles_across == 8 && plan.blocks_deep == 1 && plan.grid_x == 132);
+  plan = plan_of(4 << 20, 64, 16, true, 1, 10);
+  CHECK(plan.form == TopkForm::kSpectral16 && plan.tiles_across == 1 && plan.blocks_deep == 8);
+  plan = plan_of(4 << 20, 64, 16, false, 1, 10);
+  CHECK(plan.form == TopkForm::kSpectral16 && plan.blocks_deep >= 2);
+  plan = plan_of(1 << 20, 1024, 1, true, 1000, 10);
+  CHECK(plan.form == TopkForm::kFlat && plan.tiles_a_warp == 8);
+  plan = plan_of(1 << 20, 512, 1, true, 1, 10);
+  CHECK(plan.form == TopkForm::kFlat && plan.tiles_a_warp == 1 && plan.blocks_deep == 8);
+  CHECK(plan_of(1000, 64, 64, true, 64, 10).form == TopkForm::kExact);
+  CHECK(plan_of(1000, 1 << 16, 16, true, 64, 10).form == TopkForm::kExact);  // operands beyond any shared memory
+  plan_of(int64_t{1} << 40, 64, 16, true, 1 << 20, 1000);
+  CHECK(plan_of(1 << 20, 64, 16, true, 64, 10).epsilon < 1e-4f);
+  CHECK(plan_of(1 << 20, 64, 16, false, 64, 10).epsilon > 0x1p-10f);
+}
+
+}  // namespace
+}  // namespace geoloc_fast
+
+int main() {
+  using namespace geoloc_fast;
+  plans();
+  for (const simt::Order order : {simt::Order::kForward, simt::Order::kBackward, simt::Order::kRandom}) {
+    simt::set_order(order, 3);
+    all_forms();
+  }
+  std::printf("ran:%s\n", g_plans.c_str());
+  return tests::failures();
+}
