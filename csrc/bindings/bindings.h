@@ -21,6 +21,7 @@ void bind_gumbel_noise_cpu(pybind11::module_& m);
 void bind_polar_resample_cpu(pybind11::module_& m);
 void bind_strip_bank_cpu(pybind11::module_& m);
 void bind_polar_resample_cuda(pybind11::module_& m);
+void bind_strip_bank_cuda(pybind11::module_& m);
 
 // Every status but kOk as the Python exception it means.
 inline void check(Status status, const char* op, const std::string& detail = "") {

@@ -33,6 +33,7 @@ PYBIND11_MODULE(_native_cuda, m) {
   m.def("device_problem", &device_problem);
 
   bind_polar_resample_cuda(m);
+  bind_strip_bank_cuda(m);
 }
 
 }  // namespace geoloc_fast::bindings

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from geoloc_fast import _native
@@ -94,6 +95,12 @@ def can_run_cuda(tensor: Tensor) -> str:
     if _native.native_cuda is None or _native.cuda_problem:
         return _native.cuda_problem
     return "" if tensor.device.type == "cuda" else f"the tensors are on {tensor.device}"
+
+
+def cuda_place(tensor: Tensor) -> tuple[int, int]:
+    """The device and the stream that a CUDA kernel is launched on: the tensor's device, its current stream."""
+    device = tensor.device.index
+    return device, torch.cuda.current_stream(device).cuda_stream
 
 
 def not_written(backend: str) -> Callable[..., str]:
