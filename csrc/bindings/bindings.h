@@ -24,6 +24,7 @@ void bind_azimuth_crop_cuda(pybind11::module_& m);
 void bind_azimuth_match_cuda(pybind11::module_& m);
 void bind_gumbel_noise_cuda(pybind11::module_& m);
 void bind_polar_resample_cuda(pybind11::module_& m);
+void bind_strip_bank_cuda(pybind11::module_& m);
 
 // Every status but kOk as the Python exception it means.
 inline void check(Status status, const char* op, const std::string& detail = "") {

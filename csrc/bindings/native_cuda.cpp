@@ -36,6 +36,7 @@ PYBIND11_MODULE(_native_cuda, m) {
   bind_azimuth_match_cuda(m);
   bind_gumbel_noise_cuda(m);
   bind_polar_resample_cuda(m);
+  bind_strip_bank_cuda(m);
 }
 
 }  // namespace geoloc_fast::bindings

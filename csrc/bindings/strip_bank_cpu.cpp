@@ -1,7 +1,7 @@
 // Packing, unpacking, scoring and searching a bank. Every function has a `_workspace` beside it that says how many
 // bytes of memory, aligned to 64, it wants for the same sizes and threads.
 // SPDX-License-Identifier: Apache-2.0
-#include "bindings/bindings.h"
+#include "bindings/strip_bank_arguments.h"
 #include "geoloc_fast/strip_score.h"
 #include "geoloc_fast/strip_topk.h"
 
@@ -10,31 +10,11 @@ namespace py = pybind11;
 namespace geoloc_fast::bindings {
 namespace {
 
-// [count, K, W]
-using BankSize = std::array<int64_t, 3>;
-
-StripBankView view_of(uintptr_t blocks, const BankSize& size, bool bf16) {
-  return strip_bank_view(reinterpret_cast<const void*>(blocks), size[0], size[1], size[2], bf16);
-}
-
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 void check_search(Status status, const char* op, int64_t count) {
   if (status == Status::kBadSize)
     throw std::invalid_argument(std::string(op) + ": expected rows from -1 to " + std::to_string(count - 1) +
                                 " and widths from 1 to the padded width of query");
   check(status, op);
-}
-
-// [batch, padded width] and one more size
-StripTopkParams topk_params(const BankSize& size, bool bf16, int64_t batch, int64_t padded_width, int64_t k) {
-  StripTopkParams p{};
-  p.bank = view_of(0, size, bf16);
-  p.batch = batch, p.padded_width = padded_width, p.k = k;
-  return p;
 }
 
 }  // namespace

@@ -101,6 +101,12 @@ def can_run_cuda(tensor: Tensor) -> str:
     return "" if tensor.device.type == "cuda" else f"the tensors are on {tensor.device}"
 
 
+def cuda_place(tensor: Tensor) -> tuple[int, int]:
+    """The device and the stream that a CUDA kernel is launched on: the tensor's device, its current stream."""
+    device = tensor.device.index
+    return device, torch.cuda.current_stream(device).cuda_stream
+
+
 def can_run_triton(tensor: Tensor) -> str:
     if tensor.is_cpu and not INTERPRETED:
         return "the tensors are on cpu, and TRITON_INTERPRET=1 was not set when Python started"

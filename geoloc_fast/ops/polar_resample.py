@@ -26,7 +26,7 @@ def _common(images: Tensor, dtype: torch.dtype, std: list[float]) -> str:
     return ""
 
 
-def _backend(op: str, images: Tensor, dtype: torch.dtype, std: list[float], cuda: bool) -> str:
+def _backend(op: str, images: Tensor, dtype: torch.dtype, std: list[float], cuda_problem: str = "") -> str:
     # The usual case, without collecting reasons.
     if choose.cpu_is_free(images) and not _common(images, dtype, std):
         return "cpu"
@@ -35,9 +35,7 @@ def _backend(op: str, images: Tensor, dtype: torch.dtype, std: list[float], cuda
         images.device.type,
         {
             "cpu": lambda: choose.can_run_cpu(images) or _common(images, dtype, std),
-            "cuda": (lambda: choose.can_run_cuda(images) or _common(images, dtype, std))
-            if cuda
-            else choose.not_written("cuda"),
+            "cuda": lambda: choose.can_run_cuda(images) or _common(images, dtype, std) or cuda_problem,
             "triton": lambda: choose.can_run_triton(images) or _common(images, dtype, []),
         },
     )
@@ -58,7 +56,7 @@ def _run(
 ) -> Tensor:
     channels = len(mean_std) // 2
     mean, std = (mean_std[:channels], mean_std[channels:]) if channels else (mean_std, mean_std)
-    backend = _backend("polar_resample", images, dtype, std, cuda=True)
+    backend = _backend("polar_resample", images, dtype, std)
     plan = ""
     if backend == "reference":
         out = _reference(
@@ -84,8 +82,7 @@ def _run(
         if backend == "cpu":
             plan = _native.native_cpu.polar_resample(*arguments, torch.get_num_threads())  # type: ignore[union-attr]
         else:
-            stream = torch.cuda.current_stream(images.device)
-            _native.native_cuda.polar_resample(*arguments, images.device.index, stream.cuda_stream)  # type: ignore[union-attr]
+            _native.native_cuda.polar_resample(*arguments, *choose.cuda_place(images))  # type: ignore[union-attr]
     choose.ran("polar_resample", backend, plan)
     return out
 
@@ -107,19 +104,24 @@ def _run_backward(
     std: list[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    backend = _backend("polar_resample_backward", grad, dtype, std, cuda=False)
-    if backend == "cpu":
+    unordered = "its additions have no fixed order" if torch.are_deterministic_algorithms_enabled() else ""
+    backend = _backend("polar_resample_backward", grad, dtype, std, unordered)
+    if backend in ("cpu", "cuda"):
         grad = grad.contiguous()
         batch, channels, rows, cols = grad.shape
         # The kernel adds in float32 whatever the images are.
         grad_images = grad.new_empty((batch, channels, in_rows, in_cols), dtype=torch.float32)
-        plan = _native.native_cpu.polar_resample_backward(  # type: ignore[union-attr]
+        arguments = (
             grad.data_ptr(), _CODES[grad.dtype], grad_images.shape, grad_images.data_ptr(), rows, cols,
             0 if center is None else center.data_ptr(), 0 if max_radius is None else max_radius.data_ptr(),
-            0 if heading_deg is None else heading_deg.data_ptr(), column0_deg, outer_radius, replicate_border,
-            std, torch.get_num_threads(),
+            0 if heading_deg is None else heading_deg.data_ptr(), column0_deg, outer_radius, replicate_border, std,
         )  # fmt: skip
-        choose.ran("polar_resample_backward", "cpu", plan)
+        plan = ""
+        if backend == "cpu":
+            plan = _native.native_cpu.polar_resample_backward(*arguments, torch.get_num_threads())  # type: ignore[union-attr]
+        else:
+            _native.native_cuda.polar_resample_backward(*arguments, *choose.cuda_place(grad))  # type: ignore[union-attr]
+        choose.ran("polar_resample_backward", backend, plan)
         return grad_images.to(dtype)
     if backend == "triton":
         from geoloc_fast.triton_kernels import polar_resample as kernels

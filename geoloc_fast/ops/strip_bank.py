@@ -20,7 +20,8 @@ from geoloc_fast.ops.workspace import workspace
 from geoloc_fast.reference import strip_bank, strip_score, strip_topk
 from geoloc_fast.reference.strip_bank import LANES, BankLayout
 
-_BLOCKS_AT_ONCE = 256  # packed at a time, so that a conversion to float32 stays small
+# Packed at a time, so that a conversion to float32 stays small.
+_BLOCKS_AT_ONCE = {"cpu": 256, "cuda": 16384}
 _reference_score = without_autocast(strip_score.strip_score)
 _reference_topk = without_autocast(strip_topk.strip_topk)
 _MOST_TRITON_COLUMNS = 4096
@@ -45,19 +46,19 @@ def _choose(op: str, tensor: Tensor, columns: int, strips: Tensor | None = None,
         tensor.device.type,
         {
             "cpu": lambda: _can_run_cpu(tensor, columns, strips),
-            "cuda": choose.not_written("cuda"),
+            "cuda": lambda: choose.can_run_cuda(tensor) or _problem(_native.native_cuda, columns, strips),
             "triton": lambda: _can_run_triton(tensor, columns, moved),
         },
     )
 
 
 def _can_run_cpu(tensor: Tensor, columns: int, strips: Tensor | None) -> str:
-    reason = choose.can_run_cpu(tensor)
-    if reason:
-        return reason
-    most = _native.native_cpu.max_strip_columns  # type: ignore[union-attr]
-    if columns > most:
-        return f"strips have {columns} columns, the kernels take at most {most}"
+    return choose.can_run_cpu(tensor) or _problem(_native.native_cpu, columns, strips)
+
+
+def _problem(native: Any, columns: int, strips: Tensor | None) -> str:
+    if columns > native.max_strip_columns:
+        return f"strips have {columns} columns, the kernels take at most {native.max_strip_columns}"
     if strips is not None and strips.dtype == torch.float64:
         return "strips of float64 are packed without rounding them to float32 first"
     return ""
@@ -95,6 +96,8 @@ def _address(blocks: Tensor, layout: BankLayout) -> int:
 
 def _run_pack(strips: Tensor, dtype: str) -> Tensor:
     backend = _choose("strip_pack", strips, strips.shape[3], strips)
+    if backend == "cuda":
+        return _pack_cuda(strips, dtype)
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_bank as kernels
 
@@ -111,8 +114,9 @@ def _run_pack(strips: Tensor, dtype: str) -> Tensor:
     blocks = torch.empty(layout.blocks * layout.block_bytes, dtype=torch.uint8)
     threads = torch.get_num_threads()
     memory = workspace(native.strip_pack_workspace(layout.columns, threads))
-    for begin in range(0, layout.count, _BLOCKS_AT_ONCE * LANES):
-        part = strips[begin : begin + _BLOCKS_AT_ONCE * LANES].to(torch.float32).contiguous()
+    at_once = _BLOCKS_AT_ONCE["cpu"] * LANES
+    for begin in range(0, layout.count, at_once):
+        part = strips[begin : begin + at_once].to(torch.float32).contiguous()
         native.strip_pack(
             blocks.data_ptr() + begin // LANES * layout.block_bytes, (part.shape[0], values, layout.columns),
             dtype == "bf16", part.data_ptr(), _circle(layout.columns).data_ptr(), memory.data_ptr(), threads,
@@ -130,6 +134,8 @@ def _fake_pack(strips: Tensor, dtype: str) -> Tensor:
 def _run_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor) -> Tensor:
     layout = _layout(shape, dtype)
     backend = _choose("strip_unpack", blocks, layout.columns)
+    if backend == "cuda":
+        return _unpack_cuda(blocks, layout, index)
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_bank as kernels
 
@@ -173,6 +179,8 @@ def _run_score(
 ) -> tuple[Tensor, Tensor]:
     layout = _layout(shape, dtype)
     backend = _choose("strip_score", query, layout.columns)
+    if backend == "cuda":
+        return _score_cuda(query, blocks, layout, index, query_width, select)
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_score as kernels
 
@@ -218,6 +226,8 @@ def _run_topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = _layout(shape, dtype)
     backend = _choose("strip_topk", query, layout.columns, moved=layout.channels * layout.height * layout.columns**2)
+    if backend == "cuda":
+        return _topk_cuda(query, blocks, layout, k, query_width, select, alive)
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_topk as kernels
 
@@ -257,6 +267,110 @@ def _fake_topk(query: Tensor, blocks: Tensor, shape: Any, dtype: str, k: int, *r
         query.new_empty(size, dtype=torch.int64),
         query.new_empty(size, dtype=torch.int64),
     )
+
+
+# On a GPU: nothing is looked at, so that nothing waits. A row that unpack is asked for outside the bank comes out NaN,
+# and scores NaN.
+
+
+@cache
+def _circle_on(device: torch.device, columns: int) -> Tensor:
+    """The same on a GPU, copied there once: before a graph is captured, a call of the same W must have run."""
+    return _circle(columns).to(device)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _memory_on(device: torch.device, nbytes: int) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+
+def _pack_cuda(strips: Tensor, dtype: str) -> Tensor:
+    native: Any = _native.native_cuda
+    layout = _layout(strips.shape, dtype)
+    device, at_once = strips.device, _BLOCKS_AT_ONCE["cuda"] * LANES
+    blocks = torch.empty(layout.blocks * layout.block_bytes, dtype=torch.uint8, device=device)
+    for begin in range(0, layout.count, at_once):
+        part = _float32(strips[begin : begin + at_once])
+        size = (part.shape[0], *_size(layout)[1:])
+        memory = _memory_on(device, native.strip_pack_workspace(size, dtype == "bf16"))
+        native.strip_pack(
+            blocks.data_ptr() + begin // LANES * layout.block_bytes, size, dtype == "bf16", part.data_ptr(),
+            _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), *choose.cuda_place(strips),
+        )  # fmt: skip
+    choose.ran("strip_pack", "cuda")
+    return blocks
+
+
+def _unpack_cuda(blocks: Tensor, layout: BankLayout, index: Tensor) -> Tensor:
+    native: Any = _native.native_cuda
+    device, size, bf16 = blocks.device, _size(layout), layout.dtype == "bf16"
+    index = index.contiguous()
+    strips = torch.empty(
+        (index.shape[0], layout.channels, layout.height, layout.columns), dtype=torch.float32, device=device
+    )
+    memory = _memory_on(device, native.strip_unpack_workspace(size, bf16, index.shape[0]))
+    native.strip_unpack(
+        _address(blocks, layout), size, bf16, index.data_ptr(), index.shape[0], strips.data_ptr(),
+        _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), *choose.cuda_place(blocks),
+    )  # fmt: skip
+    choose.ran("strip_unpack", "cuda")
+    return strips
+
+
+def _score_cuda(
+    query: Tensor, blocks: Tensor, layout: BankLayout, index: Tensor, query_width: Tensor | None, select: str
+) -> tuple[Tensor, Tensor]:
+    native: Any = _native.native_cuda
+    device, size, bf16 = query.device, _size(layout), layout.dtype == "bf16"
+    query, index = _float32(query), index.contiguous()
+    query_width = None if query_width is None else query_width.contiguous()
+    score = torch.empty(index.shape, dtype=torch.float32, device=device)
+    shift = torch.empty(index.shape, dtype=torch.int64, device=device)
+    memory = _memory_on(device, native.strip_score_workspace(size, bf16, *index.shape))
+    native.strip_score(
+        _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
+        query.shape[0], query.shape[3], select == "cosine", index.data_ptr(), index.shape[1], score.data_ptr(),
+        shift.data_ptr(), _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), *choose.cuda_place(query),
+    )  # fmt: skip
+    choose.ran("strip_score", "cuda")
+    return score, shift
+
+
+def _topk_cuda(
+    query: Tensor,
+    blocks: Tensor,
+    layout: BankLayout,
+    k: int,
+    query_width: Tensor | None,
+    select: str,
+    alive: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    native: Any = _native.native_cuda
+    device, size, bf16 = query.device, _size(layout), layout.dtype == "bf16"
+    query = _float32(query)
+    query_width = None if query_width is None else query_width.contiguous()
+    alive = None if alive is None else alive.contiguous()
+    batch, _, _, padded_width = query.shape
+    score = torch.empty((batch, k), dtype=torch.float32, device=device)
+    index = torch.empty((batch, k), dtype=torch.int64, device=device)
+    shift = torch.empty((batch, k), dtype=torch.int64, device=device)
+    multiprocessors = _multiprocessors(device)
+    memory = _memory_on(
+        device,
+        native.strip_topk_workspace(size, bf16, batch, padded_width, query_width is not None, k, multiprocessors),
+    )
+    plan = native.strip_topk(
+        _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
+        batch, padded_width, select == "cosine", k, 0 if alive is None else alive.data_ptr(), score.data_ptr(),
+        index.data_ptr(), shift.data_ptr(), _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(),
+        multiprocessors, *choose.cuda_place(query),
+    )  # fmt: skip
+    choose.ran("strip_topk", "cuda", plan)
+    return score, index, shift
 
 
 pack = register("strip_pack(Tensor strips, str dtype) -> Tensor", _run_pack, _fake_pack)

@@ -1,0 +1,104 @@
+"""What nvcc made of the CUDA kernels: registers, stack, shared memory and instructions, read from the built module.
+
+`python -m geoloc_fast.testing.cuda_kernels` prints the table as Markdown; it needs cuobjdump and nvdisasm, of a CUDA
+toolkit or of the triton package, and no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from geoloc_fast import _native
+
+# What is not tuned: lengths of no kind, with tables and recursion, and packing, which happens once.
+GENERAL = re.compile(r"strip_\w+_kernel<0>|strip_pack_kernel")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str  # strip_topk_screen_kernel<16, 1, 1>
+    architecture: str  # sm_90
+    registers: int
+    stack: int  # bytes a thread, of the ABI and of arrays and spilled values
+    shared: int  # static bytes a block
+    code: str  # SASS
+
+    @property
+    def tuned(self) -> bool:
+        return not GENERAL.search(self.name)
+
+    def count(self, instruction: str) -> int:
+        return len(re.findall(rf"\b{instruction}", self.code))
+
+
+def _tool(name: str) -> str | None:
+    folders = [os.environ.get("CUDA_PATH", "/usr/local/cuda") + "/bin"]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *folders]))
+
+
+def problem() -> str:
+    """Empty if the kernels can be looked at here, else the reason."""
+    if _native.native_cuda is None:
+        return _native.cuda_problem
+    for name in ("cuobjdump", "nvdisasm"):
+        if _tool(name) is None:
+            return f"no {name} on the PATH, in the CUDA toolkit or in the triton package"
+    return ""
+
+
+def _readable(mangled: str) -> str:
+    found = re.search(r"\d+((?:azimuth|gumbel|polar|strip)\w*?_kernel)(?:I(.*?)EE?v)?", mangled)
+    if not found:
+        return mangled
+    arguments = re.sub(r"L(?:[ibln]|NS_?\w*?E)(\d+)E", r"\1, ", found[2] or "").rstrip(", E")
+    return f"{found[1]}<{arguments}>" if arguments else found[1]
+
+
+def _run(*arguments: str) -> str:
+    tool, disassembler = _tool("cuobjdump"), _tool("nvdisasm")
+    assert tool is not None and disassembler is not None, problem()
+    path = os.pathsep.join([os.path.dirname(disassembler), os.environ.get("PATH", "")])
+    module = str(_native.native_cuda.__file__)  # type: ignore[union-attr]
+    return subprocess.run(
+        [tool, *arguments, module], check=True, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    ).stdout
+
+
+def kernels(architecture: str) -> list[Kernel]:
+    """Every kernel of the module that is machine code for `architecture`."""
+    usage = {
+        name: {field: int(value) for field, value in re.findall(r"(\w+):(\d+)", line)}
+        for name, line in re.findall(r"Function (\w+):\n\s*(.*)", _run("-arch", architecture, "-res-usage"))
+    }
+    found = []
+    for part in re.split(r"\n\s+Function : ", _run("-arch", architecture, "-sass"))[1:]:
+        name = part.split(None, 1)[0]
+        use = usage[name]
+        found.append(Kernel(_readable(name), architecture, use["REG"], use["STACK"], use["SHARED"], part))
+    return sorted(found, key=lambda kernel: kernel.name)
+
+
+def main() -> None:
+    if problem():
+        raise SystemExit(problem())
+    print("| kernel | | registers | stack | static shared | tensor-core instructions | 16-byte copies |")
+    print("|---|---|---|---|---|---|---|")
+    for architecture in ("sm_80", "sm_90"):
+        for kernel in kernels(architecture):
+            print(
+                f"| `{kernel.name}` | {architecture} | {kernel.registers} | {kernel.stack} | {kernel.shared} "
+                f"| {kernel.count('HMMA')} | {kernel.count(r'LDG(STS)?[.A-Z]*[.]128')} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
