@@ -162,10 +162,11 @@ def test_bank(shape: tuple[int, int, int, int], query_columns: int, dtype: str, 
         )
 
 
-def test_search_beyond_one_block_of_shifts_and_of_queries() -> None:
-    contracts.check_bank("triton", CPU, "bf16", "correlation", shape=(17, 1, 1, 70), query_columns=5, batch=2, k=3)
-    contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(17, 1, 1, 70), query_columns=5, batch=2, k=3)
-    contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(20, 1, 1, 16), query_columns=3, batch=19, k=30)
+def test_search_beyond_one_block_of_shifts_and_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(18, 1, 1, 16), query_columns=3, batch=17, k=20)
+    monkeypatch.setattr(topk_kernels, "_SHIFTS", 8)
+    contracts.check_bank("triton", CPU, "bf16", "correlation", shape=(35, 2, 1, 20), query_columns=5, k=3)
+    contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(17, 1, 1, 20), query_columns=20, batch=2, k=3)
 
 
 @pytest.mark.parametrize(("dtype", "select"), [("fp32", "cosine"), ("bf16", "correlation")])
@@ -225,7 +226,7 @@ def test_opcheck() -> None:
             lambda: contracts.check_match("triton", CPU, "correlation", columns=5, query_columns=3),
         ),
         ("energy of a window", lambda: contracts.check_match("triton", CPU, "cosine", columns=5, query_columns=3)),
-        ("upper bound", lambda: contracts.check_bank("triton", CPU, "bf16", "correlation")),
+        ("norm of a bound", lambda: contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(60, 1, 1, 8), k=3)),
     ],
 )
 def test_a_broken_kernel_is_caught(name: str, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +235,8 @@ def test_a_broken_kernel_is_caught(name: str, check: Any, monkeypatch: pytest.Mo
         "first column of a window": (
             match_kernels,
             "azimuth_match_kernel",
-            "strip_plane * ((s + x) % columns)",
-            "strip_plane * ((s + x + 1) % columns)",
+            "strip_plane * ((s + x) % columns) + r[None, :]",
+            "strip_plane * ((s + x + 1) % columns) + r[None, :]",
         ),
         "energy of a window": (
             match_kernels,
@@ -243,11 +244,11 @@ def test_a_broken_kernel_is_caught(name: str, check: Any, monkeypatch: pytest.Mo
             "(s + width)[:, None] * references",
             "(s + width - 1)[:, None] * references",
         ),
-        "upper bound": (
+        "norm of a bound": (
             topk_kernels,
             "strip_topk_screen_kernel",
-            "here_high = (c + e) * inverse + slack",
-            "here_high = (c - e) * inverse - slack",
+            "column = (shift + x) % columns",
+            "column = (shift + x + 1) % columns",
         ),
     }[name]
     check()

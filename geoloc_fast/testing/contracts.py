@@ -238,9 +238,10 @@ def check_bank(
         found = strip_topk(query.to(device), there, k, **given, **_on(device, living))
         found_score = strip_score(query.to(device), there, index.to(device), **given)
     assert packed.buffer.shape == bank.buffer.shape
-    # Sums in another order may round the other way now and then.
-    same = (packed.buffer.cpu() == bank.buffer).double().mean()
-    assert float(same) > 0.999, f"{1 - float(same):.2%} of the bytes differ"
+    if bool(strips.isfinite().all()):  # NaN has many bytes
+        # Sums in another order may round the other way now and then.
+        same = (packed.buffer.cpu() == bank.buffer).double().mean()
+        assert float(same) > 0.999, f"{1 - float(same):.2%} of the bytes differ"
     torch.testing.assert_close(unpacked.cpu(), stored, rtol=2e-7, atol=1e-30, equal_nan=True)
     assert torch.equal(found_score.shift.cpu(), expected_score.shift)
     assert_close(found_score.score.cpu(), expected_score.score, "float32")

@@ -468,7 +468,7 @@ def backward(
             grad_query = torch.where((column[:, None] < query_width)[..., None], grad_query, 0.0)
         grad_strips = grad_strips / s.unit[:, None]
     return (
-        grad_query.permute(1, 2, 0).reshape(query.shape).to(query.dtype),
-        grad_strips.permute(1, 2, 0).reshape(strips.shape).to(strips.dtype),
+        grad_query.permute(1, 2, 0).to(query.dtype).contiguous().view(query.shape),
+        grad_strips.permute(1, 2, 0).to(strips.dtype).contiguous().view(strips.shape),
         grad_scale,
     )

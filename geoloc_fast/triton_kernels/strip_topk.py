@@ -39,6 +39,7 @@ _PAIRS = 1 << 22  # in one stretch
 _FEWEST_ROWS = 4096  # of a stretch, however many queries there are
 _ROLLED = 1 << 24  # float64 numbers of moved queries made at once
 NOTHING = tl.constexpr(-(1 << 63))  # the key of a pair that is out
+_SHIFTS = 64  # in one tile
 _PROGRAMS = 2048  # of the exact kernel, each with room for a strip
 
 
@@ -254,7 +255,7 @@ def _rows(
     keys = torch.full(lower.shape, NOTHING.value, dtype=torch.int64, device=query.device)
     index = torch.full((batch, k), -1, dtype=torch.int64, device=query.device)
     place = torch.arange(k, device=query.device)
-    shifts = padded(columns, 1, 64)
+    shifts = padded(columns, 1, _SHIFTS)
     queries = padded(batch, max(1, 16 // shifts), max(1, 128 // shifts))
     rows_a_tile = 64
     pairs = padded(stretch, 16, 256)
