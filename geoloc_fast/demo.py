@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from geoloc_fast import StripBank, polar_resample
+from geoloc_fast import polar_resample
 from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.cylindrical import to_cylindrical
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo import great_circle_m
-from geoloc_fast.index import Answers, PlaceIndex
+from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.metrics import heading_error_deg, recall_at_k
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer
 from geoloc_fast.report import write_report
@@ -32,7 +33,7 @@ THRESHOLD_M = 25.0
 class Located:
     """What the demonstration found, and how long it took."""
 
-    answers: Answers
+    answers: Neighbours
     metrics: dict[str, Any]
 
 
@@ -47,8 +48,11 @@ def run_demo(out: Path, *, model_path: Path, places: int, photos: int, seed: int
     size = model.config.image_size
     with _progress(places, "making the city") as bar:
         city = make_city(seed, places=places, panorama_size=size, progress=lambda done, _: bar.update(done - bar.n))
+    folder = out / "index"
+    if folder.exists():
+        shutil.rmtree(folder)
     with _progress(places, "encoding places") as bar:
-        index = PlaceIndex(encode_places(model, city, bar), city.lat, city.lon)
+        index = make_index(folder, model, city, bar)
     photos = min(photos, places)
     truth = {"lat": city.photo_lat[:photos], "lon": city.photo_lon[:photos], "heading_deg": city.heading_deg[:photos]}
     with _progress(photos, "locating photos") as bar:
@@ -70,7 +74,7 @@ def run_demo(out: Path, *, model_path: Path, places: int, photos: int, seed: int
     return metrics
 
 
-def encode_places(model: Geolocalizer, city: CityViews, bar: Any, batch: int = 32) -> StripBank:
+def make_index(folder: Path, model: Geolocalizer, city: CityViews, bar: Any, batch: int = 32) -> PlaceIndex:
     strips = []
     for begin in range(0, len(city.lat), batch):
         part = slice(begin, begin + batch)
@@ -84,7 +88,12 @@ def encode_places(model: Geolocalizer, city: CityViews, bar: Any, batch: int = 3
         with torch.inference_mode():
             strips.append(model.encode_place(polar, _channels_first(city.panorama[part])))
         bar.update(len(polar))
-    return StripBank.pack(torch.cat(strips), column0_deg=model.config.column0_deg)
+    config = model.config
+    with PlaceIndex.create(
+        folder, model=str(model.fingerprint), shape=config.strip, column0_deg=config.column0_deg
+    ) as index:
+        index.add(torch.cat(strips), model=model.fingerprint, lat=city.lat, lon=city.lon)
+    return index
 
 
 def locate_photos(
@@ -96,23 +105,25 @@ def locate_photos(
     bar: Any,
 ) -> Located:
     """One photo at a time, as a user would, so that the latency is that of one photo."""
-    found: list[Answers] = []
+    found: list[Neighbours] = []
     seconds = []
     for photo, fov in zip(photos, fov_deg, strict=True):
         start = time.perf_counter()
         columns = _channels_first(to_cylindrical(photo, fov, size=model.config.image_size)[None])
         with torch.inference_mode():
             query = model.encode_photo(columns)
-        found.append(index.locate(query.strips, query.width, max(RECALL_K)))
+        found.append(index.search(query.strips, max(RECALL_K), query_width=query.width))
         seconds.append(time.perf_counter() - start)
         bar.update(1)
-    answers = Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    answers = Neighbours(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    places = index.places(index.ids())
+    place_lat, place_lon = (np.array([getattr(place, name) for place in places]) for name in ("lat", "lon"))
     recall = recall_at_k(
-        torch.from_numpy(answers.place),
+        torch.from_numpy(answers.id),
         query_lat=torch.from_numpy(truth["lat"]),
         query_lon=torch.from_numpy(truth["lon"]),
-        lat=torch.from_numpy(index.lat),
-        lon=torch.from_numpy(index.lon),
+        lat=torch.from_numpy(place_lat),
+        lon=torch.from_numpy(place_lon),
         k=RECALL_K,
         threshold_m=THRESHOLD_M,
     )
@@ -145,17 +156,17 @@ def chance(city: CityViews, photos: int) -> float:
     return float((away_m <= THRESHOLD_M).mean())
 
 
-def as_geojson(answers: Answers, truth: dict[str, np.ndarray]) -> dict[str, Any]:
+def as_geojson(answers: Neighbours, truth: dict[str, np.ndarray]) -> dict[str, Any]:
     """One point a photo, at its first answer; longitude stands first, as GeoJSON wants it."""
     features = []
-    for i in range(len(answers.place)):
+    for i in range(len(answers.id)):
         features.append(
             {
                 "type": "Feature",
                 "geometry": {"type": "Point", "coordinates": _rounded(answers.lon[i, 0], answers.lat[i, 0])},
                 "properties": {
                     "photo": i,
-                    "place": int(answers.place[i, 0]),
+                    "place": int(answers.id[i, 0]),
                     "score": round(float(answers.score[i, 0]), 5),
                     "heading_deg": round(float(answers.heading_deg[i, 0]), 2),
                     "true_lat": round(float(truth["lat"][i]), 7),

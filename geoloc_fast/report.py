@@ -15,7 +15,7 @@ from geoloc_fast.metrics import heading_error_deg
 
 if TYPE_CHECKING:
     from geoloc_fast.data.city import CityViews
-    from geoloc_fast.index import Answers
+    from geoloc_fast.index import Neighbours
 
 _SHOWN = 24
 _MAP_PX = 720
@@ -34,9 +34,11 @@ figcaption { font-size: .8rem; color: #555 } .right { color: #19713a } .wrong { 
 """
 
 
-def write_report(path: Path, city: CityViews, answers: Answers, metrics: dict[str, Any], *, threshold_m: float) -> None:
+def write_report(
+    path: Path, city: CityViews, answers: Neighbours, metrics: dict[str, Any], *, threshold_m: float
+) -> None:
     """Map, figures, and the first photos beside the places they were matched to."""
-    photos = len(answers.place)
+    photos = len(answers.id)
     away_m = great_circle_m(city.photo_lat[:photos], city.photo_lon[:photos], answers.lat[:, 0], answers.lon[:, 0])
     right = away_m <= threshold_m
     cards = "".join(_card(city, answers, i, float(away_m[i]), bool(right[i])) for i in range(min(_SHOWN, photos)))
@@ -85,7 +87,7 @@ def _table(metrics: dict[str, Any]) -> str:
     )
 
 
-def _map(city: CityViews, answers: Answers, right: np.ndarray) -> str:
+def _map(city: CityViews, answers: Neighbours, right: np.ndarray) -> str:
     east, north = offset_m(city.lat[0], city.lon[0], city.lat, city.lon)
     low = np.array([east.min(), north.min()]) - 30
     scale = _MAP_PX / (np.array([east.max(), north.max()]) + 30 - low).max()
@@ -98,7 +100,7 @@ def _map(city: CityViews, answers: Answers, right: np.ndarray) -> str:
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="#bbb"/>'
         for x, y in zip(*pixel(city.lat, city.lon), strict=True)
     ]
-    photos = len(answers.place)
+    photos = len(answers.id)
     x0, y0 = pixel(city.photo_lat[:photos], city.photo_lon[:photos])
     x1, y1 = pixel(answers.lat[:, 0], answers.lon[:, 0])
     for i in range(photos):
@@ -115,8 +117,8 @@ def _map(city: CityViews, answers: Answers, right: np.ndarray) -> str:
     return f'<svg class="map" viewBox="0 0 {_MAP_PX} {_MAP_PX}" role="img" aria-label="map">{"".join(parts)}</svg>'
 
 
-def _card(city: CityViews, answers: Answers, i: int, away_m: float, right: bool) -> str:
-    place = int(answers.place[i, 0])
+def _card(city: CityViews, answers: Neighbours, i: int, away_m: float, right: bool) -> str:
+    place = int(answers.id[i, 0])
     error = float(heading_error_deg(answers.heading_deg[i, 0], city.heading_deg[i]))
     verdict = f"right, {away_m:.0f} m away, heading off by {error:+.0f}°" if right else f"wrong, {away_m:.0f} m away"
     # The window drawn is the photo's true field of view about the heading that was found.
