@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
-import safetensors.torch
+import safetensors.numpy
 import torch
 from torch import Tensor
 
@@ -241,8 +241,8 @@ def _write(
 ) -> SegmentEntry:
     strips_name, places_name = segment_names(number)
     strips_bytes, strips_sha256 = _write_file(folder / strips_name, strips)
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in columns.items()}
-    places = safetensors.torch.save(tensors, _METADATA)
+    arrays = {name: np.ascontiguousarray(values) for name, values in columns.items()}
+    places = safetensors.numpy.save(arrays, _METADATA)
     places_bytes, places_sha256 = _write_file(folder / places_name, [places])
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -256,9 +256,9 @@ def _write(
 
 
 def _write_file(path: Path, parts: Iterable[memoryview | bytes]) -> tuple[int, str]:
-    """Writes and syncs a file that must not exist; (bytes, sha256)."""
+    """Writes and syncs a file; (bytes, sha256). What a failed writer left under its name is no part of any state."""
     digest, size = hashlib.sha256(), 0
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         for part in parts:
             view = memoryview(part).cast("B")
