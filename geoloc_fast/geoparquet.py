@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 __all__ = ["geoparquet_bytes"]
 
 
-def geoparquet_bytes(table: pa.Table) -> bytes:
+def geoparquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
     """Columns `lat` and `lon` repeated as points in WKB, longitude first. No crs means WGS84 (OGC:CRS84)."""
     lat, lon = table["lat"].to_numpy(), table["lon"].to_numpy()
     known = table["lat"].is_valid().to_numpy()
@@ -29,7 +30,7 @@ def geoparquet_bytes(table: pa.Table) -> bytes:
         column["bbox"] = [float(f(v[known])) for f, v in ((np.min, lon), (np.min, lat), (np.max, lon), (np.max, lat))]
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     table = table.append_column("geometry", geometry)
-    table = table.replace_schema_metadata({b"geo": json.dumps(geo).encode()})
+    table = table.replace_schema_metadata({**(metadata or {}), "geo": json.dumps(geo)})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()

@@ -34,8 +34,12 @@ ALLOWED = {
     "geoparquet": set(),
     "checks": set(),
     "_native": set(),
+    "confidence": {"files"},
+    "locate": {"index", "data", "models", "operators", "confidence", "geo"},
+    "build": {"index", "data", "models"},
+    "answers": {"locate", "files", "geoparquet"},
     "report": {"data", "index", "files", "geo", "metrics"},
-    "cli": {"index", "data", "models", "operators", "metrics", "geo", "files", "report", "demo", "_native"},
+    "cli": {"index", "data", "models", "operators", "confidence", "locate", "answers", "build", "demo"},
     "demo": {"index", "data", "models", "operators", "metrics", "geo", "files", "report"},
 }
 OPERATOR_FILES = {"polar", "azimuth", "retrieval", "__init__"}

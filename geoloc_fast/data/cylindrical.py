@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
-__all__ = ["to_cylindrical"]
+__all__ = ["pixels_across", "to_cylindrical"]
+
+
+def pixels_across(fov_deg: float, columns: int) -> int:
+    """Width at which a perspective photo has the two pixels a column that `to_cylindrical` shrinks to itself."""
+    return math.ceil(4 * math.tan(math.radians(fov_deg / 2)) * columns / (2 * math.pi))
 
 
 def to_cylindrical(photo: np.ndarray, fov_deg: float, *, size: tuple[int, int] = (64, 256)) -> np.ndarray:

@@ -33,6 +33,7 @@ LOG_NAME = "index.sqlite"
 FORMAT_VERSION = 1
 _APPLICATION_ID = 0x47454F46  # "GEOF"
 _BUSY_SECONDS = 30.0  # a commit holds the lock for milliseconds; a disk can stall
+_NOT_THE_CONTENT = ("disk is full", "disk I/O error", "locked", "readonly", "unable to open")
 _SCHEMA = (
     "CREATE TABLE about (model TEXT NOT NULL, channels INTEGER NOT NULL, height INTEGER NOT NULL, "
     "columns INTEGER NOT NULL, dtype TEXT NOT NULL, column0_deg REAL NOT NULL)",
@@ -203,9 +204,8 @@ def _connected(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
             connection.execute("PRAGMA synchronous = EXTRA")
             yield connection
     except sqlite3.OperationalError as error:
-        # Disk full, I/O error, locked for too long, a read-only folder with a journal in it: not the file's content.
         text = str(error)
-        if "malformed" in text or "no such table" in text or "no such column" in text:
+        if not any(reason in text for reason in _NOT_THE_CONTENT):
             raise _damaged(folder, text) from error
         advice = ""
         if "readonly" in text or "unable to open" in text:

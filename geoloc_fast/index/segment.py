@@ -81,7 +81,8 @@ class Segment:
         try:
             self._handle = safetensors.safe_open(places, "pt")
             self._check_columns()
-        except (safetensors.SafetensorError, ValueError) as error:
+        except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+            os.stat(places)  # FileNotFoundError if a writer has just removed it
             raise _damaged(places, str(error)) from error
         self._inside: tuple[Region, Tensor] | None = None
 
