@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -82,6 +82,7 @@ class Answer:
         exif_agrees: whether the position that the file claims lies within 100 m of the first candidate; None if it
             claims none. The claim has no part in the answer and is not repeated in it.
         seconds: how long decoding, encoding, search and the answer took, of a batch the mean.
+        neighbours: the nearest places, [k] each, before they are gathered into candidates.
     """
 
     image: str
@@ -93,6 +94,7 @@ class Answer:
     fov_from: str | None = None
     exif_agrees: bool | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    neighbours: Neighbours | None = field(default=None, compare=False, repr=False)
 
     @property
     def best(self) -> Candidate | None:
@@ -117,6 +119,7 @@ class Locator:
         confidence: how sure its answers are; without it no answer has a probability and none is "unknown".
         within: search this region only.
         least_probability: below it the answer is "unknown"; default what `confidence` says.
+        neighbours: how many of the nearest places are looked up; candidates are made of the first `NEIGHBOURS`.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Locator:
         confidence: Confidence | None = None,
         within: Region | None = None,
         least_probability: float | None = None,
+        neighbours: int = NEIGHBOURS,
     ) -> None:
         index.check_model(model.fingerprint)
         if least_probability is not None and not 0 <= least_probability <= 1:
@@ -136,45 +140,54 @@ class Locator:
         self.confidence = confidence
         self.within = within
         self.least_probability = least_probability
+        self.neighbours = max(NEIGHBOURS, neighbours)
         self._places = len(index) if within is None else len(index.ids(within))
         if not self._places:
             where = "has no places" if within is None else f"has no places within {within}"
             raise PlaceIndexError(f"{index.path}: {where}; add some with `geoloc-fast index add`")
 
     def locate(
-        self, images: Iterable[Image], *, fov_deg: float | None = None, candidates: int = 5, batch: int = 1
+        self,
+        images: Iterable[Image],
+        *,
+        fov_deg: float | Sequence[float | None] | None = None,
+        candidates: int = 5,
+        batch: int = 1,
     ) -> Iterator[Answer]:
         """An answer for each photo, in order, as they come.
 
         Args:
             images: paths, contents of files, or uint8 [h, w, 3] arrays (RGB, upright).
-            fov_deg: horizontal field of view of all of them; default what each file says, else the model's assumption.
+            fov_deg: horizontal field of view of all of them, or of each; default (and None) what the file says,
+                else the model's assumption.
             candidates: at most this many each.
             batch: photos that are encoded and searched together: faster, but the first answer comes later.
         """
-        if fov_deg is not None and not 1 <= fov_deg <= 170:
-            raise ValueError(f"fov_deg: expected 1 to 170 degrees, got {fov_deg}")
+        given = [fov_deg] if fov_deg is None or isinstance(fov_deg, (int, float)) else fov_deg
+        for value in given:
+            if value is not None and not 10 <= value <= 150:
+                raise ValueError(f"fov_deg: expected 10 to 150 degrees, got {value}")
         if candidates < 1 or batch < 1:
             raise ValueError(f"candidates, batch: expected at least 1, got {candidates} and {batch}")
         numbered = enumerate(images)
         while part := list(islice(numbered, batch)):
-            yield from self._batch(part, fov_deg, candidates)
+            yield from self._batch(part, [given[n if len(given) > 1 else 0] for n, _ in part], candidates)
 
-    def _batch(self, images: list[tuple[int, Image]], fov_deg: float | None, candidates: int) -> list[Answer]:
+    def _batch(self, images: list[tuple[int, Image]], fov_deg: list[float | None], candidates: int) -> list[Answer]:
         started = time.perf_counter()
         names = [_name(image, number) for number, image in images]
         photos: dict[int, _Photo] = {}
         answers: dict[int, Answer] = {}
         for n, (name, (_, image)) in enumerate(zip(names, images, strict=True)):
             try:
-                photos[n] = self._load(image, name, fov_deg)
+                photos[n] = self._load(image, name, fov_deg[n])
             except ImageError as error:
                 answers[n] = Answer(name, "unreadable", problem=error.reason)
         decoded = encoded = searched = time.perf_counter()
         if photos:
             strips, width = self.encode([photo.columns for photo in photos.values()])
             encoded = time.perf_counter()
-            found = self.index.search(strips, NEIGHBOURS, query_width=width, within=self.within)
+            found = self.index.search(strips, self.neighbours, query_width=width, within=self.within)
             searched = time.perf_counter()
             for row, (n, photo) in enumerate(photos.items()):
                 share = int(width[row]) / self.model.config.strip[2]
@@ -221,10 +234,11 @@ class Locator:
         return found.strips.cpu(), found.width.cpu()
 
     def _answer(self, name: str, photo: _Photo, neighbours: Neighbours, share: float, limit: int) -> Answer:
-        found = candidates_of(neighbours)
+        nearest = Neighbours(*(values[:NEIGHBOURS] for values in neighbours))
+        found = candidates_of(nearest)
         status, radius = "located", None
         if self.confidence is not None:
-            features = features_of(found, neighbours, share, self._places)
+            features = features_of(found, nearest, share, self._places)
             first = float(self.confidence.probability(features[None])[0])
             found = _with_probabilities(found, first, self.confidence.further_down)
             least = self.confidence.threshold if self.least_probability is None else self.least_probability
@@ -234,7 +248,14 @@ class Locator:
         if photo.exif.lat is not None:
             agrees = bool(great_circle_m(found[0].lat, found[0].lon, photo.exif.lat, photo.exif.lon) <= 100.0)
         return Answer(
-            name, status, tuple(found[:limit]), radius, None, round(photo.fov_deg, 2), photo.fov_from, agrees
+            name,
+            status,
+            tuple(found[:limit]),
+            radius,
+            fov_deg=round(photo.fov_deg, 2),
+            fov_from=photo.fov_from,
+            exif_agrees=agrees,
+            neighbours=neighbours,
         )  # fmt: skip
 
 

@@ -38,9 +38,10 @@ ALLOWED = {
     "locate": {"index", "data", "models", "operators", "confidence", "geo"},
     "build": {"index", "data", "models"},
     "answers": {"locate", "files", "geoparquet"},
-    "report": {"data", "index", "files", "geo", "metrics"},
-    "cli": {"index", "data", "models", "operators", "confidence", "locate", "answers", "build", "demo"},
-    "demo": {"index", "data", "models", "operators", "metrics", "geo", "files", "report"},
+    "evaluate": {"locate", "confidence", "metrics", "geo"},
+    "report": {"data", "locate", "files", "geo", "metrics"},
+    "cli": {"index", "data", "models", "operators", "confidence", "locate", "answers", "build", "evaluate", "demo"},
+    "demo": {"index", "data", "models", "operators", "confidence", "locate", "evaluate", "geo", "files", "report"},
 }
 OPERATOR_FILES = {"polar", "azimuth", "retrieval", "__init__"}
 

@@ -223,13 +223,7 @@ class PlaceIndex:
     def info(self) -> dict[str, Any]:
         """Plain values, printable as JSON."""
         snapshot, state = self._snapshot, self._snapshot.state
-        alive = [segment.rows() for segment in snapshot.segments]
-        lat, lon = (
-            np.concatenate(
-                [np.zeros(0), *(s.column(name)[rows] for s, rows in zip(snapshot.segments, alive, strict=True))]
-            )
-            for name in ("lat", "lon")
-        )
+        lat, lon = self.positions()
         edges = [float(value) for value in (lat.min(), lon.min(), lat.max(), lon.max())] if len(lat) else [None] * 4
         commits = log.read_commits(self.path)
         return {
@@ -253,6 +247,12 @@ class PlaceIndex:
         """Ids of all places, or those in a region, ascending."""
         parts = [segment.ids[segment.rows(within)] for segment in self._snapshot.segments]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def positions(self, within: Region | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(lat, lon) of all places, or those in a region, in the order of `ids`."""
+        rows = [(segment, segment.rows(within)) for segment in self._snapshot.segments]
+        lat = np.concatenate([np.zeros(0), *(segment.lat[row] for segment, row in rows)])
+        return lat, np.concatenate([np.zeros(0), *(segment.lon[row] for segment, row in rows)])
 
     def keys(self) -> dict[str, int]:
         """key -> id of all places that have a key (the first id, where a key was added twice)."""
