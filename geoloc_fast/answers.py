@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geoloc_fast.files import write_atomically
-from geoloc_fast.locate import Answer, Locator
+from geoloc_fast.locate import Answer, Candidate, Locator
 
 __all__ = ["FORMATS", "TABLE_HEAD", "as_dict", "as_feature", "as_line", "find_photos", "geojson", "locate_folder"]
 
@@ -28,7 +28,7 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "status": answer.status,
         "lat": None if best is None else round(best.lat, 7),
         "lon": None if best is None else round(best.lon, 7),
-        "heading_deg": None if best is None else round(best.heading_deg, 2),
+        "heading_deg": None if best is None else _heading(best),
         "probability": answer.candidates[0].probability if answer.candidates else None,
         "radius_m": None if answer.radius_m is None else round(answer.radius_m, 1),
         "fov_deg": answer.fov_deg,
@@ -36,10 +36,14 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "exif_agrees": answer.exif_agrees,
         "problem": answer.problem,
         "candidates": [
-            {**asdict(c), "lat": round(c.lat, 7), "lon": round(c.lon, 7), "heading_deg": round(c.heading_deg, 2)}
+            {**asdict(c), "lat": round(c.lat, 7), "lon": round(c.lon, 7), "heading_deg": _heading(c)}
             for c in answer.candidates
         ],
     }
+
+
+def _heading(candidate: Candidate) -> float:
+    return round(candidate.heading_deg, 2) % 360  # 359.996 is north
 
 
 def as_feature(answer: Answer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -323,8 +324,6 @@ def locate(
     Example: geoloc-fast locate photo.jpg --index region.index --near lat=48.137,lon=11.575,metres=5000
     """
     from geoloc_fast import answers
-    from geoloc_fast.confidence import Confidence
-    from geoloc_fast.demo import default_model
     from geoloc_fast.index import PlaceIndex
     from geoloc_fast.locate import Locator
 
@@ -338,12 +337,7 @@ def locate(
     region = _region(box, near)
     opened, network = PlaceIndex.open(index), _model(model)
     opened.check_model(network.fingerprint)
-    path = Confidence.path_for(model or default_model())
-    confidence = None
-    if path.exists():
-        confidence = Confidence.load(path, model=network.fingerprint)
-    else:
-        typer.echo(f"geoloc-fast: {path} is missing, so answers have no probability", err=True)
+    confidence = _confidence(model, network)
     locator = Locator(opened, network, confidence=confidence, within=region, least_probability=least_probability)
     if folder is not None and out is not None:
         with _bar(None, "photos") as bar:
@@ -374,11 +368,82 @@ def locate(
     raise typer.Exit(1 if any(answer.status == "unreadable" for answer in found) else 0)
 
 
+@app.command("evaluate")
+def evaluate_photos(
+    manifest: Annotated[Path, typer.Argument(help="Folder with a photos table whose positions are known.")],
+    index: Annotated[Path, typer.Option(help="Folder of the index to search.")] = Path("index"),
+    model: ModelOption = None,
+    box: BoxOption = None,
+    near: NearOption = None,
+    split: Annotated[str | None, typer.Option(help="Only photos of this split: train, val or test.")] = None,
+    use_fov: Annotated[
+        bool, typer.Option("--use-fov/--assume-fov", help="Whether the table's field of view is used.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """How often is the index right about photos of known position? Recall with intervals, headings, confidence, time.
+
+    Example: geoloc-fast evaluate region/ --index region.index --json
+    """
+    from geoloc_fast.data.manifest import Manifest
+    from geoloc_fast.evaluate import evaluate, neighbours_for, summary
+    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.locate import Locator
+
+    photos = Manifest.load(manifest)
+    rows = [row for row in photos.photos.to_pylist() if split is None or row["split"] == split]
+    if any(row.get("projection") == "cylindrical" for row in rows):
+        raise ValueError(f"{manifest}: its photos are prepared; evaluate with the manifest that they were made from")
+    known = [row for row in rows if row["lat"] is not None]
+    if len(known) < len(rows):
+        typer.echo(f"geoloc-fast: {len(rows) - len(known)} photos have no position and are left out", err=True)
+    if not known:
+        raise ValueError(f"{manifest}: there are no photos of known position to evaluate with")
+    opened, network = PlaceIndex.open(index), _model(model)
+    locator = Locator(
+        opened,
+        network,
+        confidence=_confidence(model, network),
+        within=_region(box, near),
+        neighbours=neighbours_for(len(opened)),
+    )
+    with _bar(len(known), "photos") as bar:
+
+        def images() -> Iterator[Any]:
+            for row in known:
+                try:
+                    yield photos.open_image(row["image"])
+                except ValueError:
+                    yield b""  # unreadable, so wrong
+                bar.update(1)
+
+        metrics = evaluate(
+            locator,
+            images(),
+            lat=[row["lat"] for row in known],
+            lon=[row["lon"] for row in known],
+            heading_deg=[float("nan") if row["heading_deg"] is None else row["heading_deg"] for row in known],
+            fov_deg=[row["fov_deg"] for row in known] if use_fov else network.config.assumed_fov_deg,
+        ).metrics()
+    _say(metrics, summary(metrics), as_json)
+
+
 def _model(path: Path | None) -> Any:
     from geoloc_fast.demo import default_model
     from geoloc_fast.models import Geolocalizer
 
     return Geolocalizer.load(path or default_model())
+
+
+def _confidence(path: Path | None, network: Any) -> Any:
+    from geoloc_fast.confidence import Confidence
+    from geoloc_fast.demo import default_model
+
+    beside = Confidence.path_for(path or default_model())
+    if not beside.exists():
+        typer.echo(f"geoloc-fast: {beside} is missing, so answers have no probability", err=True)
+        return None
+    return Confidence.load(beside, model=network.fingerprint)
 
 
 def _region(box: str | None, near: str | None) -> Any:

@@ -114,7 +114,7 @@ def as_geojson(answers: list[Answer], city: CityViews) -> dict[str, Any]:
             "score": round(first.score, 5),
             "probability": None if first.probability is None else round(first.probability, 4),
             "radius_m": None if answer.radius_m is None else round(answer.radius_m, 1),
-            "heading_deg": round(first.heading_deg, 2),
+            "heading_deg": round(first.heading_deg, 2) % 360,
             "true_lat": round(float(city.photo_lat[n]), 7),
             "true_lon": round(float(city.photo_lon[n]), 7),
             "true_heading_deg": round(float(city.heading_deg[n]), 2),

@@ -345,10 +345,14 @@ def _read(path: Path, name: str) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ImageError(name, f"cannot be opened: {error.strerror}") from error
-    with os.fdopen(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(name, "is not a plain file")
         if status.st_size > MAX_FILE_BYTES:
             raise ImageError(name, f"is {status.st_size} bytes long; at most {MAX_FILE_BYTES} are read")
+    except BaseException:
+        os.close(handle)
+        raise
+    with os.fdopen(handle, "rb") as file:
         return file.read(MAX_FILE_BYTES)
