@@ -268,11 +268,12 @@ def candidates_of(neighbours: Neighbours) -> list[Candidate]:
     )
     weight = np.exp((score.astype(np.float64) - score[0]) / SHARPNESS)
     weight /= weight.sum()
+    near = great_circle_m(lat[:, None], lon[:, None], lat, lon) <= SPACING_M
     left = np.ones(len(ids), bool)
     found = []
     while left.any():
         seed = int(left.argmax())
-        members = np.flatnonzero(left & (great_circle_m(lat[seed], lon[seed], lat, lon) <= SPACING_M))
+        members = np.flatnonzero(left & near[seed])
         left[members] = False
         pull = weight[members] / weight[members].sum()
         east, north = offset_m(lat[seed], lon[seed], lat[members], lon[members])
@@ -284,11 +285,13 @@ def candidates_of(neighbours: Neighbours) -> list[Candidate]:
             Candidate(float(to_lat), float(to_lon), middle, None, *best, len(members), float(weight[members].sum()))
         )
     found.sort(key=lambda candidate: (-candidate.weight, candidate.place))
-    apart: list[Candidate] = []
-    for candidate in found:  # means may have moved together
-        if all(great_circle_m(candidate.lat, candidate.lon, o.lat, o.lon) >= SPACING_M for o in apart):
-            apart.append(candidate)
-    return apart
+    at_lat, at_lon = (np.array([getattr(candidate, name) for candidate in found]) for name in ("lat", "lon"))
+    apart = great_circle_m(at_lat[:, None], at_lon[:, None], at_lat, at_lon) >= SPACING_M
+    kept: list[int] = []
+    for n in range(len(found)):  # means may have moved together
+        if apart[n, kept].all():
+            kept.append(n)
+    return [found[n] for n in kept]
 
 
 def features_of(candidates: list[Candidate], neighbours: Neighbours, width_share: float, places: int) -> np.ndarray:
@@ -324,11 +327,11 @@ def _radius_m(candidates: list[Candidate], confidence: Confidence) -> float | No
     probability = first.probability or 0.0
     if probability >= RADIUS_HOLDS:
         return confidence.within(RADIUS_HOLDS / probability)
-    away = sorted(
-        (float(great_circle_m(first.lat, first.lon, other.lat, other.lon)), other.probability or 0.0)
-        for other in candidates[1:]
-    )
-    for metres, more in away:
+    others = candidates[1:]
+    lat, lon = (np.array([getattr(other, name) for other in others]) for name in ("lat", "lon"))
+    away = great_circle_m(first.lat, first.lon, lat, lon).tolist()
+    by_distance = sorted((metres, other.probability or 0.0) for metres, other in zip(away, others, strict=True))
+    for metres, more in by_distance:
         probability += more
         if probability >= RADIUS_HOLDS:
             return metres
