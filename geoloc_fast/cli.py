@@ -1,6 +1,7 @@
 """The command `geoloc-fast`. Results go to stdout, progress and complaints to stderr.
 
-Exit codes: 0 done, 1 it failed, 2 a wrong argument, 130 interrupted.
+Exit codes: 0 done, 1 it failed (of several photos or places: some), 2 a wrong argument, 3 an index is damaged,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -216,12 +217,362 @@ def demo(
         typer.echo(f"Written to {out}: predictions.geojson, metrics.json, report.html")
 
 
+ModelOption = Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")]
+BoxOption = Annotated[
+    str | None, typer.Option("--box", help="south=…,west=…,north=…,east=… in degrees; west > east crosses 180.")
+]
+NearOption = Annotated[str | None, typer.Option("--near", help="lat=…,lon=…,metres=…")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+IndexArgument = Annotated[Path, typer.Argument(help="Folder of the index.")]
+
+index_app = typer.Typer(help="The reference database: places and their strips.")
+app.add_typer(index_app, name="index")
+
+
+@index_app.command("build")
+def index_build(
+    manifest: Annotated[Path, typer.Argument(help="Folder with a places table, or the table.")],
+    index: IndexArgument,
+    model: ModelOption = None,
+    dtype: Annotated[str, typer.Option(help="Of the stored values: bf16 or fp32.")] = "bf16",
+    as_json: JsonOption = False,
+) -> None:
+    """Make an index of the places of a manifest. An interrupted run goes on where it stopped.
+
+    Example: geoloc-fast index build ready/ region.index
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    network = _model(model)
+    if not (index / "index.sqlite").exists():
+        config = network.config
+        PlaceIndex.create(
+            index, model=str(network.fingerprint), shape=config.strip, dtype=dtype, column0_deg=config.column0_deg
+        ).close()
+    _add(manifest, index, network, as_json)
+
+
+@index_app.command("add")
+def index_add(
+    manifest: Annotated[Path, typer.Argument(help="Folder with a places table, or the table.")],
+    index: IndexArgument,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the places of a manifest that are not in an index yet, by their ids in the manifest.
+
+    Example: geoloc-fast index add more/ region.index
+    """
+    _add(manifest, index, _model(model), as_json)
+
+
+@index_app.command("remove")
+def index_remove(
+    index: IndexArgument,
+    ids: Annotated[list[int] | None, typer.Option("--id", help="Id in the index; may be repeated.")] = None,
+    keys: Annotated[list[str] | None, typer.Option("--key", help="Id in the manifest; may be repeated.")] = None,
+    box: BoxOption = None,
+    near: NearOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take places out of an index: by id, by key, or all of a region.
+
+    Example: geoloc-fast index remove region.index --near lat=48.137,lon=11.575,metres=200
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    region = _region(box, near)
+    if not ids and not keys and region is None:
+        raise typer.BadParameter("say which places: --id, --key, --box or --near")
+    with PlaceIndex.open(index, "write") as opened:
+        wanted = list(ids or [])
+        if keys:
+            known = opened.keys()
+            unknown = [key for key in keys if key not in known]
+            if unknown:
+                raise ValueError(f"{index}: there is no place with key {unknown[0]!r}; nothing was removed")
+            wanted += [known[key] for key in keys]
+        if region is not None:
+            wanted += opened.ids(region).tolist()
+        removed = opened.remove(wanted)
+        _say({"removed": removed, "places": len(opened)}, f"{removed} places removed, {len(opened)} left", as_json)
+
+
+@index_app.command("slice")
+def index_slice(
+    index: IndexArgument,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    box: BoxOption = None,
+    near: NearOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the places of a region into an index of their own. They keep their ids.
+
+    Example: geoloc-fast index slice region.index centre.index --near lat=48.137,lon=11.575,metres=2000
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    region = _region(box, near)
+    if region is None:
+        raise typer.BadParameter("say which region: --box or --near")
+    whole = PlaceIndex.open(index)
+    with _bar(len(whole.ids(region)), "places") as bar:
+        part = whole.slice(out, region, bar.update)
+    _say({"places": len(part), "path": str(out)}, f"{len(part)} of {len(whole)} places in {out}", as_json)
+
+
+@index_app.command("compact")
+def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """Rewrite an index as one segment, without what was removed. No answer changes.
+
+    Example: geoloc-fast index compact region.index
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    with PlaceIndex.open(index, "write") as opened, _bar(len(opened), "places") as bar:
+        changed = opened.compact(bar.update)
+        text = "rewritten as one segment" if changed else "nothing to do"
+        _say({"changed": changed, "places": len(opened)}, f"{len(opened)} places: {text}", as_json)
+
+
+@index_app.command("verify")
+def index_verify(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """Read every byte of an index and check it. Exit code 3 if something is wrong.
+
+    Example: geoloc-fast index verify region.index
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    size = sum(path.stat().st_size for path in index.iterdir() if path.is_file()) if index.is_dir() else 0
+    with _bar(size, "bytes", unit="B", unit_scale=True) as bar:
+        problems = PlaceIndex.verify(index, bar.update)
+    _say({"problems": problems}, "\n".join(problems) or f"{index}: every byte is as it was written", as_json)
+    if problems:
+        raise typer.Exit(3)
+
+
+@index_app.command("info")
+def index_info(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """What an index holds.
+
+    Example: geoloc-fast index info region.index --json
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    said = PlaceIndex.open(index).info()
+    _say(said, "\n".join(f"{name:12} {value}" for name, value in said.items()), as_json)
+
+
+@index_app.command("export")
+def index_export(
+    index: IndexArgument,
+    out: Annotated[Path, typer.Argument(help="The GeoParquet file to write.")],
+    box: BoxOption = None,
+    near: NearOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the place table, without strips, as GeoParquet.
+
+    Example: geoloc-fast index export region.index places.parquet
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    count = PlaceIndex.open(index).export(out, _region(box, near))
+    _say({"places": count, "path": str(out)}, f"{count} places written to {out}", as_json)
+
+
+@app.command()
+def locate(
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos.")] = None,
+    index: Annotated[Path, typer.Option(help="Folder of the index to search.")] = Path("index"),
+    model: ModelOption = None,
+    box: BoxOption = None,
+    near: NearOption = None,
+    fov_deg: Annotated[
+        float | None, typer.Option(help="Horizontal field of view; default what the photo says, else assumed.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, max=64, help="At most this many a photo.")] = 5,
+    least_probability: Annotated[
+        float | None, typer.Option(min=0, max=1, help='Below it the answer is "unknown".')
+    ] = None,
+    output: Annotated[str, typer.Option("--format", help="table, json, jsonl or geojson.")] = "table",
+    as_json: JsonOption = False,
+    folder: Annotated[Path | None, typer.Option("--photos", help="All photos below this folder; needs --out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Parquet file for --photos; a run goes on with it.")] = None,
+) -> None:
+    """Where were these photos taken, which way did they look, and how sure is that?
+
+    Example: geoloc-fast locate photo.jpg --index region.index --near lat=48.137,lon=11.575,metres=5000
+    """
+    from geoloc_fast import answers
+    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.locate import Locator
+
+    output = "json" if as_json else output
+    if output not in answers.FORMATS:
+        raise typer.BadParameter(f"--format: expected one of {', '.join(answers.FORMATS)}, got {output}")
+    if bool(photos) == (folder is not None):
+        raise typer.BadParameter("give photos, or a folder of them with --photos")
+    if (folder is None) != (out is None):
+        raise typer.BadParameter("--photos and --out belong together")
+    region = _region(box, near)
+    opened, network = PlaceIndex.open(index), _model(model)
+    opened.check_model(network.fingerprint)
+    confidence = _confidence(model, network)
+    locator = Locator(opened, network, confidence=confidence, within=region, least_probability=least_probability)
+    if folder is not None and out is not None:
+        with _bar(None, "photos") as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            counts = answers.locate_folder(
+                locator, folder, out, fov_deg=fov_deg, candidates=candidates, progress=progress
+            )
+        said = ", ".join(f"{count} {status}" for status, count in counts.items())
+        _say({**counts, "path": str(out)}, f"{said}; written to {out}", as_json)
+        raise typer.Exit(1 if counts["unreadable"] else 0)
+    found = []
+    if output == "table":
+        typer.echo(answers.TABLE_HEAD)
+    for answer in locator.locate(photos or [], fov_deg=fov_deg, candidates=candidates):
+        found.append(answer)
+        if output == "table":
+            typer.echo(answers.as_line(answer))
+        elif output == "jsonl":
+            typer.echo(json.dumps(answers.as_dict(answer)))
+    if output == "json":
+        typer.echo(json.dumps([answers.as_dict(answer) for answer in found], indent=1))
+    elif output == "geojson":
+        typer.echo(answers.geojson(found))
+    raise typer.Exit(1 if any(answer.status == "unreadable" for answer in found) else 0)
+
+
+@app.command("evaluate")
+def evaluate_photos(
+    manifest: Annotated[Path, typer.Argument(help="Folder with a photos table whose positions are known.")],
+    index: Annotated[Path, typer.Option(help="Folder of the index to search.")] = Path("index"),
+    model: ModelOption = None,
+    box: BoxOption = None,
+    near: NearOption = None,
+    split: Annotated[str | None, typer.Option(help="Only photos of this split: train, val or test.")] = None,
+    use_fov: Annotated[
+        bool, typer.Option("--use-fov/--assume-fov", help="Whether the table's field of view is used.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """How often is the index right about photos of known position? Recall with intervals, headings, confidence, time.
+
+    Example: geoloc-fast evaluate region/ --index region.index --json
+    """
+    from geoloc_fast.data.manifest import Manifest
+    from geoloc_fast.evaluate import evaluate, neighbours_for, summary
+    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.locate import Locator
+
+    photos = Manifest.load(manifest)
+    rows = [row for row in photos.photos.to_pylist() if split is None or row["split"] == split]
+    if any(row.get("projection") == "cylindrical" for row in rows):
+        raise ValueError(f"{manifest}: its photos are prepared; evaluate with the manifest that they were made from")
+    known = [row for row in rows if row["lat"] is not None]
+    if len(known) < len(rows):
+        typer.echo(f"geoloc-fast: {len(rows) - len(known)} photos have no position and are left out", err=True)
+    if not known:
+        raise ValueError(f"{manifest}: there are no photos of known position to evaluate with")
+    opened, network = PlaceIndex.open(index), _model(model)
+    locator = Locator(
+        opened,
+        network,
+        confidence=_confidence(model, network),
+        within=_region(box, near),
+        neighbours=neighbours_for(len(opened)),
+    )
+    with _bar(len(known), "photos") as bar:
+
+        def images() -> Iterator[Any]:
+            for row in known:
+                try:
+                    yield photos.open_image(row["image"])
+                except ValueError:
+                    yield b""  # unreadable, so wrong
+                bar.update(1)
+
+        metrics = evaluate(
+            locator,
+            images(),
+            lat=[row["lat"] for row in known],
+            lon=[row["lon"] for row in known],
+            heading_deg=[float("nan") if row["heading_deg"] is None else row["heading_deg"] for row in known],
+            fov_deg=[row["fov_deg"] for row in known] if use_fov else network.config.assumed_fov_deg,
+        ).metrics()
+    _say(metrics, summary(metrics), as_json)
+
+
+def _model(path: Path | None) -> Any:
+    from geoloc_fast.demo import default_model
+    from geoloc_fast.models import Geolocalizer
+
+    return Geolocalizer.load(path or default_model())
+
+
+def _confidence(path: Path | None, network: Any) -> Any:
+    from geoloc_fast.confidence import Confidence
+    from geoloc_fast.demo import default_model
+
+    beside = Confidence.path_for(path or default_model())
+    if not beside.exists():
+        typer.echo(f"geoloc-fast: {beside} is missing, so answers have no probability", err=True)
+        return None
+    return Confidence.load(beside, model=network.fingerprint)
+
+
+def _region(box: str | None, near: str | None) -> Any:
+    from geoloc_fast.index import parse_box, parse_circle
+
+    if box is not None and near is not None:
+        raise typer.BadParameter("--box and --near: give one of them")
+    try:
+        return parse_box(box) if box is not None else parse_circle(near) if near is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(f"{'--box' if box is not None else '--near'}: {error}") from error
+
+
+def _add(manifest: Path, index: Path, network: Any, as_json: bool) -> None:
+    from geoloc_fast.build import add_places
+    from geoloc_fast.data.manifest import Manifest
+    from geoloc_fast.index import PlaceIndex
+
+    places = Manifest.load(manifest)
+    with PlaceIndex.open(index, "write", model=network.fingerprint) as opened:
+        with _bar(places.places.num_rows, "places") as bar:
+            done = add_places(opened, network, places, progress=bar.update)
+        for problem in done.problems:
+            typer.echo(problem, err=True)
+        said = {"added": done.added, "there_already": done.there_already, "left_out": done.problems}
+        _say({**said, "places": len(opened)}, f"{done.summary()}; {index} holds {len(opened)} places", as_json)
+    if done.problems:
+        raise typer.Exit(1)
+
+
+def _say(values: dict[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(values, indent=1) if as_json else text)
+
+
+def _bar(total: int | None, title: str, **options: Any) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=title, leave=False, disable=None, **{"unit": "", **options})
+
+
 def main() -> None:
     """Runs the command; a mistake is one line on stderr, not a traceback."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
         code = app(standalone_mode=False)
+    except typer.Exit as error:
+        code = error.exit_code
     except _ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "geoloc-fast"
@@ -234,7 +585,7 @@ def main() -> None:
         # Problems of a manifest are a list, and stay one.
         text = str(error) if hasattr(error, "problems") else " ".join(str(error).split())
         print(f"geoloc-fast: {text}", file=sys.stderr)
-        code = 1
+        code = 3 if type(error).__name__ == "DamagedIndexError" else 1  # not imported for the commands without an index
     if code == 130:  # also what typer itself makes of Ctrl-C
         print("geoloc-fast: interrupted; nothing half-written was left", file=sys.stderr)
     sys.exit(code or 0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from geoloc_fast import StripBank, polar_resample
+from geoloc_fast import polar_resample
+from geoloc_fast.confidence import RIGHT_M, Confidence
 from geoloc_fast.data.city import CityViews, make_city
-from geoloc_fast.data.cylindrical import to_cylindrical
+from geoloc_fast.evaluate import evaluate, neighbours_for
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo import great_circle_m
-from geoloc_fast.index import Answers, PlaceIndex
-from geoloc_fast.metrics import heading_error_deg, recall_at_k
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.locate import Answer, Locator
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer
 from geoloc_fast.report import write_report
 
-RECALL_K = (1, 5, 10)
-THRESHOLD_M = 25.0
-
-
-@dataclass(frozen=True)
-class Located:
-    """What the demonstration found, and how long it took."""
-
-    answers: Answers
-    metrics: dict[str, Any]
+SHOWN_K = (1, 5, 10)
 
 
 def default_model() -> Path:
@@ -47,30 +39,40 @@ def run_demo(out: Path, *, model_path: Path, places: int, photos: int, seed: int
     size = model.config.image_size
     with _progress(places, "making the city") as bar:
         city = make_city(seed, places=places, panorama_size=size, progress=lambda done, _: bar.update(done - bar.n))
+    folder = out / "index"
+    if folder.exists():
+        shutil.rmtree(folder)
     with _progress(places, "encoding places") as bar:
-        index = PlaceIndex(encode_places(model, city, bar), city.lat, city.lon)
+        index = make_index(folder, model, city, bar)
     photos = min(photos, places)
-    truth = {"lat": city.photo_lat[:photos], "lon": city.photo_lon[:photos], "heading_deg": city.heading_deg[:photos]}
+    lat, lon, heading = (values[:photos] for values in (city.photo_lat, city.photo_lon, city.heading_deg))
+    path = Confidence.path_for(model_path)
+    confidence = Confidence.load(path, model=model.fingerprint) if path.exists() else None
+    locator = Locator(index, model, confidence=confidence, neighbours=neighbours_for(places))
+    answers: list[Answer] = []
     with _progress(photos, "locating photos") as bar:
-        assumed = locate_photos(model, index, city.photo[:photos], [model.config.assumed_fov_deg] * photos, truth, bar)
+        assumed = evaluate(
+            locator, _counted(city.photo[:photos], bar), lat=lat, lon=lon, heading_deg=heading, keep=answers
+        )
     with _progress(photos, "again, field of view known") as bar:
-        known = locate_photos(model, index, city.photo[:photos], city.fov_deg[:photos].tolist(), truth, bar)
+        images, fov_deg = _counted(city.photo[:photos], bar), city.fov_deg[:photos].tolist()
+        known = evaluate(locator, images, lat=lat, lon=lon, heading_deg=heading, fov_deg=fov_deg)
 
     metrics = {
         "city": {"seed": seed, "places": places, "photos": photos, "synthetic": True},
         "model": {"file": model_path.name, "fingerprint": model.fingerprint},
         "chance_recall_at_1": chance(city, photos),
-        "field_of_view_assumed": assumed.metrics,
-        "field_of_view_known": known.metrics,
+        "field_of_view_assumed": assumed.metrics(),
+        "field_of_view_known": known.metrics(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "predictions.geojson", json.dumps(as_geojson(assumed.answers, truth), indent=1))
+    write_atomically(out / "predictions.geojson", json.dumps(as_geojson(answers, city), indent=1))
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
-    write_report(out / "report.html", city, assumed.answers, metrics, threshold_m=THRESHOLD_M)
+    write_report(out / "report.html", city, answers, metrics, threshold_m=RIGHT_M)
     return metrics
 
 
-def encode_places(model: Geolocalizer, city: CityViews, bar: Any, batch: int = 32) -> StripBank:
+def make_index(folder: Path, model: Geolocalizer, city: CityViews, bar: Any, batch: int = 32) -> PlaceIndex:
     strips = []
     for begin in range(0, len(city.lat), batch):
         part = slice(begin, begin + batch)
@@ -84,57 +86,12 @@ def encode_places(model: Geolocalizer, city: CityViews, bar: Any, batch: int = 3
         with torch.inference_mode():
             strips.append(model.encode_place(polar, _channels_first(city.panorama[part])))
         bar.update(len(polar))
-    return StripBank.pack(torch.cat(strips), column0_deg=model.config.column0_deg)
-
-
-def locate_photos(
-    model: Geolocalizer,
-    index: PlaceIndex,
-    photos: np.ndarray,
-    fov_deg: list[float],
-    truth: dict[str, np.ndarray],
-    bar: Any,
-) -> Located:
-    """One photo at a time, as a user would, so that the latency is that of one photo."""
-    found: list[Answers] = []
-    seconds = []
-    for photo, fov in zip(photos, fov_deg, strict=True):
-        start = time.perf_counter()
-        columns = _channels_first(to_cylindrical(photo, fov, size=model.config.image_size)[None])
-        with torch.inference_mode():
-            query = model.encode_photo(columns)
-        found.append(index.locate(query.strips, query.width, max(RECALL_K)))
-        seconds.append(time.perf_counter() - start)
-        bar.update(1)
-    answers = Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-    recall = recall_at_k(
-        torch.from_numpy(answers.place),
-        query_lat=torch.from_numpy(truth["lat"]),
-        query_lon=torch.from_numpy(truth["lon"]),
-        lat=torch.from_numpy(index.lat),
-        lon=torch.from_numpy(index.lon),
-        k=RECALL_K,
-        threshold_m=THRESHOLD_M,
-    )
-    away_m = great_circle_m(truth["lat"], truth["lon"], answers.lat[:, 0], answers.lon[:, 0])
-    error = heading_error_deg(answers.heading_deg[:, 0], truth["heading_deg"])[away_m <= THRESHOLD_M]
-    return Located(
-        answers,
-        {
-            "recall": {f"recall_at_{k}": recall.at[k] for k in RECALL_K},
-            "photos_with_no_place_in_range": recall.out_of_range,
-            "median_error_m": float(np.median(away_m)),
-            "heading_error_deg_when_right": {
-                "mean": float(error.mean()) if error.size else None,
-                "std": float(error.std()) if error.size else None,
-                "median_absolute": float(np.median(np.abs(error))) if error.size else None,
-            },
-            "latency_ms": {
-                "median": 1000 * float(np.median(seconds)),
-                "p95": 1000 * float(np.quantile(seconds, 0.95)),
-            },
-        },
-    )
+    config = model.config
+    with PlaceIndex.create(
+        folder, model=str(model.fingerprint), shape=config.strip, column0_deg=config.column0_deg
+    ) as index:
+        index.add(torch.cat(strips), model=model.fingerprint, lat=city.lat, lon=city.lon)
+    return index
 
 
 def chance(city: CityViews, photos: int) -> float:
@@ -142,28 +99,28 @@ def chance(city: CityViews, photos: int) -> float:
     away_m = great_circle_m(
         city.photo_lat[:photos, None], city.photo_lon[:photos, None], city.lat[None], city.lon[None]
     )
-    return float((away_m <= THRESHOLD_M).mean())
+    return float((away_m <= RIGHT_M).mean())
 
 
-def as_geojson(answers: Answers, truth: dict[str, np.ndarray]) -> dict[str, Any]:
-    """One point a photo, at its first answer; longitude stands first, as GeoJSON wants it."""
+def as_geojson(answers: list[Answer], city: CityViews) -> dict[str, Any]:
+    """One point a photo, at its first candidate, however sure; longitude stands first, as GeoJSON wants it."""
     features = []
-    for i in range(len(answers.place)):
-        features.append(
-            {
-                "type": "Feature",
-                "geometry": {"type": "Point", "coordinates": _rounded(answers.lon[i, 0], answers.lat[i, 0])},
-                "properties": {
-                    "photo": i,
-                    "place": int(answers.place[i, 0]),
-                    "score": round(float(answers.score[i, 0]), 5),
-                    "heading_deg": round(float(answers.heading_deg[i, 0]), 2),
-                    "true_lat": round(float(truth["lat"][i]), 7),
-                    "true_lon": round(float(truth["lon"][i]), 7),
-                    "true_heading_deg": round(float(truth["heading_deg"][i]), 2),
-                },
-            }
-        )
+    for n, answer in enumerate(answers):
+        first = answer.candidates[0]
+        properties = {
+            "photo": n,
+            "status": answer.status,
+            "place": first.place,
+            "score": round(first.score, 5),
+            "probability": None if first.probability is None else round(first.probability, 4),
+            "radius_m": None if answer.radius_m is None else round(answer.radius_m, 1),
+            "heading_deg": round(first.heading_deg, 2) % 360,
+            "true_lat": round(float(city.photo_lat[n]), 7),
+            "true_lon": round(float(city.photo_lon[n]), 7),
+            "true_heading_deg": round(float(city.heading_deg[n]), 2),
+        }
+        geometry = {"type": "Point", "coordinates": [round(first.lon, 7), round(first.lat, 7)]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     return {"type": "FeatureCollection", "features": features}
 
 
@@ -180,11 +137,17 @@ def summary(metrics: dict[str, Any]) -> str:
         ("field_of_view_known", "field of view known"),
     ):
         part = metrics[key]
-        recall = "".join(f"{100 * part['recall'][f'recall_at_{k}']:7.1f}%" for k in RECALL_K)
+        recall = "".join(f"{100 * part['recall'][f'recall_at_{k}']:7.1f}%" for k in SHOWN_K)
         error = part["heading_error_deg_when_right"]
         spread = "none right" if error["mean"] is None else f"{error['mean']:+5.1f} ± {error['std']:.1f} deg"
         lines.append(f"  {title:24}{recall}   {spread:20}{part['latency_ms']['median']:8.1f} ms")
     lines.append(f"  {'chance':24}{100 * metrics['chance_recall_at_1']:7.1f}%")
+    sure = metrics["field_of_view_assumed"].get("confidence")
+    if sure is not None:
+        right = "" if sure["precision"] is None else f", {100 * sure['precision']:.0f}% of those answers right"
+        lines.append(
+            f'Sure enough of {100 * sure["coverage"]:.0f}% of the photos to answer{right}; the others are "unknown".'
+        )
     return "\n".join(lines)
 
 
@@ -193,8 +156,10 @@ def _channels_first(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def _rounded(lon: float, lat: float) -> list[float]:
-    return [round(float(lon), 7), round(float(lat), 7)]
+def _counted(images: np.ndarray, bar: Any) -> Iterator[np.ndarray]:
+    for image in images:
+        yield image
+        bar.update(1)
 
 
 def _progress(total: int, title: str) -> Any:

@@ -15,7 +15,7 @@ from geoloc_fast.metrics import heading_error_deg
 
 if TYPE_CHECKING:
     from geoloc_fast.data.city import CityViews
-    from geoloc_fast.index import Answers
+    from geoloc_fast.locate import Answer
 
 _SHOWN = 24
 _MAP_PX = 720
@@ -34,10 +34,13 @@ figcaption { font-size: .8rem; color: #555 } .right { color: #19713a } .wrong { 
 """
 
 
-def write_report(path: Path, city: CityViews, answers: Answers, metrics: dict[str, Any], *, threshold_m: float) -> None:
+def write_report(
+    path: Path, city: CityViews, answers: list[Answer], metrics: dict[str, Any], *, threshold_m: float
+) -> None:
     """Map, figures, and the first photos beside the places they were matched to."""
-    photos = len(answers.place)
-    away_m = great_circle_m(city.photo_lat[:photos], city.photo_lon[:photos], answers.lat[:, 0], answers.lon[:, 0])
+    photos = len(answers)
+    lat, lon = _positions(answers)
+    away_m = great_circle_m(city.photo_lat[:photos], city.photo_lon[:photos], lat, lon)
     right = away_m <= threshold_m
     cards = "".join(_card(city, answers, i, float(away_m[i]), bool(right[i])) for i in range(min(_SHOWN, photos)))
     write_atomically(
@@ -64,6 +67,11 @@ the photo was found to look at.</p>
     )
 
 
+def _positions(answers: list[Answer]) -> np.ndarray:
+    """[2, N]: lat and lon of the first candidates."""
+    return np.array([(answer.candidates[0].lat, answer.candidates[0].lon) for answer in answers]).T
+
+
 def _table(metrics: dict[str, Any]) -> str:
     rows = []
     for key, title in (
@@ -73,7 +81,7 @@ def _table(metrics: dict[str, Any]) -> str:
         part = metrics[key]
         error = part["heading_error_deg_when_right"]
         heading = "none right" if error["mean"] is None else f"{error['mean']:+.1f} ± {error['std']:.1f}°"
-        recall = "".join(f"<td>{100 * value:.1f} %</td>" for value in part["recall"].values())
+        recall = "".join(f"<td>{100 * value:.1f} %</td>" for value in list(part["recall"].values())[:3])
         rows.append(
             f"<tr><td>{title}</td>{recall}<td>{heading}</td><td>{part['median_error_m']:.0f} m</td>"
             f"<td>{part['latency_ms']['median']:.1f} ms</td></tr>"
@@ -85,7 +93,7 @@ def _table(metrics: dict[str, Any]) -> str:
     )
 
 
-def _map(city: CityViews, answers: Answers, right: np.ndarray) -> str:
+def _map(city: CityViews, answers: list[Answer], right: np.ndarray) -> str:
     east, north = offset_m(city.lat[0], city.lon[0], city.lat, city.lon)
     low = np.array([east.min(), north.min()]) - 30
     scale = _MAP_PX / (np.array([east.max(), north.max()]) + 30 - low).max()
@@ -98,14 +106,14 @@ def _map(city: CityViews, answers: Answers, right: np.ndarray) -> str:
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="#bbb"/>'
         for x, y in zip(*pixel(city.lat, city.lon), strict=True)
     ]
-    photos = len(answers.place)
+    photos = len(answers)
     x0, y0 = pixel(city.photo_lat[:photos], city.photo_lon[:photos])
-    x1, y1 = pixel(answers.lat[:, 0], answers.lon[:, 0])
+    x1, y1 = pixel(*_positions(answers))
     for i in range(photos):
         colour = "#19713a" if right[i] else "#b3261e"
         angle = np.radians(city.heading_deg[i])
         parts.append(
-            f'<g stroke="{colour}" fill="{colour}"><title>photo {i}: score {answers.score[i, 0]:.3f}</title>'
+            f'<g stroke="{colour}" fill="{colour}"><title>photo {i}: score {answers[i].candidates[0].score:.3f}</title>'
             f'<line x1="{x0[i]:.1f}" y1="{y0[i]:.1f}" x2="{x1[i]:.1f}" y2="{y1[i]:.1f}" '
             f'stroke-width=".6" opacity=".45"/>'
             f'<line x1="{x0[i]:.1f}" y1="{y0[i]:.1f}" x2="{x0[i] + 9 * np.sin(angle):.1f}" '
@@ -115,21 +123,22 @@ def _map(city: CityViews, answers: Answers, right: np.ndarray) -> str:
     return f'<svg class="map" viewBox="0 0 {_MAP_PX} {_MAP_PX}" role="img" aria-label="map">{"".join(parts)}</svg>'
 
 
-def _card(city: CityViews, answers: Answers, i: int, away_m: float, right: bool) -> str:
-    place = int(answers.place[i, 0])
-    error = float(heading_error_deg(answers.heading_deg[i, 0], city.heading_deg[i]))
+def _card(city: CityViews, answers: list[Answer], i: int, away_m: float, right: bool) -> str:
+    found = answers[i].candidates[0]
+    place = found.place
+    error = float(heading_error_deg(found.heading_deg, city.heading_deg[i]))
     verdict = f"right, {away_m:.0f} m away, heading off by {error:+.0f}°" if right else f"wrong, {away_m:.0f} m away"
     # The window drawn is the photo's true field of view about the heading that was found.
-    centre = ((answers.heading_deg[i, 0] - city.column0_deg) % 360) / 3.6
+    centre = ((found.heading_deg - city.column0_deg) % 360) / 3.6
     half = city.fov_deg[i] / 7.2
     windows = "".join(
         f'<i style="left:{max(left, 0):.2f}%;width:{min(left + 2 * half, 100) - max(left, 0):.2f}%"></i>'
         for left in (centre - half - 100, centre - half, centre - half + 100)
         if left < 100 and left + 2 * half > 0
     )
+    said = f'score {found.score:.3f}, <b class="{"right" if right else "wrong"}">{verdict}</b>'
     return (
-        f'<div class="card"><figure>{_image(city.photo[i], "photo")}<figcaption>photo {i}, score '
-        f'{answers.score[i, 0]:.3f}, <b class="{"right" if right else "wrong"}">{verdict}</b></figcaption></figure>'
+        f'<div class="card"><figure>{_image(city.photo[i], "photo")}<figcaption>photo {i}, {said}</figcaption></figure>'
         f"<figure>{_image(city.satellite[place], 'satellite image')}<figcaption>place {place}</figcaption></figure>"
         f'<figure class="pano">{_image(city.panorama[place], "street panorama")}{windows}</figure></div>'
     )

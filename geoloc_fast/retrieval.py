@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -138,6 +140,27 @@ class StripBank:
             self._check_rows(*checks.extremes(index), 0)
         self._check_file()
         return op.unpack(self.blocks, [len(self), *self.shape], self.dtype, index.to(torch.int64))
+
+    @staticmethod
+    def join(parts: Sequence[tuple[StripBank, Tensor]]) -> StripBank:
+        """One bank of the given rows [n] of several banks of one shape, dtype and frame, in this order.
+
+        Values are copied as they are stored, so every score stays what it was, to the last bit.
+        """
+        if not parts:
+            raise ValueError("parts: expected at least one bank, got none")
+        layout = parts[0][0].layout
+        for bank, rows in parts:
+            if replace(bank.layout, count=0) != replace(layout, count=0):
+                raise ValueError(f"parts: expected banks of one kind, got {parts[0][0]} and {bank}")
+            checks.tensor("rows", rows, "[n]", (torch.int64,))
+            if rows.numel():
+                bank._check_rows(int(rows.min()), int(rows.max()), 0)
+            bank._check_file()
+        blocks = layouts.blocks_of(torch.cat([layouts.records(bank.blocks, bank.layout, rows) for bank, rows in parts]))
+        layout = replace(layout, count=sum(rows.numel() for _, rows in parts))
+        header = torch.frombuffer(bytearray(layout.header()), dtype=torch.uint8)
+        return StripBank(torch.cat([header.to(blocks.device), blocks]))
 
     def __len__(self) -> int:
         return self.layout.count

@@ -258,3 +258,29 @@ def test_header_layout_is_what_the_documentation_says() -> None:
     layout = layouts.BankLayout(17, 3, 2, 16, "bf16", 180.0)
     assert (layout.words, layout.blocks, layout.block_bytes) == (3, 2, 4 * 16 * 16 * 4)
     assert layouts.BankLayout.from_header(layout.header()) == layout
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 7, 16])
+def test_join_copies_rows_of_several_banks_as_they_are_stored(columns: int, dtype: str) -> None:
+    strips = random_strips(60, 3, 1, columns, seed=9)
+    first, second = (StripBank.pack(part, dtype=dtype, column0_deg=90.0) for part in (strips[:35], strips[35:]))
+    rows = [torch.tensor([34, 0, 17, 17]), torch.arange(24, -1, -1)]
+    joined = StripBank.join([(first, rows[0]), (second, rows[1]), (first, torch.empty(0, dtype=torch.int64))])
+    chosen = torch.cat([rows[0], 35 + rows[1]])
+    assert torch.equal(joined.buffer, StripBank.pack(strips[chosen], dtype=dtype, column0_deg=90.0).buffer)
+
+
+def test_join_refuses_banks_of_another_kind() -> None:
+    bank, none = StripBank.pack(random_strips(4, 2, 2, 8)), torch.arange(1)
+    for other in (
+        StripBank.pack(random_strips(4, 2, 2, 8), dtype="fp32"),
+        StripBank.pack(random_strips(4, 2, 2, 8), column0_deg=0.0),
+        StripBank.pack(random_strips(4, 4, 1, 8)),
+    ):
+        with pytest.raises(ValueError, match="parts: expected banks of one kind"):
+            StripBank.join([(bank, none), (other, none)])
+    with pytest.raises(ValueError, match="index: expected rows from 0 to 3, got 0 to 4"):
+        StripBank.join([(bank, torch.arange(5))])
+    with pytest.raises(ValueError, match="parts: expected at least one bank"):
+        StripBank.join([])

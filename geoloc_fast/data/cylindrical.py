@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
-__all__ = ["WIDEST_PHOTO_DEG", "to_cylindrical"]
+__all__ = ["WIDEST_PHOTO_DEG", "pixels_across", "to_cylindrical"]
 
 WIDEST_PHOTO_DEG = 170.0  # of a perspective photo; beyond it is a panorama, whose columns are azimuth already
+
+
+def pixels_across(fov_deg: float, columns: int) -> int:
+    """Width at which a perspective photo has the two pixels a column that `to_cylindrical` shrinks to itself."""
+    return math.ceil(4 * math.tan(math.radians(fov_deg / 2)) * columns / (2 * math.pi))
 
 
 def to_cylindrical(photo: np.ndarray, fov_deg: float, *, size: tuple[int, int] = (64, 256)) -> np.ndarray:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geoloc_fast.azimuth import shift_to_heading
 from geoloc_fast.data.augment import Augmentation, change_colours, generator_of
-from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG, to_cylindrical
+from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG, pixels_across, to_cylindrical
 from geoloc_fast.data.images import ImageError, decode_image, fit_panorama, stitch_views
 from geoloc_fast.data.manifest import CALIBRATION_STATUS, Manifest
 from geoloc_fast.geo import great_circle_m
@@ -184,7 +184,7 @@ class PlaceDataset(_Images):
             # Of a panorama the width decides: its rows are cut or stretched.
             image = self._decode(place["street"], (1, columns))
         elif place["street_views"] is not None:
-            enough = (1, _pixels_across(90.0, columns))
+            enough = (1, pixels_across(90.0, columns))
             image = stitch_views([self._decode(path, enough) for path in place["street_views"]], (rows, columns))
             column0 = 315.0 if column0 is None else column0
         else:
@@ -279,7 +279,7 @@ class PhotoDataset(_Images):
         if linear:
             image = self._decode(photo["image"], (1, max(1, round(fov / degrees))))
         else:
-            image = self._decode(photo["image"], (1, _pixels_across(fov, columns)))
+            image = self._decode(photo["image"], (1, pixels_across(fov, columns)))
         if mirrored:
             image = np.ascontiguousarray(image[:, ::-1])
         if linear:
@@ -362,11 +362,6 @@ def _row(row: int, count: int) -> int:
     if not -count <= row < count:
         raise IndexError(f"row: expected 0 to {count - 1}, got {row}")
     return row % count
-
-
-def _pixels_across(fov_deg: float, columns: int) -> int:
-    """Width at which a perspective photo has the two pixels a column that `to_cylindrical` shrinks to itself."""
-    return math.ceil(4 * math.tan(math.radians(fov_deg / 2)) * columns / (2 * math.pi))
 
 
 def _channels_first(image: np.ndarray) -> Tensor:

@@ -26,6 +26,7 @@ from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG
 from geoloc_fast.data.images import read_header, require_panorama
 from geoloc_fast.data.storage import UNSAFE_PATHS, ImageError, Storage
 from geoloc_fast.files import write_atomically
+from geoloc_fast.geoparquet import geoparquet_bytes
 
 __all__ = ["CALIBRATION_STATUS", "SPLITS", "Manifest", "ManifestError", "Problem"]
 
@@ -217,8 +218,10 @@ class Manifest:
         format = self.format if format is None else format
         if format not in ("parquet", "csv"):
             raise ValueError(f"format: expected 'parquet' or 'csv', got {format!r}")
-        encode: Callable[[str, pa.Table], bytes] = _parquet_bytes if format == "parquet" else _csv_bytes
-        contents = {name: encode(name, getattr(self, name)) for name in tables}
+        contents = {}
+        for name in tables:
+            table = getattr(self, name)
+            contents[name] = geoparquet_bytes(table) if format == "parquet" else _csv_bytes(name, table)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(folder / f"{name}.{format}", content)
@@ -658,28 +661,6 @@ def _check_references(places: pa.Table, photos: pa.Table, file: str) -> list[Pro
 
 
 # --- writing ---------------------------------------------------------------------------------------------
-
-
-def _parquet_bytes(name: str, table: pa.Table) -> bytes:
-    """GeoParquet 1.1: positions repeated as points in WKB, longitude first. No crs means WGS84 (OGC:CRS84)."""
-    lat, lon = table["lat"].to_numpy(), table["lon"].to_numpy()
-    known = table["lat"].is_valid().to_numpy()
-    points = np.zeros(len(lat), np.dtype([("order", "u1"), ("kind", "<u4"), ("lon", "<f8"), ("lat", "<f8")]))
-    points["order"], points["kind"], points["lon"], points["lat"] = 1, 1, lon, lat
-    content = points.tobytes()
-    size = points.dtype.itemsize
-    geometry = pa.array(
-        [content[i * size : (i + 1) * size] if there else None for i, there in enumerate(known)], pa.binary()
-    )
-    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Point"]}
-    if known.any():
-        column["bbox"] = [float(f(v[known])) for f, v in ((np.min, lon), (np.min, lat), (np.max, lon), (np.max, lat))]
-    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    table = table.append_column("geometry", geometry)
-    table = table.replace_schema_metadata({b"geo": json.dumps(geo).encode()})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 def _csv_bytes(name: str, table: pa.Table) -> bytes:

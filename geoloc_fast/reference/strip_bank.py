@@ -172,3 +172,20 @@ def unpack(blocks: Tensor, layout: BankLayout, index: Tensor) -> Tensor:
         planes = words[part // LANES, :, :, part % LANES].reshape(part.shape[0], layout.columns, -1)
         out[begin : begin + at_once] = (planes[..., :values].double().mT @ basis).float()
     return out.view(-1, layout.channels, layout.height, layout.columns)
+
+
+def records(blocks: Tensor, layout: BankLayout, index: Tensor) -> Tensor:
+    """Rows `index` [n] exactly as they are stored, energies too: int32 words [n, W * (words + 1)]."""
+    first, last = (int(index.min()) // LANES, int(index.max()) // LANES) if index.numel() else (0, -1)
+    words = blocks.view(torch.int32).view(layout.blocks, -1, LANES)[first : last + 1]
+    # Lanes side by side first: one transposition of whole lines is far cheaper than picking words out of each.
+    return words.mT.reshape(-1, words.shape[1])[index - first * LANES]
+
+
+def blocks_of(records: Tensor) -> Tensor:
+    """The blocks of rows that `records` gave, of banks of one shape and dtype."""
+    count, words = records.shape
+    blocks = -(-count // LANES)
+    padded = torch.zeros((blocks * LANES, words), dtype=torch.int32, device=records.device)
+    padded[:count] = records
+    return padded.view(blocks, LANES, words).mT.contiguous().view(torch.uint8).view(-1)

@@ -1,0 +1,138 @@
+"""The index: opening, searching, adding, committing, and one photo from file to answer.
+
+    pytest bench/test_bench_index.py --benchmark-enable --benchmark-json=index.json
+
+- open: an index of a million strips (bf16, 4x16x16, random values), pages in the cache, in a process that has done its
+  imports. Resident memory of a search above that of the imports goes into `extra_info`, without the pages of the map.
+- search: the index against bare `strip_topk` on the same mapped bank; one group.
+- add: strips a second of one `add` of 50 000, encoding not counted; commit: the smallest `add` there is.
+- locate: the small model, one JPEG photo, an index of 100 000 places; the share of each stage goes into `extra_info`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geoloc_fast import strip_topk
+from geoloc_fast.confidence import Confidence
+from geoloc_fast.demo import default_model
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.locate import Locator
+from geoloc_fast.models import Geolocalizer
+from geoloc_fast.testing import random_strips
+
+SHAPE = (16, 4, 16)
+MILLION = int(os.environ.get("GEOLOC_FAST_BENCH_STRIPS", 1_000_000))
+
+
+def fill(path: Path, count: int, model: str) -> None:
+    with PlaceIndex.create(path, model=model, shape=SHAPE) as index:
+        for begin in range(0, count, 100_000):
+            part = random_strips(min(100_000, count - begin), *SHAPE, seed=begin)
+            index.add(part, model=model, **positions(len(part), begin))
+        index.compact()
+
+
+def positions(count: int, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "lat": rng.uniform(48, 49, count),
+        "lon": rng.uniform(11, 12, count),
+        "key": [f"{seed + n:08d}" for n in range(count)],
+    }
+
+
+@pytest.fixture(scope="module")
+def million(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("million") / "index"
+    fill(path, MILLION, "m")
+    yield path
+    for file in path.iterdir():  # two gigabytes that pytest would keep
+        file.unlink()
+
+
+_OPEN = """
+import sys, time, torch
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.testing import random_strips
+def resident():  # kB: what is in memory, and what of it belongs to files
+    fields = dict(line.split(":") for line in open("/proc/self/status"))
+    return [int(fields[name].split()[0]) for name in ("VmRSS", "RssFile")]
+query = random_strips(1, 16, 4, 5)
+before = resident()
+started = time.perf_counter()
+index = PlaceIndex.open(sys.argv[1])
+opened = time.perf_counter() - started
+index.search(query, 10)
+searched = time.perf_counter() - started - opened
+after = resident()
+print(opened, searched, (after[0] - after[1] - before[0] + before[1]) / 1024)
+"""
+
+
+@pytest.mark.benchmark(group="index: open")
+def test_open(benchmark: Any, million: Path) -> None:
+    rows = []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", _OPEN, str(million)], capture_output=True, text=True, check=True)
+        rows.append([float(value) for value in done.stdout.split()])
+    benchmark.extra_info["fresh process: seconds to open"] = statistics.median(row[0] for row in rows)
+    benchmark.extra_info["fresh process: seconds of first search"] = statistics.median(row[1] for row in rows)
+    benchmark.extra_info["MB beside the map"] = max(row[2] for row in rows)
+    benchmark(PlaceIndex.open, million)
+
+
+@pytest.mark.benchmark(group="index: search one photo")
+@pytest.mark.parametrize("who", ["bare", "index"])
+def test_search(benchmark: Any, million: Path, who: str) -> None:
+    index = PlaceIndex.open(million)
+    bank = index._snapshot.segments[0].bank
+    query = random_strips(1, 16, 4, 5, seed=1)
+    assert index.search(query, 10).id.tolist() == strip_topk(query, bank, 10).index.tolist()
+    run = (lambda: strip_topk(query, bank, 10)) if who == "bare" else (lambda: index.search(query, 10))
+    benchmark.pedantic(run, rounds=15, warmup_rounds=2)
+
+
+@pytest.mark.benchmark(group="index: add")
+@pytest.mark.parametrize("count", [1, 50_000])
+def test_add(benchmark: Any, tmp_path: Path, count: int) -> None:
+    strips, where = random_strips(count, *SHAPE), positions(count, 0)
+    with PlaceIndex.create(tmp_path / "index", model="m", shape=SHAPE) as index:
+        benchmark.pedantic(
+            lambda: index.add(strips, model="m", **where), rounds=5 if count > 1 else 20, warmup_rounds=1
+        )
+    benchmark.extra_info["strips/s"] = count / benchmark.stats.stats.median
+
+
+@pytest.mark.benchmark(group="index: locate one photo, 100 000 places")
+def test_locate(benchmark: Any, tmp_path: Path) -> None:
+    model = Geolocalizer.load(default_model())
+    fill(tmp_path / "index", 100_000, str(model.fingerprint))
+    confidence = Confidence.load(Confidence.path_for(default_model()), model=model.fingerprint)
+    locator = Locator(PlaceIndex.open(tmp_path / "index"), model, confidence=confidence)
+    rng = np.random.default_rng(0)
+    sink = io.BytesIO()
+    noise = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((1280, 960), Image.Resampling.BICUBIC).save(sink, "jpeg", quality=90)
+    stages: dict[str, list[float]] = {}
+
+    def run() -> None:
+        (answer,) = locator.locate([sink.getvalue()])
+        assert answer.candidates
+        for stage, seconds in answer.seconds.items():
+            stages.setdefault(stage, []).append(seconds)
+
+    benchmark.pedantic(run, rounds=30, warmup_rounds=3)
+    for stage, values in stages.items():
+        benchmark.extra_info[f"{stage} ms"] = 1000 * statistics.median(values)

@@ -1,0 +1,558 @@
+"""From photos to answers: candidates, confidence, bad input, and the commands a person types."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from geoloc_fast.answers import as_dict, as_feature, as_line, locate_folder
+from geoloc_fast.build import add_places
+from geoloc_fast.cli import main
+from geoloc_fast.confidence import FEATURES, Confidence, ConfidenceError, calibration_error, ranking_quality
+from geoloc_fast.data.city.views import Sizes
+from geoloc_fast.data.city.write import write_city
+from geoloc_fast.data.images import decode_image
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.demo import default_model
+from geoloc_fast.evaluate import evaluate, summary
+from geoloc_fast.geo import great_circle_m, move_m
+from geoloc_fast.index import Circle, Neighbours, OtherModelError, PlaceIndex, PlaceIndexError
+from geoloc_fast.locate import SPACING_M, Answer, Locator, candidates_of
+from geoloc_fast.models import Geolocalizer
+from geoloc_fast.testing import random_strips
+
+PLACES = 24
+
+
+def neighbours(rows: list[tuple[float, float, float, float]]) -> Neighbours:
+    """From (east_m, north_m, score, heading), best first; padded with what a search pads with."""
+    east, north, score, heading = (np.array(column) for column in zip(*rows, strict=True))
+    lat, lon = move_m(np.full(len(rows), 48.0), np.full(len(rows), 11.0), east, north)
+    pad = np.full(2, np.nan)
+    return Neighbours(
+        np.append(np.arange(len(rows)), [-1, -1]), np.append(score, pad), np.append(np.zeros(len(rows), int), [-1, -1]),
+        np.append(heading, pad), np.append(lat, pad), np.append(lon, pad),
+    )  # fmt: skip
+
+
+# --- candidates ----------------------------------------------------------------------------------------------
+
+
+def test_neighbouring_places_make_one_candidate_between_them() -> None:
+    first, second = candidates_of(
+        neighbours([(0, 0, 0.8, 350), (500, 0, 0.79, 90), (0, 20, 0.8, 20), (0, -10, 0.5, 180)])
+    )
+    away = great_circle_m(48.0, 11.0, first.lat, first.lon)
+    assert (first.place, first.places, second.place, second.places) == (0, 3, 1, 1)
+    assert away == pytest.approx(10, abs=0.1)  # the third counts next to nothing
+    assert first.heading_deg == pytest.approx(5, abs=0.2)  # the mean goes through north
+    assert first.weight > second.weight
+    assert first.weight + second.weight == pytest.approx(1)
+
+
+def test_two_good_neighbours_outweigh_one_slightly_better_loner() -> None:
+    found = candidates_of(neighbours([(500, 0, 0.81, 0), (0, 0, 0.8, 0), (10, 0, 0.8, 0)]))
+    assert [candidate.place for candidate in found] == [1, 0]
+
+
+def test_no_two_candidates_lie_within_25_metres() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        spots = rng.uniform(-60, 60, (40, 2))
+        scores = np.sort(rng.uniform(0.5, 0.9, 40))[::-1]
+        rows = [(float(e), float(n), float(s), 0.0) for (e, n), s in zip(spots, scores, strict=True)]
+        found = candidates_of(neighbours(rows))
+        lat, lon = (np.array([getattr(candidate, name) for candidate in found]) for name in ("lat", "lon"))
+        away = great_circle_m(lat[:, None], lon[:, None], lat, lon) + 1e6 * np.eye(len(found))
+        assert len(found) > 3 and away.min() >= SPACING_M
+
+
+def test_candidates_across_the_antimeridian_belong_together() -> None:
+    found = candidates_of(
+        Neighbours(
+            np.array([1, 2]), np.array([0.8, 0.8]), np.zeros(2, int), np.zeros(2), np.zeros(2),
+            np.array([179.99995, -179.99995]),
+        )
+    )  # fmt: skip
+    assert len(found) == 1
+    assert abs(abs(found[0].lon) - 180) < 1e-6
+
+
+# --- confidence ----------------------------------------------------------------------------------------------
+
+
+def trials(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features that decide, by a logistic law, how often an answer is right."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((count, len(FEATURES))) * np.arange(1, len(FEATURES) + 1) + 3
+    right = rng.random(count) < 1 / (1 + np.exp(-(features[:, 0] - 3) * 1.5 - (features[:, 1] - 3)))
+    return features, np.where(right, rng.uniform(0, 10, count), 500.0)
+
+
+def fitted(seed: int = 0) -> Confidence:
+    features, away = trials(4000, seed)
+    return Confidence.fit("m", features, away, np.arange(4000) % 2 == 0)
+
+
+def test_the_probability_means_what_it_says() -> None:
+    confidence = fitted()
+    features, away = trials(20_000, 1)
+    probability, right = confidence.probability(features), away <= 25
+    assert calibration_error(probability, right) < 0.02
+    assert 0.8 < ranking_quality(probability, right) < 1
+    given = probability >= confidence.threshold
+    assert 0.1 < given.mean() < 0.9
+    assert right[given].mean() >= 0.89
+    assert confidence.within(0.5) == pytest.approx(5, abs=0.5)
+    assert confidence.further_down == pytest.approx(0.5, abs=0.05)
+
+
+def test_figures_of_merit_are_those_of_the_definition() -> None:
+    probability, right = np.array([0.9, 0.8, 0.8, 0.2]), np.array([True, False, True, False])
+    assert ranking_quality(probability, right) == (1 + 0.5 + 1 + 1) / 4
+    assert calibration_error(probability, right) == pytest.approx((0.1 + abs(1 - 1.6) + 0.2) / 4)
+    assert np.isnan(ranking_quality(probability[:1], right[:1]))
+
+
+def test_confidence_is_kept_with_its_model(tmp_path: Path) -> None:
+    confidence = fitted()
+    path = Confidence.path_for(tmp_path / "a.safetensors")
+    confidence.save(path)
+    assert path.name == "a.confidence.json"
+    assert Confidence.load(path, model="m") == confidence
+    with pytest.raises(ConfidenceError, match="was fitted for model m, this is n"):
+        Confidence.load(path, model="n")
+    text = path.read_text()
+    for broken in (
+        "",
+        "[]",
+        "{}",
+        text[:-40],
+        text.replace('"weight": [', '"weight": [NaN, '),
+        text.replace("1,", '"x",', 1),
+    ):
+        path.write_text(broken)
+        with pytest.raises(ConfidenceError, match="fit it anew"):
+            Confidence.load(path, model="m")
+
+
+def test_too_few_answers_to_learn_from_are_refused() -> None:
+    features, away = trials(30, 0)
+    with pytest.raises(ValueError, match="at least 10 right and 10 wrong"):
+        Confidence.fit("m", features, np.zeros_like(away), away > 0)
+
+
+def test_the_confidence_that_ships_belongs_to_the_model_that_ships() -> None:
+    model = Geolocalizer.load(default_model())
+    Confidence.load(Confidence.path_for(default_model()), model=model.fingerprint)
+
+
+# --- a city ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> Geolocalizer:
+    return Geolocalizer.load(default_model())
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    sizes = Sizes(satellite_px=256, panorama=(64, 256), photo=(96, 128))
+    return write_city(tmp_path_factory.mktemp("city"), seed=77, cities=1, places=PLACES, sizes=sizes)
+
+
+@pytest.fixture(scope="module")
+def index(city: Manifest, model: Geolocalizer, tmp_path_factory: pytest.TempPathFactory) -> PlaceIndex:
+    path = tmp_path_factory.mktemp("built") / "index"
+    with PlaceIndex.create(path, model=str(model.fingerprint), shape=model.config.strip) as made:
+        done = add_places(made, model, city)
+        assert done.added == PLACES - len(done.problems)
+        assert all("heading of its street view is unknown" in problem for problem in done.problems)
+        again = add_places(made, model, city)
+        assert (again.added, again.there_already) == (0, len(made))
+    return PlaceIndex.open(path)
+
+
+@pytest.fixture
+def locator(index: PlaceIndex, model: Geolocalizer) -> Locator:
+    confidence = Confidence.load(Confidence.path_for(default_model()), model=model.fingerprint)
+    return Locator(index, model, confidence=confidence)
+
+
+def photo_paths(city: Manifest) -> list[Path]:
+    return [city.root / path for path in city.photos["image"].to_pylist()]
+
+
+def one(locator: Locator, image: Any, **options: Any) -> Answer:
+    (answer,) = locator.locate([image], **options)
+    return answer
+
+
+def test_photos_of_the_city_are_located_far_above_chance(city: Manifest, locator: Locator) -> None:
+    answers: list[Answer] = []
+    photos = city.photos
+    result = evaluate(
+        locator, photo_paths(city), lat=photos["lat"].to_numpy(), lon=photos["lon"].to_numpy(),
+        heading_deg=photos["heading_deg"].to_numpy(), fov_deg=photos["fov_deg"].to_pylist(), keep=answers,
+    )  # fmt: skip
+    metrics = result.metrics()
+    assert metrics["recall"]["recall_at_5"] > 0.4
+    low, high = metrics["recall_95"]["recall_at_1"]
+    assert low <= metrics["recall"]["recall_at_1"] <= high
+    assert [answer.image for answer in answers] == [str(path) for path in photo_paths(city)]
+    for answer in answers:
+        assert answer.fov_from == "given"
+        assert 0 < answer.candidates[0].probability < 1  # type: ignore[operator]
+        assert sum(candidate.probability or 0 for candidate in answer.candidates) <= 1 + 1e-9
+        assert set(answer.seconds) == {"decode", "encode", "search", "answer"}
+    assert "recall_at_1" in summary(metrics)
+    json.dumps(metrics)
+
+
+def test_batches_give_the_answers_that_photos_get_alone(city: Manifest, locator: Locator) -> None:
+    images = [*photo_paths(city)[:5], b"nonsense", *photo_paths(city)[5:8]]
+    alone, together = list(locator.locate(images)), list(locator.locate(images, batch=4))
+    assert [answer.status for answer in alone] == [answer.status for answer in together]
+    for a, b in zip(alone, together, strict=True):
+        assert [c.place for c in a.candidates] == [c.place for c in b.candidates]
+        assert [c.lat for c in a.candidates] == pytest.approx([c.lat for c in b.candidates], abs=1e-6)
+
+
+def test_photos_stream(city: Manifest, locator: Locator) -> None:
+    taken = []
+
+    def endless() -> Any:
+        while True:
+            taken.append(1)
+            yield photo_paths(city)[0]
+
+    answers = locator.locate(endless())
+    assert next(answers) == next(answers)
+    assert len(taken) == 2
+
+
+def test_a_region_restricts_the_answer(index: PlaceIndex, city: Manifest, model: Geolocalizer) -> None:
+    place = index.places([3])[0]
+    locator = Locator(index, model, within=Circle(place.lat, place.lon, 60))
+    answer = one(locator, photo_paths(city)[0])
+    for candidate in answer.candidates:
+        assert great_circle_m(place.lat, place.lon, candidate.lat, candidate.lon) <= 60
+    assert answer.status == "located" and answer.candidates[0].probability is None  # nobody judges it
+    with pytest.raises(PlaceIndexError, match="no places within"):
+        Locator(index, model, within=Circle(0, 0, 10))
+
+
+def test_not_sure_enough_is_unknown(city: Manifest, locator: Locator) -> None:
+    path = photo_paths(city)[0]
+    locator.least_probability = 1.0
+    answer = one(locator, path)
+    assert (answer.status, answer.best) == ("unknown", None)
+    assert answer.candidates and as_dict(answer)["lat"] is None and as_feature(answer)["geometry"] is None
+    locator.least_probability = 0.0
+    answer = one(locator, path)
+    feature = as_feature(answer)
+    assert feature["geometry"]["coordinates"] == [
+        round(answer.candidates[0].lon, 7),
+        round(answer.candidates[0].lat, 7),
+    ]
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def test_what_a_file_says_of_itself_is_neither_believed_nor_repeated(city: Manifest, locator: Locator) -> None:
+    path = photo_paths(city)[0]
+    photo = Image.open(path)
+    answer = one(locator, path.read_bytes())
+    here = answer.candidates[0]
+    for lat, lon, agrees in ((12.3456, 65.4321, False), (here.lat, here.lon, True)):
+        exif = Image.Exif()
+        exif.get_ifd(0x8825).update({1: "N", 2: dms(lat), 3: "E", 4: dms(lon)})
+        exif[0x010F] = "camera of a certain person"
+        claimed = one(locator, encoded(photo, "png", exif=exif))
+        assert claimed.exif_agrees is agrees
+        if not agrees:
+            text = json.dumps(as_dict(claimed))
+            assert "certain" not in text and "12.3" not in text and "65.4" not in text
+        assert [c.place for c in claimed.candidates] == [
+            c.place for c in one(locator, encoded(photo, "png")).candidates
+        ]
+    assert answer.exif_agrees is None
+
+
+def dms(degrees: float) -> tuple[float, float, float]:
+    minutes = degrees % 1 * 60
+    return float(int(degrees)), float(int(minutes)), minutes % 1 * 60
+
+
+def picture(size: tuple[int, int] = (128, 96)) -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def bomb() -> bytes:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "text": (lambda: b"I am no image", "is not a JPEG, PNG, WebP or TIFF image"),
+    "nothing": (lambda: b"", "is empty"),
+    "bomb": (bomb, "pixels that are decoded"),
+    "pixel": (lambda: encoded(picture((1, 1)), "png"), "1 x 1 pixels; at least 32 each way are needed"),
+    "panorama": (lambda: encoded(picture((512, 128)), "png"), "512 x 128 pixels look like a panorama; cut a view"),
+    "cut": (lambda: encoded(picture(), "jpeg")[:900], "cannot be decoded"),
+    "float": (lambda: encoded(Image.new("F", (64, 64)), "tiff"), "which are no picture"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_is_no_photo_is_told_and_the_others_go_on(
+    name: str, city: Manifest, locator: Locator, tmp_path: Path
+) -> None:
+    make, message = UNREADABLE[name]
+    path = tmp_path / f"{name}.jpg"
+    path.write_bytes(make())
+    bad, good = locator.locate([path, photo_paths(city)[0]], batch=2)
+    assert bad.status == "unreadable" and message in str(bad.problem), bad.problem
+    assert good.candidates
+    assert name in as_line(bad) and as_feature(bad)["geometry"] is None
+
+
+def test_files_that_cannot_be_opened_are_told(locator: Locator, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("none", "No such file"), ("pipe", "is not a plain file"), ("", "is not a plain file")):
+        assert message in str(one(locator, tmp_path / name).problem)
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "16 bit", "alpha", "animated", "grey", "palette"])
+def test_unusual_images_are_photos_too(kind: str, locator: Locator) -> None:
+    rgb = picture()
+    content = {
+        "CMYK": lambda: encoded(rgb.convert("CMYK"), "jpeg"),
+        "16 bit": lambda: encoded(Image.fromarray(np.arange(96 * 128, dtype=np.uint16).reshape(96, 128)), "png"),
+        "alpha": lambda: encoded(rgb.convert("RGBA"), "png"),
+        "animated": lambda: encoded(rgb, "webp", save_all=True, append_images=[rgb.rotate(90)]),
+        "grey": lambda: encoded(rgb.convert("L"), "jpeg"),
+        "palette": lambda: encoded(rgb.convert("P"), "png"),
+    }[kind]()
+    assert decode_image(content, kind).shape == (96, 128, 3)
+    assert one(locator, content).candidates
+
+
+def test_wrong_arguments_are_told(locator: Locator) -> None:
+    for options, message in (
+        ({"fov_deg": 5}, "fov_deg: expected 10 to 150 degrees"), ({"candidates": 0}, "expected at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            one(locator, b"", **options)
+    with pytest.raises(TypeError, match="uint8"):
+        one(locator, np.zeros((50, 50)))
+
+
+def test_another_model_and_an_empty_index_are_refused(index: PlaceIndex, model: Geolocalizer, tmp_path: Path) -> None:
+    stranger = Geolocalizer.load(default_model())
+    stranger.fingerprint = "f" * 64
+    with pytest.raises(OtherModelError, match="use the model it was built with"):
+        Locator(index, stranger)
+    empty = PlaceIndex.create(tmp_path / "empty", model=str(model.fingerprint), shape=model.config.strip)
+    with pytest.raises(PlaceIndexError, match="has no places; add some"):
+        Locator(empty, model)
+
+
+def test_an_interrupted_build_is_gone_on_with(
+    city: Manifest, index: PlaceIndex, model: Geolocalizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geoloc_fast.build.BATCH", 5)
+    monkeypatch.setattr("geoloc_fast.build.COMMIT_PLACES", 5)
+    calls = []
+
+    def progress(count: int) -> None:
+        calls.append(count)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with PlaceIndex.create(tmp_path / "index", model=str(model.fingerprint), shape=model.config.strip) as made:
+        with pytest.raises(KeyboardInterrupt):
+            add_places(made, model, city, progress=progress)
+        before = len(made)
+        assert 0 < before < len(index)
+        assert PlaceIndex.verify(made.path) == []
+        assert add_places(made, model, city).there_already == before
+        query = random_strips(1, *model.config.strip)
+        ours, theirs = made.search(query, 50), index.search(query, 50)
+        assert np.array_equal(ours.id, theirs.id)
+        assert np.allclose(ours.score, theirs.score, atol=1e-2, equal_nan=True)
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["geoloc-fast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            main()
+        said = capsys.readouterr()
+        return int(done.value.code or 0), said.out, said.err
+
+    return call
+
+
+def test_the_life_of_an_index_on_the_command_line(run: Any, city: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "region.index"
+    code, out, err = run("index", "build", city.root, path, "--json")
+    said = json.loads(out)
+    assert code == (1 if said["left_out"] else 0) and said["added"] + len(said["left_out"]) == PLACES
+    assert len(err.strip().splitlines()) == len(said["left_out"])
+    code, out, _ = run("index", "add", city.root, path)
+    assert "0 places added" in out
+    code, out, _ = run("index", "info", path, "--json")
+    bounds = json.loads(out)["bounds"]
+    box = f"south={bounds['south']},west={bounds['west']},north={bounds['north']},east={bounds['east']}"
+    code, out, _ = run("index", "slice", path, tmp_path / "part", "--box", box, "--json")
+    assert (code, json.loads(out)["places"]) == (0, said["added"])
+    key = city.places["id"][0].as_py()
+    code, out, _ = run("index", "remove", path, "--key", key, "--id", 1, "--json")
+    assert (code, json.loads(out)["removed"]) == (0, 2)
+    assert run("index", "remove", path, "--key", key)[0] == 1  # it is not there any more
+    assert run("index", "compact", path)[0] == 0
+    code, out, _ = run("index", "export", path, tmp_path / "places.parquet", "--json")
+    assert pq.read_table(tmp_path / "places.parquet").num_rows == json.loads(out)["places"] == said["added"] - 2
+    assert run("index", "verify", path)[:2] == (0, f"{path}: every byte is as it was written\n")
+    strips = next(path.glob("*.strips"))
+    content = bytearray(strips.read_bytes())
+    content[-1] ^= 1
+    strips.write_bytes(content)
+    code, out, _ = run("index", "verify", path, "--json")
+    assert code == 3 and strips.name in json.loads(out)["problems"][0]
+    strips.unlink()
+    code, _, err = run("index", "info", path)
+    assert code == 3 and "is missing; restore it" in err and len(err.splitlines()) == 1
+
+
+def test_locate_prints_what_it_was_asked_for(run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path) -> None:
+    photos = photo_paths(city)[:2]
+    hostile = tmp_path / "<script>\x1b[31m\n.jpg"
+    hostile.write_bytes(b"no")
+    code, out, _ = run("locate", *photos, "--index", index.path, "--least-probability", 0)
+    assert code == 0 and len(out.splitlines()) == 3 and "located" in out.splitlines()[1]
+    code, out, _ = run("locate", *photos, hostile, "--index", index.path)
+    assert code == 1 and len(out.splitlines()) == 4 and "\x1b" not in out
+    code, out, _ = run("locate", *photos, hostile, "--index", index.path, "--format", "jsonl")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["image"] for row in rows] == [str(path) for path in (*photos, hostile)]
+    assert rows[2]["status"] == "unreadable" and rows[0]["candidates"][0]["probability"] > 0
+    code, out, _ = run("locate", *photos, "--index", index.path, "--json")
+    assert json.loads(out) == rows[:2]
+    code, out, _ = run("locate", *photos, hostile, "--index", index.path, "--format", "geojson")
+    assert [feature["type"] for feature in json.loads(out)["features"]] == ["Feature"] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--format", "xml", "a.jpg"], 2, "--format: expected one of table"),
+        ([], 2, "give photos"),
+        (["a.jpg", "--photos", "b"], 2, "give photos"),
+        (["--photos", "b"], 2, "--photos and --out belong together"),
+        (["a.jpg", "--box", "1,2,3,4"], 2, "--box: expected south=NUMBER"),
+        (["a.jpg", "--near", "lat=1,lon=2,metres=3", "--box", "x"], 2, "give one of them"),
+        (["a.jpg", "--near", "lat=91,lon=2,metres=3"], 2, "--near: lat: expected degrees"),
+        (["a.jpg", "--fov-deg", "900"], 1, "fov_deg: expected 10 to 150"),
+        (["a.jpg", "--index", "nowhere"], 1, "nowhere: is not a folder; make an index"),
+    ],
+)
+def test_wrong_arguments_of_locate_are_one_line(
+    run: Any, index: PlaceIndex, arguments: list[str], code: int, message: str
+) -> None:
+    given = arguments if "--index" in arguments else [*arguments, "--index", str(index.path)]
+    done, _, err = run("locate", *given)
+    assert (done, len(err.splitlines())) == (code, 1)
+    assert message in err
+
+
+def test_a_batch_goes_on_where_it_was_interrupted(city: Manifest, locator: Locator, tmp_path: Path) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "answers.parquet"
+    folder.mkdir()
+    for path in photo_paths(city)[:10]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "broken.jpg").write_bytes(b"no image")
+    whole = tmp_path / "whole.parquet"
+    counts = locate_folder(locator, folder, whole, batch=3)
+    assert counts["unreadable"] == 1 and sum(counts.values()) == 11
+
+    def stop(done: int, total: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        locate_folder(locator, folder, out, batch=3, progress=stop)
+    partial = out.with_name("answers.parquet.partial")
+    assert not out.exists() and len(partial.read_text().splitlines()) == 7
+    partial.write_text(partial.read_text()[:-30])  # killed while it wrote a line
+    located = []
+    locate_folder(locator, folder, out, batch=3, progress=lambda done, total: located.append(done))
+    assert located[0] == 5 and located[-1] == 11
+    assert not partial.exists()
+    exact = ["image", "status", "problem", "fov_deg", "fov_from", "stamp"]
+    resumed, expected = pq.read_table(out), pq.read_table(whole)
+    assert resumed.select(exact).equals(expected.select(exact))
+    for ours, theirs in zip(resumed["candidates"].to_pylist(), expected["candidates"].to_pylist(), strict=True):
+        # Sums of a network run in another order in another batch.
+        assert [c["place"] for c in ours] == [c["place"] for c in theirs]
+        assert [c["lat"] for c in ours] == pytest.approx([c["lat"] for c in theirs], abs=1e-6)
+
+    # Done already; then one more and one that has changed.
+    located.clear()
+    locate_folder(locator, folder, out, progress=lambda done, total: located.append(done))
+    assert located == [11]
+    (folder / "another.jpg").write_bytes(photo_paths(city)[11].read_bytes())
+    (folder / "broken.jpg").write_bytes(photo_paths(city)[12].read_bytes())
+    located.clear()
+    assert locate_folder(locator, folder, out, progress=lambda done, total: located.append(done))["unreadable"] == 0
+    assert located[0] == 10 and located[-1] == 12
+    assert pq.read_table(out).num_rows == 12
+
+    other = replace(locator.confidence, threshold=0.1)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match=r"holds answers of another threshold"):
+        locate_folder(Locator(locator.index, locator.model, confidence=other), folder, out)
+    (tmp_path / "other.parquet").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is no file of answers"):
+        locate_folder(locator, folder, tmp_path / "other.parquet")
+
+
+def test_evaluate_on_the_command_line(run: Any, city: Manifest, index: PlaceIndex) -> None:
+    code, out, _ = run("evaluate", city.root, "--index", index.path, "--json", "--use-fov")
+    metrics = json.loads(out)
+    assert code == 0 and metrics["photos"] == PLACES
+    assert set(metrics["recall"]) == {"recall_at_1", "recall_at_5", "recall_at_10"}  # 1 % of so few is the first
+    assert 0 <= metrics["confidence"]["calibration_error"] <= 1
+    assert metrics["recall"]["recall_at_5"] > 0.4
+    code, out, _ = run("evaluate", city.root, "--index", index.path, "--split", "val")
+    assert code == 0 and "recall_at_10" in out
+    code, _, err = run("evaluate", city.root, "--index", index.path, "--split", "nothing")
+    assert code == 1 and "no photos of known position" in err
