@@ -10,6 +10,8 @@ namespace py = pybind11;
 namespace geoloc_fast::bindings {
 namespace {
 
+using Limits = std::pair<int, int64_t>;
+
 std::string bank_text(const BankSize& size, bool bf16) {
   return std::string("a bank of ") + (bf16 ? "bf16" : "fp32") + " [count, C*H, W] " + shape_text(size);
 }
@@ -72,18 +74,26 @@ void bind_strip_bank_cuda(py::module_& m) {
     check_cuda(status, "strip_score", query_text(size, bf16, batch, padded_width));
   });
 
-  // `multiprocessors` must be the same as in the call this is for, and so must `has_width`.
+  // (multiprocessors, shared memory of a block), as strip_topk takes them.
+  m.def("device_limits", [](int device) {
+    int multiprocessors = 0, shared = 0;
+    if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+      check_cuda(Status::kNoDevice, "device_limits", "device " + std::to_string(device));
+    return Limits{multiprocessors, shared};
+  });
+  // `has_width` and `limits` as in the call this is for.
   m.def("strip_topk_workspace", [](const BankSize& size, bool bf16, int64_t batch, int64_t padded_width, bool has_width,
-                                   int64_t k, int multiprocessors) {
+                                   int64_t k, const Limits& limits) {
     StripTopkParams p = topk_params(size, bf16, batch, padded_width, k);
     const int64_t some_width = 1;
     p.width = has_width ? &some_width : nullptr;
-    return cuda::strip_topk_workspace(p, multiprocessors);
+    return cuda::strip_topk_workspace(p, {limits.first, limits.second});
   });
   m.def("strip_topk",
         [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width, int64_t batch,
            int64_t padded_width, bool cosine, int64_t k, uintptr_t alive, uintptr_t score, uintptr_t index,
-           uintptr_t shift, uintptr_t circle, uintptr_t workspace, int multiprocessors, int device, uintptr_t stream) {
+           uintptr_t shift, uintptr_t circle, uintptr_t workspace, const Limits& limits, int device, uintptr_t stream) {
           StripTopkParams p = topk_params(size, bf16, batch, padded_width, k);
           p.bank = view_of(blocks, size, bf16);
           p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width), p.cosine = cosine;
@@ -94,7 +104,7 @@ void bind_strip_bank_cuda(py::module_& m) {
           Status status;
           {
             py::gil_scoped_release release;
-            status = cuda::strip_topk(p, multiprocessors, device, pointer<void>(stream), plan);
+            status = cuda::strip_topk(p, {limits.first, limits.second}, device, pointer<void>(stream), plan);
           }
           check_cuda(status, "strip_topk",
                      query_text(size, bf16, batch, padded_width) + ", k " + std::to_string(k) + ", plan " + plan);

@@ -195,8 +195,12 @@ Status launch(void (*kernel)(Params...), int64_t blocks_x, int64_t blocks_y, int
                                                         static_cast<int>(shared_bytes)) != cudaSuccess)
     return Status::kLaunchFailed;
   const dim3 grid(static_cast<unsigned>(blocks_x), static_cast<unsigned>(blocks_y));
-  kernel<<<grid, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(params...);
-  return cudaPeekAtLastError() == cudaSuccess ? Status::kOk : Status::kLaunchFailed;
+  // Its own answer, not the last error: that may be somebody else's.
+  void* arguments[] = {const_cast<void*>(static_cast<const void*>(&params))...};
+  return cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(threads)), arguments,
+                          static_cast<size_t>(shared_bytes), stream) == cudaSuccess
+             ? Status::kOk
+             : Status::kLaunchFailed;
 }
 // Bytes set to `value` on `stream`.
 inline Status fill_bytes(void* at, int value, int64_t bytes, Stream stream) {

@@ -16,8 +16,8 @@ bool sizes_fit(const StripTopkParams& p) {
 
 // Blocks of a kernel that goes over the queries, or over their lists.
 int64_t query_blocks(const StripTopkParams& p) { return std::min<int64_t>(p.batch, 1 << 16); }
-int64_t rescore_blocks(const TopkPlan& plan, const StripTopkParams& p, int multiprocessors) {
-  return std::min((p.batch * plan.slots + kExactWarps - 1) / kExactWarps, int64_t{4} * multiprocessors);
+int64_t rescore_blocks(const TopkPlan& plan, const StripTopkParams& p, const DeviceLimits& limits) {
+  return std::min((p.batch * plan.slots + kExactWarps - 1) / kExactWarps, int64_t{4} * limits.multiprocessors);
 }
 
 // Hands out aligned pieces of a workspace; without memory it only counts.
@@ -31,7 +31,7 @@ struct Carver {
   }
 };
 
-int64_t carve(TopkWork& work, int multiprocessors, void* workspace) {
+int64_t carve(TopkWork& work, const DeviceLimits& limits, void* workspace) {
   const StripTopkParams& p = work.p;
   const TopkPlan& plan = work.plan;
   const int64_t query_slots = plan.tiles * kTileQueries;
@@ -54,16 +54,16 @@ int64_t carve(TopkWork& work, int multiprocessors, void* workspace) {
   const bool fixed = has_fixed_transform(p.bank.columns);
   int64_t warps =
       plan.grid_x * plan.grid_y * (plan.form == TopkForm::kExact ? kExactWarps : plan.tiles_across * plan.blocks_deep);
-  if (!fixed) warps = std::max(warps, rescore_blocks(plan, p, multiprocessors) * kExactWarps);
+  if (!fixed) warps = std::max(warps, rescore_blocks(plan, p, limits) * kExactWarps);
   carver.take(&work.space, warps * exact_doubles(p.bank.columns, fixed));
   return carver.used;
 }
 
 template <int kColumns>
-Status rescore(const TopkWork& work, int multiprocessors, Stream stream) {
+Status rescore(const TopkWork& work, const DeviceLimits& limits, Stream stream) {
   const int64_t shared = kColumns ? 8 * kExactWarps * exact_doubles(kColumns, true) : 0;
-  return launch(strip_topk_rescore_kernel<kColumns>, rescore_blocks(work.plan, work.p, multiprocessors), 1,
-                32 * kExactWarps, shared, stream, work);
+  return launch(strip_topk_rescore_kernel<kColumns>, rescore_blocks(work.plan, work.p, limits), 1, 32 * kExactWarps,
+                shared, stream, work);
 }
 
 template <int kColumns, int kTiles>
@@ -76,7 +76,7 @@ Status screen(const TopkWork& work, Stream stream) {
 }
 
 template <int kColumns>
-Status look(const TopkWork& work, int multiprocessors, Stream stream) {
+Status look(const TopkWork& work, const DeviceLimits& limits, Stream stream) {
   const TopkPlan& plan = work.plan;
   Status status;
   if (plan.form == TopkForm::kExact) {
@@ -92,20 +92,20 @@ Status look(const TopkWork& work, int multiprocessors, Stream stream) {
   }
   if (status == Status::kOk)
     status = launch(strip_topk_select_kernel, query_blocks(work.p), 1, kSelectThreads, 0, stream, work);
-  return status == Status::kOk ? rescore<kColumns>(work, multiprocessors, stream) : status;
+  return status == Status::kOk ? rescore<kColumns>(work, limits, stream) : status;
 }
 
 }  // namespace
 
-int64_t strip_topk_workspace(const StripTopkParams& p, int multiprocessors) {
+int64_t strip_topk_workspace(const StripTopkParams& p, const DeviceLimits& limits) {
   if (!sizes_fit(p) || p.batch == 0) return 0;
   TopkWork work{};
   work.p = p;
-  work.plan = strip_topk_plan(p, multiprocessors);
-  return carve(work, multiprocessors, nullptr);
+  work.plan = strip_topk_plan(p, limits);
+  return carve(work, limits, nullptr);
 }
 
-Status strip_topk(const StripTopkParams& p, int multiprocessors, int device, void* stream_pointer,
+Status strip_topk(const StripTopkParams& p, const DeviceLimits& limits, int device, void* stream_pointer,
                   char plan[kMaxPlanName]) {
   if (!sizes_fit(p)) return Status::kBadSize;
   const DeviceGuard guard(device);
@@ -113,10 +113,10 @@ Status strip_topk(const StripTopkParams& p, int multiprocessors, int device, voi
   const Stream stream = static_cast<Stream>(stream_pointer);
   TopkWork work{};
   work.p = p;
-  work.plan = strip_topk_plan(p, multiprocessors);
+  work.plan = strip_topk_plan(p, limits);
   std::snprintf(plan, kMaxPlanName, "%s/%s", p.bank.bf16 ? "bf16" : "tf32", form_name(work.plan.form));
   if (p.batch == 0) return Status::kOk;
-  carve(work, multiprocessors, p.workspace);
+  carve(work, limits, p.workspace);
 
   StripScoreParams queries{};
   queries.bank = p.bank, queries.query = p.query, queries.width = p.width;
@@ -126,10 +126,10 @@ Status strip_topk(const StripTopkParams& p, int multiprocessors, int device, voi
   if (status == Status::kOk) status = launch(strip_topk_order_kernel, 1, 1, kOrderThreads, 0, stream, work);
   if (status != Status::kOk) return status;
   switch (p.bank.columns) {
-    case 1: status = look<1>(work, multiprocessors, stream); break;
-    case 16: status = look<16>(work, multiprocessors, stream); break;
-    case 64: status = look<64>(work, multiprocessors, stream); break;
-    default: status = look<0>(work, multiprocessors, stream); break;
+    case 1: status = look<1>(work, limits, stream); break;
+    case 16: status = look<16>(work, limits, stream); break;
+    case 64: status = look<64>(work, limits, stream); break;
+    default: status = look<0>(work, limits, stream); break;
   }
   if (status != Status::kOk) return status;
   return launch(strip_topk_answer_kernel, query_blocks(p), 1, kSelectThreads, 0, stream, work);

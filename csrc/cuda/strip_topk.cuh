@@ -78,7 +78,7 @@ struct OrderShared {
 };
 
 // One block. Where a query stands in its tiles has no influence on any answer.
-__global__ void __launch_bounds__(kOrderThreads, 1) strip_topk_order_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(kOrderThreads, 1) strip_topk_order_kernel(const __grid_constant__ TopkWork work) {
   OrderShared& shared_order = shared<OrderShared>();
   int32_t* places = shared_order.queries;
   const StripTopkParams& p = work.p;
@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(kOrderThreads, 1) strip_topk_order_kernel(cons
 constexpr int kOperandWarps = 4;
 
 // A warp a query slot. The planes are sums from the table; their float64 error is far below what epsilon is rounded by.
-__global__ void __launch_bounds__(32 * kOperandWarps, 1) strip_topk_operands_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(32 * kOperandWarps, 1)
+    strip_topk_operands_kernel(const __grid_constant__ TopkWork work) {
   const StripTopkParams& p = work.p;
   const int64_t columns = p.bank.columns, words = work.plan.steps * 8, per_word = p.bank.bf16 ? 2 : 1;
   const int64_t slots = work.plan.tiles * kTileQueries, step = static_cast<int64_t>(gridDim.x) * kOperandWarps;
@@ -234,7 +235,7 @@ __device__ __forceinline__ void score_list(const TopkWork& work, int64_t b, Kept
 // A list has no room for `reserve` more. Returns its new length and raises the threshold; see the head of this file.
 template <int kColumns>
 __device__ GEOLOC_FAST_NOINLINE int32_t make_room(const TopkWork& work, int64_t query_slot, int64_t slot, int32_t count,
-                                                  int32_t reserve, const ExactSpace& space, float* threshold) {
+                                                  int32_t reserve, float* threshold) {
   const int64_t k = work.p.k;
   Kept* list = list_of(work, query_slot, slot);
   uint32_t key = kth_lower(list, count, k);
@@ -242,6 +243,9 @@ __device__ GEOLOC_FAST_NOINLINE int32_t make_room(const TopkWork& work, int64_t 
   count = compact(list, count, [=](const Kept& entry) { return entry.upper >= known; });
   float next = known;
   if (count > work.plan.list - reserve) {
+    const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+    const int64_t warp = block * (blockDim.x / 32) + threadIdx.x / 32;
+    const ExactSpace space = exact_space(work.space + warp * exact_doubles(kColumns, true), kColumns);
     score_list<kColumns>(work, work.slot_query[query_slot], list, count, space, [](const Kept&) { return true; });
     count = compact(list, count, [](const Kept& entry) { return entry.lower == entry.lower; });
     if (count < k) return count;
@@ -261,7 +265,7 @@ __device__ GEOLOC_FAST_NOINLINE int32_t make_room(const TopkWork& work, int64_t 
 // Every pair by the routine that decides.
 
 template <int kColumns>
-__global__ void __launch_bounds__(32 * kExactWarps, 1) strip_topk_exact_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(32 * kExactWarps, 1) strip_topk_exact_kernel(const __grid_constant__ TopkWork work) {
   const StripTopkParams& p = work.p;
   const int64_t slot = static_cast<int64_t>(blockIdx.x) * kExactWarps + threadIdx.x / 32;
   if (slot >= work.plan.slots) return;
@@ -489,7 +493,8 @@ __device__ __forceinline__ void finish_tile(const TopkWork& work, const ScreenSh
 
 // A bank block after the other through the ring; see the head of this file and strip_topk_heuristics.h.
 template <int kColumns, int kTiles, bool kBf16>
-__global__ void __launch_bounds__(32 * kScreenWarps, 1) strip_topk_screen_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(32 * kScreenWarps, 1)
+    strip_topk_screen_kernel(const __grid_constant__ TopkWork work) {
   const StripTopkParams& p = work.p;
   const TopkPlan& plan = work.plan;
   const StripBankView& bank = p.bank;
@@ -503,8 +508,6 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1) strip_topk_screen_kernel
   const int64_t first_block = static_cast<int64_t>(blockIdx.x) * plan.blocks_deep;
   const int64_t rounds = first_block < blocks ? (blocks - first_block + stride - 1) / stride : 0;
   const int64_t slot = first_block + deep;
-  const int64_t grid_warp = (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * (blockDim.x / 32) + warp;
-  const ExactSpace space = exact_space(work.space + grid_warp * exact_doubles(kColumns, true), kColumns);
 
   for (int64_t group = blockIdx.y; group < groups; group += gridDim.y) {
     const int64_t first_tile = group * group_tiles, warp_tile = first_tile + warp / plan.blocks_deep * kTiles;
@@ -621,8 +624,8 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1) strip_topk_screen_kernel
       for (int i = 0; i < kTiles * kTileQueries; ++i) {
         const int32_t count = layout.counts[i];
         if (count <= plan.list - kStripLanes) continue;
-        const int32_t left = make_room<kColumns>(work, warp_tile * kTileQueries + i, slot, count, kStripLanes, space,
-                                                 layout.thresholds + i);
+        const int32_t left =
+            make_room<kColumns>(work, warp_tile * kTileQueries + i, slot, count, kStripLanes, layout.thresholds + i);
         if (lane == 0) layout.counts[i] = left;
         sync_warp();
       }
@@ -688,7 +691,7 @@ __device__ __forceinline__ Key select_largest(const TopkWork& work, int64_t quer
 }
 
 // known[b]: the k-th best lower bound. Of the pairs already scored at just that, those up to known_row[b] are enough.
-__global__ void __launch_bounds__(kSelectThreads, 1) strip_topk_select_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(kSelectThreads, 1) strip_topk_select_kernel(const __grid_constant__ TopkWork work) {
   SelectShared& box = shared<SelectShared>();
   for (int64_t b = blockIdx.x; b < work.p.batch; b += gridDim.x) {
     const int64_t query_slot = work.slot_of[b];
@@ -721,7 +724,8 @@ __device__ __forceinline__ bool may_belong(const Kept& entry, uint32_t known, ui
 
 // A warp a list.
 template <int kColumns>
-__global__ void __launch_bounds__(32 * kExactWarps, 1) strip_topk_rescore_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(32 * kExactWarps, 1)
+    strip_topk_rescore_kernel(const __grid_constant__ TopkWork work) {
   const ExactSpace space = warp_space<kColumns>(work.space, work.p.bank.columns);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kExactWarps;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kExactWarps + threadIdx.x / 32;
@@ -736,7 +740,7 @@ __global__ void __launch_bounds__(32 * kExactWarps, 1) strip_topk_rescore_kernel
 }
 
 // The k best of the scored, by score and then row.
-__global__ void __launch_bounds__(kSelectThreads, 1) strip_topk_answer_kernel(const TopkWork work) {
+__global__ void __launch_bounds__(kSelectThreads, 1) strip_topk_answer_kernel(const __grid_constant__ TopkWork work) {
   SelectShared& box = shared<SelectShared>();
   const int64_t k = work.p.k;
   auto is_scored = [](const Kept& entry) { return entry.scored && entry.lower == entry.lower; };

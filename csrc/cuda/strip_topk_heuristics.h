@@ -28,7 +28,6 @@ constexpr int kTileQueries = 8;
 constexpr int kStages = 6;       // of the ring the bank streams through
 constexpr int kFlatWords = 32;   // of a row of a block, at a time, for W = 1
 constexpr int kScreenWarps = 8;  // most warps of a block
-constexpr int64_t kScreenShared = 224 << 10;
 constexpr int64_t kListBytes = 256 << 20;
 constexpr float kScreenSlack = 64.0f / 16777216.0f;
 
@@ -79,7 +78,8 @@ inline int64_t screen_shared(const TopkPlan& plan, int64_t columns) {
          warps * (columns * kStripLanes * 4 + plan.tiles_a_warp * kTileQueries * 8);
 }
 
-inline TopkPlan strip_topk_plan(const StripTopkParams& p, int multiprocessors) {
+inline TopkPlan strip_topk_plan(const StripTopkParams& p, const DeviceLimits& limits) {
+  const int multiprocessors = limits.multiprocessors;
   const StripBankView& bank = p.bank;
   TopkPlan plan{};
   const int64_t widths = p.width ? std::min(p.padded_width, p.batch) : 1;
@@ -98,7 +98,7 @@ inline TopkPlan strip_topk_plan(const StripTopkParams& p, int multiprocessors) {
       for (int deep = kScreenWarps / across; deep >= 1; deep /= 2) {
         plan.tiles_across = across, plan.blocks_deep = deep;
         plan.shared = screen_shared(plan, bank.columns);
-        if (plan.shared > kScreenShared) continue;
+        if (plan.shared > limits.shared_bytes) continue;
         plan.form = bank.columns == 1 ? TopkForm::kFlat : TopkForm::kSpectral16;
         break;
       }

@@ -280,8 +280,9 @@ def _circle_on(device: torch.device, columns: int) -> Tensor:
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+def _limits(device: torch.device) -> tuple[int, int]:
+    limits: tuple[int, int] = _native.native_cuda.device_limits(device.index)  # type: ignore[union-attr]
+    return limits
 
 
 def _memory_on(device: torch.device, nbytes: int) -> Tensor:
@@ -358,16 +359,16 @@ def _topk_cuda(
     score = torch.empty((batch, k), dtype=torch.float32, device=device)
     index = torch.empty((batch, k), dtype=torch.int64, device=device)
     shift = torch.empty((batch, k), dtype=torch.int64, device=device)
-    multiprocessors = _multiprocessors(device)
+    limits = _limits(device)
     memory = _memory_on(
         device,
-        native.strip_topk_workspace(size, bf16, batch, padded_width, query_width is not None, k, multiprocessors),
+        native.strip_topk_workspace(size, bf16, batch, padded_width, query_width is not None, k, limits),
     )
     plan = native.strip_topk(
         _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
         batch, padded_width, select == "cosine", k, 0 if alive is None else alive.data_ptr(), score.data_ptr(),
         index.data_ptr(), shift.data_ptr(), _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(),
-        multiprocessors, *choose.cuda_place(query),
+        limits, *choose.cuda_place(query),
     )  # fmt: skip
     choose.ran("strip_topk", "cuda", plan)
     return score, index, shift

@@ -69,10 +69,15 @@ int64_t strip_topk_workspace(const StripTopkParams& params, int threads);
 
 namespace cuda {
 // The same answer, launched on `stream` of `device`; a width outside its range is taken as the nearest one inside.
-// `multiprocessors` of the device, as the plan was told them. How it works: cuda/strip_topk.cuh.
-Status strip_topk(const StripTopkParams& params, int multiprocessors, int device, void* stream,
+// How it works: cuda/strip_topk.cuh.
+struct DeviceLimits {
+  int multiprocessors;
+  int64_t shared_bytes;  // that a block may have
+};
+Status strip_topk(const StripTopkParams& params, const DeviceLimits& limits, int device, void* stream,
                   char plan[kMaxPlanName]);
-int64_t strip_topk_workspace(const StripTopkParams& params, int multiprocessors);
+// For the same sizes, limits, and presence of `width`.
+int64_t strip_topk_workspace(const StripTopkParams& params, const DeviceLimits& limits);
 }  // namespace cuda
 
 }  // namespace geoloc_fast

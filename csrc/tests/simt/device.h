@@ -15,6 +15,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define GEOLOC_FAST_NOINLINE
 
 struct alignas(8) uint2 {

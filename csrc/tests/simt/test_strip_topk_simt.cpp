@@ -66,9 +66,10 @@ void search(const Case& c) {
     p.query = device_query.data(), p.width = c.widths ? device_width.data() : nullptr;
     p.alive = cosine ? reinterpret_cast<const bool*>(alive.data()) : nullptr;
     p.score = found_score.data(), p.index = found_index.data(), p.shift = found_shift.data();
-    const Buffer<double> space(cuda::strip_topk_workspace(p, c.multiprocessors) / 8);
+    const cuda::DeviceLimits limits{c.multiprocessors, simt::kMaxShared};
+    const Buffer<double> space(cuda::strip_topk_workspace(p, limits) / 8);
     p.workspace = space.data();
-    const Status status = cuda::strip_topk(p, c.multiprocessors, 0, nullptr, plan);
+    const Status status = cuda::strip_topk(p, limits, 0, nullptr, plan);
     const std::string error = simt::take_error();
     const std::string name = std::string(plan) + " R " + std::to_string(c.count) + " K " + std::to_string(c.values) +
                              " W " + std::to_string(c.columns) + " B " + std::to_string(c.batch) + " k " +
@@ -108,8 +109,8 @@ void plans() {
   auto plan_of = [&](int64_t count, int64_t values, int64_t columns, bool bf16, int64_t batch, int64_t k) {
     p.bank = strip_bank_view(nullptr, count, values, columns, bf16);
     p.batch = batch, p.k = k, p.padded_width = columns;
-    const TopkPlan plan = strip_topk_plan(p, 132);
-    CHECK(plan.form == TopkForm::kExact || (plan.shared <= kScreenShared && plan.shared > 0));
+    const TopkPlan plan = strip_topk_plan(p, {132, 227 << 10});
+    CHECK(plan.form == TopkForm::kExact || (plan.shared <= 227 << 10 && plan.shared > 0));
     CHECK(plan.grid_x >= 1 && plan.grid_x <= 0x7fffffff && plan.grid_y >= 1 && plan.grid_y <= 65535);
     CHECK(
         plan.slots >= 1 &&
@@ -118,6 +119,8 @@ void plans() {
   };
   TopkPlan plan = plan_of(1 << 20, 64, 16, true, 64, 10);
   CHECK(plan.form == TopkForm::kSpectral16 && plan.tiles_across == 8 && plan.blocks_deep == 1 && plan.grid_x == 132);
+  CHECK(strip_topk_plan(p, {108, 163 << 10}).form == TopkForm::kSpectral16);
+  CHECK(strip_topk_plan(p, {108, 163 << 10}).shared <= 163 << 10);
   plan = plan_of(4 << 20, 64, 16, true, 1, 10);
   CHECK(plan.form == TopkForm::kSpectral16 && plan.tiles_across == 1 && plan.blocks_deep == 8);
   plan = plan_of(4 << 20, 64, 16, false, 1, 10);
