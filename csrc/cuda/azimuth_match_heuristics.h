@@ -12,12 +12,13 @@
 //
 // Why plain fp32 and not tensor cores. A score is promised to 1e-6 of the float64 one, and a shift within the error
 // bound is summed again: a product in one bf16 is off by 4e-3, in two by 1e-5, in three (six products) by 1e-7; tf32 in
-// two (three products) by 1e-6. The products of B = R = 1024, W = 16, K = 64 are 4.1 GFLOP: 70 us at the fp32 rate; with
-// three tf32 products at half the bf16 rate (300 TFLOP/s) 41 us, and with six bf16 ones (600 TFLOP/s) 41 us. The memory
-// takes 35 us and the epilogue (inverse transform, maximum, softmax, slopes: some 800 instructions a pair) 30 us of the
-// same issue slots. So a third of the pass at best is to be won, for operands of two or three times the size, and the
-// rest is where it was; fp32 gives the last bits instead. W = 64: 17 GFLOP, 290 us, memory 130 us: a factor below two.
-// The rolled form on tensor cores has 8 (Wq = 16) times the products of the spectral one: no gain at any split.
+// two (three products) by 1e-6. The products of B = R = 1024, W = 16, K = 64 are 4.1 GFLOP: 70 us at the fp32 rate;
+// with three tf32 products at half the bf16 rate (300 TFLOP/s) 41 us, and with six bf16 ones (600 TFLOP/s) 41 us. The
+// memory takes 35 us and the epilogue (inverse transform, maximum, softmax, slopes: some 800 instructions a pair) 30 us
+// of the same issue slots. So a third of the pass at best is to be won, for operands of two or three times the size,
+// and the rest is where it was; fp32 gives the last bits instead. W = 64: 17 GFLOP, 290 us, memory 130 us: a factor
+// below two. The rolled form on tensor cores has 8 (Wq = 16) times the products of the spectral one: no gain at any
+// split.
 //
 // Floors in us, the larger of multiply-adds and memory, for "gumbel" and K = 64 (a launch costs 2 to 3 us besides; 6
 // launches forward, 14 backward):
@@ -28,7 +29,7 @@
 //   1024     16        67        134 + 100
 //   1024     64       280        560 + 390
 //
-// The first run is to be held against twice these.
+// Predicted, not yet measured: the first run is to be held against twice these.
 #pragma once
 #include "common/host_device.h"
 #include "cuda/work_space.h"
