@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast import _native, azimuth_crop, azimuth_match
+from geoloc_fast.ops import azimuth_match as op
 from geoloc_fast.ops import choose
 from geoloc_fast.testing import contracts, force_backend, poisoned_outputs, random_strips
 
@@ -51,6 +52,9 @@ class StandIn:
     def azimuth_match_plan(self, *arguments: Any) -> tuple[int, int]:
         plan: tuple[int, int] = self.native.azimuth_match_plan(*arguments, 1)
         return plan
+
+    def azimuth_match_shared_bytes(self, query: tuple[int, ...], strips: tuple[int, ...]) -> int:
+        return 1000 * strips[3]
 
     def azimuth_match(self, *arguments: Any) -> None:
         *arguments_, device, stream = self._leading(arguments)
@@ -86,6 +90,7 @@ class StandIn:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(_native, "native_cuda", StandIn())
     monkeypatch.setattr(choose, "can_run_cuda", lambda tensor: "")
+    monkeypatch.setattr(op, "_shared_bytes", lambda device: 99 << 10)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
     with poisoned_outputs():
         yield
@@ -115,7 +120,7 @@ def test_the_module_takes_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -
 
     def on_device_99(name: str) -> Any:
         call = getattr(native, name)
-        if name in ("max_columns", "azimuth_match_plan", "azimuth_crop_workspace"):
+        if name in ("max_columns", "azimuth_match_plan", "azimuth_match_shared_bytes", "azimuth_crop_workspace"):
             return call
         return lambda *arguments: call(*arguments[:-2], 99, 0)
 
@@ -123,6 +128,7 @@ def test_the_module_takes_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -
         _native, "native_cuda", type("On99", (), {"__getattr__": lambda self, name: on_device_99(name)})()
     )
     monkeypatch.setattr(choose, "can_run_cuda", lambda tensor: "")
+    monkeypatch.setattr(op, "_shared_bytes", lambda device: 99 << 10)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
     query, strips = random_strips(3, 2, 2, 4), random_strips(3, 2, 2, 8)
     shapes = r"device not available. query \[3, 2, 2, 4\], strips \[3, 2, 2, 8\]: .+"
@@ -137,21 +143,22 @@ def test_the_module_takes_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -
                 azimuth_crop(query, strips, select=select, **arguments)
         with pytest.raises(RuntimeError, match=r"gumbel_noise: device not available. 72 values: .+"):
             azimuth_match(query, strips, select="gumbel")
-    for op in (torch.ops.geoloc_fast.azimuth_match_backward, torch.ops.geoloc_fast.azimuth_crop_backward):
-        crop = op is torch.ops.geoloc_fast.azimuth_crop_backward
+    for call in (torch.ops.geoloc_fast.azimuth_match_backward, torch.ops.geoloc_fast.azimuth_crop_backward):
+        crop = call is torch.ops.geoloc_fast.azimuth_crop_backward
         score, shift = (
             (torch.zeros(3), torch.zeros(3).long()) if crop else (torch.zeros(3, 3), torch.zeros(3, 3).long())
         )
         grads = (torch.zeros_like(query), score) if crop else (score,)
         rest = () if crop else (None, None)
         with force_backend("cuda"), pytest.raises(RuntimeError, match="backward: " + shapes):
-            op(*grads, query, strips, None, "correlation", None, 1.0, None, score, shift, *rest)
+            call(*grads, query, strips, None, "correlation", None, 1.0, None, score, shift, *rest)
 
 
 def test_what_the_kernels_do_not_take(stand_in: None) -> None:
     query = torch.zeros(1, 1, 1, 5)
     for strips, message in (
         (torch.zeros(1, 1, 1, 5000), "take 4096 columns"),
+        (torch.zeros(1, 1, 1, 128), "wants 128000 bytes of shared memory a block, this GPU has 101376"),
         (torch.zeros(1, 1, 1, 8).double(), "no kernel for torch.float64"),
     ):
         with force_backend("cuda"), pytest.raises(RuntimeError, match=message):

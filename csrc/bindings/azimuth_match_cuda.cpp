@@ -16,6 +16,17 @@ void bind_azimuth_match_cuda(py::module_& m) {
     const AzimuthPlan chosen = plan < 0 ? cuda::azimuth_match_plan(size) : static_cast<AzimuthPlan>(plan);
     return std::make_pair(static_cast<int>(chosen), cuda::azimuth_match_workspace(size, chosen));
   });
+  m.def("device_shared_bytes", [](int device) {
+    int bytes = 0;
+    const cudaError_t error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error != cudaSuccess) throw std::runtime_error(std::string("azimuth_match: ") + cudaGetErrorString(error));
+    return bytes;
+  });
+  m.def("azimuth_match_shared_bytes", [](const Sizes& query, const Sizes& strips) {
+    const AzimuthMatchSize size{
+        query[0], strips[0], query[1] * query[2], query[3], strips[3], false, Selection::kCorrelation, false, false};
+    return cuda::azimuth_match_shared_bytes(size, cuda::azimuth_match_plan(size));
+  });
   m.def("azimuth_match",
         [](uintptr_t query, int query_dtype, const Sizes& query_size, const Sizes& query_stride, uintptr_t strips,
            int strips_dtype, const Sizes& strips_size, const Sizes& strips_stride, uintptr_t query_width, int select,

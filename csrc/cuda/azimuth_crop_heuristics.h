@@ -6,6 +6,7 @@
 namespace geoloc_fast::cuda {
 
 constexpr int kCropThreads = 256;
+constexpr int64_t kCropShared = 96 << 10;  // every GPU has that, and an H200 twice
 
 struct CropSpace {
   ItemFacts query, strips;
@@ -29,7 +30,7 @@ struct CropLaunch {
 
 inline CropLaunch crop_launch(int64_t values, int64_t query_columns, int64_t columns) {
   const int64_t shifts = 4 * columns * 8, pair = values * (columns + query_columns) * 4;
-  const bool fits = shifts + pair <= kSharedLimit;
+  const bool fits = shifts + pair <= kCropShared;
   return {fits, fits ? shifts + pair : shifts};
 }
 

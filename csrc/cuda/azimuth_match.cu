@@ -96,9 +96,9 @@ void launch_gradients(Launches& run, const GradientArguments& it, const AzimuthM
 template <bool kOfQuery>
 void launch_scatter(Launches& run, const GradientArguments& it) {
   const StripTensor& t = kOfQuery ? it.p.query : it.p.strips;
-  const int64_t weights = it.p.slope != nullptr ? it.p.strips.columns : 1, at_once = max_of(1, 4096 / weights);
+  const int64_t weights = it.p.slope != nullptr ? it.p.strips.columns : 1, at_once = max_of(1, 2048 / weights);
   const int64_t pieces = ceil_div(t.channels * t.height * t.columns, kScatterThreads);
-  run(azimuth_scatter_kernel<kOfQuery>, t.items * pieces, 1, kScatterThreads, at_once * weights * 4, it, at_once,
+  run(azimuth_scatter_kernel<kOfQuery>, t.items * pieces, 1, kScatterThreads, at_once * (weights + 2) * 4, it, at_once,
       pieces);
 }
 
@@ -108,6 +108,10 @@ AzimuthPlan azimuth_match_plan(const AzimuthMatchSize& size) { return choose_mat
 
 int64_t azimuth_match_workspace(const AzimuthMatchSize& size, AzimuthPlan plan) {
   return size.backward ? gradient_space(size, plan, nullptr).bytes : match_space(size, plan, nullptr).bytes;
+}
+
+int64_t azimuth_match_shared_bytes(const AzimuthMatchSize& size, AzimuthPlan plan) {
+  return match_launch(size, plan).shared_bytes;
 }
 
 Status azimuth_match(const AzimuthMatchParams& p, int device, void* stream) {

@@ -240,8 +240,17 @@ __global__ void __launch_bounds__(kGradientThreads)
 
 constexpr int kScatterThreads = 128;
 
-// The other plan: any W, any selection. A thread a number of a gradient; the weights of `at_once` items of the other
-// side are in shared memory, [at_once][W] for "gumbel" and the chosen shift's alone for the other selections.
+// Of `at_once` items of the other side: width, chosen shift, and weights over the item's unit, [at_once][W] for
+// "gumbel" and the chosen shift's alone for the other selections; 0 for a broken pair.
+struct ScatterItems {
+  int32_t *width, *shift;
+  float* weight;
+
+  __device__ explicit ScatterItems(int64_t at_once)
+      : width(dynamic_shared<int32_t>()), shift(width + at_once), weight(reinterpret_cast<float*>(shift + at_once)) {}
+};
+
+// The other plan: any W, any selection. A thread a number of a gradient.
 template <bool kOfQuery>
 __global__ void __launch_bounds__(kScatterThreads, 4)
     azimuth_scatter_kernel(const GradientArguments it, int64_t at_once, int64_t pieces) {
@@ -249,39 +258,40 @@ __global__ void __launch_bounds__(kScatterThreads, 4)
   const StripTensor &t = kOfQuery ? p.query : p.strips, &other = kOfQuery ? p.strips : p.query;
   const ItemFacts &facts = kOfQuery ? it.space.query : it.space.strips,
                   &other_facts = kOfQuery ? it.space.strips : it.space.query;
-  const int64_t item = blockIdx.x / pieces, values = t.channels * t.height, columns = p.strips.columns;
-  const int64_t n = blockIdx.x % pieces * kScatterThreads + threadIdx.x, k = n / t.columns, x = n - k * t.columns;
+  const int64_t item = blockIdx.x / pieces, values = t.channels * t.height, references = p.strips.items;
+  const int64_t n = blockIdx.x % pieces * kScatterThreads + threadIdx.x, k = n / t.columns;
+  const int x = static_cast<int>(n - k * t.columns), columns = static_cast<int>(p.strips.columns);
   const bool there = k < values, gumbel = p.slope != nullptr;
-  float* weights = dynamic_shared<float>();
+  const int shifts = gumbel ? columns : 1;
+  const ScatterItems items(at_once);
   const PackedItem packed(t, kOfQuery ? p.query_width : nullptr, facts, item);
+  const int64_t offset = value_offset(other, 0, k);
   float sum = 0.0f;
   for (int64_t first = 0; first < other.items; first += at_once) {
-    const int64_t count = min_of(at_once, other.items - first);
+    const int count = static_cast<int>(min_of(at_once, other.items - first));
     sync_block();
-    for (int64_t i = threadIdx.x; i < (gumbel ? count * columns : count); i += kScatterThreads) {
-      const int64_t o = first + (gumbel ? i / columns : i), s = gumbel ? i % columns : 0;
-      const int64_t b = kOfQuery ? item : o, r = kOfQuery ? o : item, at = b * p.strips.items + r;
-      float weight = !gumbel || s == p.shift[at] ? it.space.hard[at] : 0.0f;
-      if (gumbel) weight += it.space.soft[at] * p.slope[(b * columns + s) * p.strips.items + r];
-      weights[i] = weight;
+    for (int i = static_cast<int>(threadIdx.x); i < count * shifts; i += kScatterThreads) {
+      const int64_t o = first + i / shifts, b = kOfQuery ? item : o, r = kOfQuery ? o : item, at = b * references + r;
+      const int s = i % shifts, shift = static_cast<int>(p.shift[at]);
+      float weight = !gumbel || s == shift ? it.space.hard[at] : 0.0f;
+      if (gumbel) weight += it.space.soft[at] * p.slope[(b * columns + s) * references + r];
+      items.weight[i] = other_facts.broken[o] == 0 ? weight * other_facts.inverse[o] : 0.0f;
+      if (s != 0) continue;
+      items.shift[i / shifts] = shift;
+      items.width[i / shifts] = kOfQuery ? columns : static_cast<int>(width_of(p.query_width, o, p.query.columns));
     }
     sync_block();
     if (!there || x >= packed.width) continue;
     float part = 0.0f;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t o = first + i;
-      const PackedItem from(other, kOfQuery ? nullptr : p.query_width, other_facts, o);
-      const int64_t offset = value_offset(other, o, k);
-      if (gumbel) {
-        for (int64_t s = 0; s < columns; ++s) {
-          // Column x of a query lies over column s + x of the strip.
-          const int64_t at = kOfQuery ? (s + x < columns ? s + x : s + x - columns) : x >= s ? x - s : x - s + columns;
-          part = fmaf(weights[i * columns + s], from(offset, at), part);
-        }
-      } else {
-        const int64_t s = p.shift[kOfQuery ? item * p.strips.items + o : o * p.strips.items + item];
-        const int64_t at = kOfQuery ? (s + x < columns ? s + x : s + x - columns) : x >= s ? x - s : x - s + columns;
-        part = fmaf(weights[i], from(offset, at), part);
+    for (int i = 0; i < count; ++i) {
+      const int64_t begin = offset + (first + i) * other.stride[0];
+      const int only = items.shift[i], width = items.width[i];
+      for (int n_shift = 0; n_shift < shifts; ++n_shift) {
+        const int s = gumbel ? n_shift : only;
+        const float weight = items.weight[i * shifts + n_shift];
+        // Column x of a query lies over column s + x of the strip.
+        const int at = kOfQuery ? (s + x < columns ? s + x : s + x - columns) : x >= s ? x - s : x - s + columns;
+        if (at < width && weight != 0.0f) part = fmaf(weight, value_at(other, begin + at * other.stride[3]), part);
       }
     }
     sum += part;

@@ -2,18 +2,34 @@
 // same sizes give the same sums on every device.
 // SPDX-License-Identifier: Apache-2.0
 //
-// Notation of geoloc_fast/azimuth_match.h; a pair costs in fp32 multiply-adds, with the rates of an H200 (60 TFLOP/s
-// fp32, 4.3 TB/s copied, about 5.5 TB/s from L2):
+// Notation of geoloc_fast/azimuth_match.h. Rates of an H200: 60 TFLOP/s in fp32, 4.3 TB/s copied, about 5.5 TB/s from
+// L2. A pair costs, in fp32 multiply-adds,
 //
-//   forward   spectral (2 W - 2) K, direct W Wq K;   W = 16, K = 64: 1.9 k against 5.1 k (Wq = 5) and 16.4 k (Wq = 16)
-//   backward  twice that (direct without "gumbel": one window, Wq K each way)
+//   spectral  (2 W - 2) K forward, twice that backward     W = 16, K = 64: 1.9 k and 3.8 k; W = 64: 8.1 k and 16.1 k
+//   direct    W Wq K forward                               W = 16: 5.1 k (Wq = 5), 16.4 k (Wq = 16)
 //
-// For B = R = 1024, W = 16, K = 64 that is 4.1 GFLOP forward, 70 us at the fp32 rate, beside 150 MB of results and
-// noise that must move, 35 us. In bf16 with three products for 1e-5 (six for 1e-6) the tensor cores would take 20 (40)
-// us plus the splitting of operands, so at most a third of the time of a pass that is half memory and epilogue already
-// could be won: plain fp32 it is, exact to the last bits and the same on every GPU. W = 64: 17 GFLOP, 290 us against
-// 130 us of memory; there tensor cores would win up to a factor of two. Backward, W = 16: 8.2 GFLOP, 140 us, beside 260
-// MB of slopes read and weights written, and 130 MB read again for every 32 values, 120 us, which overlap in part.
+// and 12 bytes of score and shift; with "gumbel" 4 W of noise read, 4 W of slopes written and 4 more.
+//
+// Why plain fp32 and not tensor cores. A score is promised to 1e-6 of the float64 one, and a shift within the error
+// bound is summed again: a product in one bf16 is off by 4e-3, in two by 1e-5, in three (six products) by 1e-7; tf32 in
+// two (three products) by 1e-6. The products of B = R = 1024, W = 16, K = 64 are 4.1 GFLOP: 70 us at the fp32 rate;
+// with three tf32 products at half the bf16 rate (300 TFLOP/s) 41 us, and with six bf16 ones (600 TFLOP/s) 41 us. The
+// memory takes 35 us and the epilogue (inverse transform, maximum, softmax, slopes: some 800 instructions a pair) 30 us
+// of the same issue slots. So a third of the pass at best is to be won, for operands of two or three times the size,
+// and the rest is where it was; fp32 gives the last bits instead. W = 64: 17 GFLOP, 290 us, memory 130 us: a factor
+// below two. The rolled form on tensor cores has 8 (Wq = 16) times the products of the spectral one: no gain at any
+// split.
+//
+// Floors in us, the larger of multiply-adds and memory, for "gumbel" and K = 64 (a launch costs 2 to 3 us besides; 6
+// launches forward, 14 backward):
+//
+//   B = R     W     forward   backward: products, weights written and read twice (2 x 8 W a pair), slopes read twice
+//   128      16       1.1        2.1 + 1.6
+//   256      16       4.2        8.4 + 6
+//   1024     16        67        134 + 100
+//   1024     64       280        560 + 390
+//
+// Predicted, not yet measured: the first run is to be held against twice these.
 #pragma once
 #include "common/host_device.h"
 #include "cuda/work_space.h"
@@ -21,13 +37,14 @@
 
 namespace geoloc_fast::cuda {
 
-constexpr int kTile = 32;                    // items side by side in a packed operand: one bank each
-constexpr int kMaxWarps = 8;                 // of a block of the product
-constexpr int kTermBlock = 128;              // terms of a sum before the partial sum is put away
-constexpr int kTermAlign = 8;                // packed operands hold a multiple of these, zeros at the end
-constexpr int64_t kSharedLimit = 160 << 10;  // bytes a block may have on the smallest GPU we tune for (sm_80)
-constexpr int64_t kGlobalBlocks = 264;       // blocks at once where products do not fit into shared memory
-constexpr int64_t kSumUnits = 2048;          // products of 32 x 32 numbers, a warp each, that keep a GPU busy
+constexpr int kTile = 32;                           // items side by side in a packed operand: one bank each
+constexpr int kMaxWarps = 8;                        // of a block of the product
+constexpr int kTermBlock = 128;                     // terms of a sum before the partial sum is put away
+constexpr int kTermAlign = 8;                       // packed operands hold a multiple of these, zeros at the end
+constexpr int64_t kSharedLimit = 160 << 10;         // bytes a block may have on the smallest GPU we tune for (sm_80)
+constexpr int64_t kGlobalBlocks = 264;              // blocks at once where products do not fit into shared memory
+constexpr int64_t kGlobalBytes = int64_t{1} << 28;  // and what their products may take
+constexpr int64_t kSumUnits = 2048;                 // products of 32 x 32 numbers, a warp each, that keep a GPU busy
 
 GEOLOC_FAST_HD constexpr int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
 GEOLOC_FAST_HD constexpr int64_t round_up(int64_t value, int64_t by) { return ceil_div(value, by) * by; }
@@ -42,13 +59,11 @@ GEOLOC_FAST_HD constexpr bool has_transform(int64_t columns) {
   return columns == 4 || columns == 8 || columns == 16 || columns == 32 || columns == 64;
 }
 
+// Products per frequency wherever there is a transform: even for one-column queries the direct product of a column is
+// bound by what it reads from shared memory, and the direct gradient, a thread a number of it, by its instructions.
 inline AzimuthPlan choose_match_plan(const AzimuthMatchSize& n) {
-  const AzimuthPlan other = n.backward ? AzimuthPlan::kScatter : AzimuthPlan::kDirect;
-  if (!has_transform(n.columns)) return other;
-  // The direct gradient loads a value from cache for every multiply-add: a quarter of the rate.
-  const int64_t direct =
-      n.backward ? 4 * n.query_columns * (n.select == Selection::kGumbel ? n.columns : 1) : n.columns * n.query_columns;
-  return direct <= 2 * n.columns - 2 ? other : AzimuthPlan::kSpectral;
+  if (has_transform(n.columns)) return AzimuthPlan::kSpectral;
+  return n.backward ? AzimuthPlan::kScatter : AzimuthPlan::kDirect;
 }
 
 // A block makes `kTile` x `strips` pairs: a warp the products of one slot (frequency or, in the direct plan, shift)
@@ -81,7 +96,8 @@ inline MatchLaunch match_launch(const AzimuthMatchSize& n, AzimuthPlan plan) {
   it.shared_bytes = it.global ? stages : it.overlay ? max_of(stages, it.products_bytes) : stages + it.products_bytes;
   if (it.global) it.overlay = false;
   it.tiles = ceil_div(n.batch, kTile) * ceil_div(n.references, it.strips);
-  it.blocks = it.global ? min_of(it.tiles, kGlobalBlocks) : it.tiles;
+  it.blocks = it.tiles;
+  if (it.global) it.blocks = min_of(it.tiles, max_of(1, min_of(kGlobalBlocks, kGlobalBytes / it.products_bytes)));
   return it;
 }
 

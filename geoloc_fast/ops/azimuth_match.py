@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,6 +62,23 @@ def can_run_cuda(query: Tensor, strips: Tensor) -> str:
     return ""
 
 
+@cache
+def _shared_bytes(device: int) -> int:
+    """What a block may have on a GPU."""
+    return int(_native.native_cuda.device_shared_bytes(device))  # type: ignore[union-attr]
+
+
+def _can_match_cuda(query: Tensor, strips: Tensor) -> str:
+    reason = can_run_cuda(query, strips)
+    if reason:
+        return reason
+    wanted = _native.native_cuda.azimuth_match_shared_bytes(query.shape, strips.shape)  # type: ignore[union-attr]
+    there = _shared_bytes(query.device.index)
+    if wanted > there:
+        return f"this shape wants {wanted} bytes of shared memory a block, this GPU has {there}"
+    return ""
+
+
 def can_run_triton(query: Tensor, strips: Tensor) -> str:
     for tensor in (query, strips):
         if tensor.dtype not in CODES:
@@ -92,7 +110,7 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
         query.device.type,
         {
             "cpu": lambda: can_run_cpu(query, strips),
-            "cuda": lambda: can_run_cuda(query, strips),
+            "cuda": lambda: _can_match_cuda(query, strips),
             "triton": lambda: can_run_triton(query, strips),
         },
     )

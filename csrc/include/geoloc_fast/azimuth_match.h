@@ -117,6 +117,8 @@ namespace cuda {
 constexpr int64_t kMaxStripColumns = 4096;  // of a strip; there is no other limit
 AzimuthPlan azimuth_match_plan(const AzimuthMatchSize& size);
 int64_t azimuth_match_workspace(const AzimuthMatchSize& size, AzimuthPlan plan);
+// Shared memory that a block of the forward wants, up to 160 KB: more than GPUs of compute capability 8.6 and 8.9 have.
+int64_t azimuth_match_shared_bytes(const AzimuthMatchSize& size, AzimuthPlan plan);
 Status azimuth_match(const AzimuthMatchParams& params, int device, void* stream);
 Status azimuth_match_backward(const AzimuthMatchBackwardParams& params, int device, void* stream);
 }  // namespace cuda

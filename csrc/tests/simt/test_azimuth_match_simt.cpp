@@ -148,9 +148,9 @@ void check_plans(const Case& c, bool strided) {
 }
 
 void shapes(bool all) {
-  constexpr int64_t kShapes[][6] = {{5, 35, 2, 3, 5, 16},  {34, 7, 4, 2, 16, 16}, {7, 3, 1, 1, 3, 7},
-                                    {3, 40, 17, 1, 9, 20}, {4, 6, 5, 2, 1, 1},    {2, 5, 3, 2, 33, 64},
-                                    {9, 18, 150, 1, 3, 8}, {3, 5, 2, 3, 4, 4},    {2, 3, 3, 1, 20, 32}};
+  constexpr int64_t kShapes[][6] = {
+      {5, 35, 2, 3, 5, 16}, {34, 7, 4, 2, 16, 16}, {7, 3, 1, 1, 3, 7}, {3, 40, 17, 1, 9, 20}, {4, 6, 5, 2, 1, 1},
+      {2, 5, 3, 2, 33, 64}, {9, 18, 150, 1, 3, 8}, {3, 5, 2, 3, 4, 4}, {2, 3, 3, 1, 20, 32},  {3, 20, 2, 1, 9, 100}};
   for (const auto& n : kShapes)
     for (const Selection select : {Selection::kCorrelation, Selection::kCosine, Selection::kGumbel}) {
       const Case c(n[0], n[1], n[2], n[3], n[4], n[5], select);
@@ -196,11 +196,42 @@ void troubles() {
     }
 }
 
+// Launch choices for every width and for items small and large: no GPU needed, nor the emulator.
+void launches() {
+  for (int64_t columns = 1; columns <= cuda::kMaxStripColumns; columns += columns < 130 ? 1 : 977)
+    for (const int64_t values : {int64_t{1}, int64_t{64}, int64_t{1024}})
+      for (const int64_t items : {int64_t{1}, int64_t{128}, int64_t{5000}}) {
+        AzimuthMatchSize size{items, items, values, (columns + 2) / 3, columns, true, Selection::kGumbel, true, false};
+        const AzimuthPlan plan = cuda::azimuth_match_plan(size);
+        const cuda::MatchLaunch how = cuda::match_launch(size, plan);
+        CHECK(how.shared_bytes <= cuda::kSharedLimit && how.warps >= 1 && how.warps <= cuda::kMaxWarps);
+        CHECK(how.terms % how.depth == 0 && how.blocks >= 1 && how.blocks <= how.tiles);
+        CHECK(!how.overlay || how.slots == how.warps);
+        CHECK(plan != AzimuthPlan::kSpectral || !how.global);
+        size.slope = false, size.backward = true;
+        for (const bool of_query : {false, true}) {
+          const cuda::GradientLaunch sums = cuda::gradient_launch(size, of_query);
+          CHECK(sums.terms_per_split % cuda::kTermAlign == 0 && sums.terms % cuda::kTermAlign == 0);
+          CHECK(sums.splits * sums.terms_per_split >= sums.terms);
+          CHECK((sums.splits - 1) * sums.terms_per_split < sums.terms);
+        }
+      }
+  // Training sizes, beside the slopes and the noise of 64 MB each.
+  AzimuthMatchSize size{1024, 1024, 64, 16, 16, false, Selection::kGumbel, true, false};
+  CHECK(cuda::azimuth_match_plan(size) == AzimuthPlan::kSpectral &&
+        cuda::match_launch(size, AzimuthPlan::kSpectral).overlay);
+  CHECK(cuda::azimuth_match_workspace(size, AzimuthPlan::kSpectral) < 16000000);
+  size.slope = false, size.backward = true;
+  CHECK(cuda::azimuth_match_plan(size) == AzimuthPlan::kSpectral);
+  CHECK(cuda::azimuth_match_workspace(size, AzimuthPlan::kSpectral) < 128000000);
+}
+
 }  // namespace
 }  // namespace geoloc_fast
 
 int main() {
   using namespace geoloc_fast;
+  launches();
   for (const simt::Order order : {simt::Order::kForward, simt::Order::kBackward, simt::Order::kRandom}) {
     simt::set_order(order, 1);
     shapes(order == simt::Order::kForward);
