@@ -5,10 +5,9 @@
     python bench/gpu.py sanitize   compute-sanitizer over small calls                -> gpu_sanitize.json
 
 in bench/results (`make gpu-test` and so on). Each first builds the package into build/gpu-site with what Python has:
-pip, scikit-build-core, pybind11, cmake, ninja; nvcc for the CUDA module. It builds for this GPU alone. What happens goes
-into
-the JSON as it happens, so a run that is cut short leaves what it found. `--device cpu` goes through the same motions on
-tiny CPU tensors.
+pip, scikit-build-core, pybind11, cmake, ninja, and nvcc for the CUDA module, which is built for this GPU alone. What
+happens goes into the JSON as it happens, so a run that is cut short leaves what it found. `--device cpu` goes through
+the same motions on tiny CPU tensors.
 """
 
 from __future__ import annotations
