@@ -300,10 +300,9 @@ def search(tiny: bool) -> None:
         batch = min(batch, 4) if tiny else batch
         at_once = min(count, 100_000 if columns < 64 else 50_000)
         query = random(batch, *values, width, seed=9)
-        pieces = [random(at_once, *values, columns, seed=n) for n in range(1)]
         blocks, strips = [], []
         for n in range(0, count, at_once):
-            piece = pieces[0].roll(n // at_once, 0) if n == 0 else random(at_once, *values, columns, seed=n)
+            piece = random(at_once, *values, columns, seed=n)
             blocks.append(StripBank.pack(piece, dtype="bf16").blocks)
             strips.append(piece.bfloat16())
         layout = BankLayout(len(blocks) * at_once, *values, columns, "bf16")

@@ -241,7 +241,7 @@ def check_bank(
     if bool(strips.isfinite().all()):  # NaN has many bytes
         # Sums in another order may round the other way now and then.
         same = (packed.buffer.cpu() == bank.buffer).double().mean()
-        assert float(same) > 0.999, f"{1 - float(same):.2%} of the bytes differ"
+        assert float(same) > 0.99, f"{1 - float(same):.2%} of the bytes differ"
     torch.testing.assert_close(unpacked.cpu(), stored, rtol=2e-7, atol=1e-30, equal_nan=True)
     assert torch.equal(found_score.shift.cpu(), expected_score.shift)
     assert_close(found_score.score.cpu(), expected_score.score, "float32")
