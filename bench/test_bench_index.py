@@ -90,6 +90,8 @@ def test_open(benchmark: Any, million: Path) -> None:
     benchmark.extra_info["fresh process: seconds to open"] = statistics.median(row[0] for row in rows)
     benchmark.extra_info["fresh process: seconds of first search"] = statistics.median(row[1] for row in rows)
     benchmark.extra_info["MB beside the map"] = max(row[2] for row in rows)
+    said = ", ".join(f"{name} {value:.3g}" for name, value in benchmark.extra_info.items())
+    benchmark.extra_info["note"] = said
     benchmark(PlaceIndex.open, million)
 
 
@@ -112,7 +114,7 @@ def test_add(benchmark: Any, tmp_path: Path, count: int) -> None:
         benchmark.pedantic(
             lambda: index.add(strips, model="m", **where), rounds=5 if count > 1 else 20, warmup_rounds=1
         )
-    benchmark.extra_info["strips/s"] = count / benchmark.stats.stats.median
+    benchmark.extra_info["note"] = f"{count / benchmark.stats.stats.median:,.0f} strips/s"
 
 
 @pytest.mark.benchmark(group="index: locate one photo, 100 000 places")
@@ -134,5 +136,6 @@ def test_locate(benchmark: Any, tmp_path: Path) -> None:
             stages.setdefault(stage, []).append(seconds)
 
     benchmark.pedantic(run, rounds=30, warmup_rounds=3)
-    for stage, values in stages.items():
-        benchmark.extra_info[f"{stage} ms"] = 1000 * statistics.median(values)
+    benchmark.extra_info["note"] = "; ".join(
+        f"{stage} {1000 * statistics.median(values):.1f} ms" for stage, values in stages.items()
+    )

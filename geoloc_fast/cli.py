@@ -241,15 +241,16 @@ def index_build(
 
     Example: geoloc-fast index build ready/ region.index
     """
+    from geoloc_fast.data.manifest import Manifest
     from geoloc_fast.index import PlaceIndex
 
-    network = _model(model)
+    places, network = Manifest.load(manifest), _model(model)
     if not (index / "index.sqlite").exists():
         config = network.config
         PlaceIndex.create(
             index, model=str(network.fingerprint), shape=config.strip, dtype=dtype, column0_deg=config.column0_deg
         ).close()
-    _add(manifest, index, network, as_json)
+    _add(places, index, network, as_json)
 
 
 @index_app.command("add")
@@ -263,7 +264,9 @@ def index_add(
 
     Example: geoloc-fast index add more/ region.index
     """
-    _add(manifest, index, _model(model), as_json)
+    from geoloc_fast.data.manifest import Manifest
+
+    _add(Manifest.load(manifest), index, _model(model), as_json)
 
 
 @index_app.command("remove")
@@ -538,12 +541,10 @@ def _region(box: str | None, near: str | None) -> Any:
         raise typer.BadParameter(f"{'--box' if box is not None else '--near'}: {error}") from error
 
 
-def _add(manifest: Path, index: Path, network: Any, as_json: bool) -> None:
+def _add(places: Any, index: Path, network: Any, as_json: bool) -> None:
     from geoloc_fast.build import add_places
-    from geoloc_fast.data.manifest import Manifest
     from geoloc_fast.index import PlaceIndex
 
-    places = Manifest.load(manifest)
     with PlaceIndex.open(index, "write", model=network.fingerprint) as opened:
         with _bar(places.places.num_rows, "places") as bar:
             done = add_places(opened, network, places, progress=bar.update)

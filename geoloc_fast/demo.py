@@ -40,7 +40,7 @@ def run_demo(out: Path, *, model_path: Path, places: int, photos: int, seed: int
     with _progress(places, "making the city") as bar:
         city = make_city(seed, places=places, panorama_size=size, progress=lambda done, _: bar.update(done - bar.n))
     folder = out / "index"
-    if folder.exists():
+    if (folder / "index.sqlite").exists():  # of an earlier demonstration
         shutil.rmtree(folder)
     with _progress(places, "encoding places") as bar:
         index = make_index(folder, model, city, bar)

@@ -4,7 +4,7 @@
 
 Neighbouring places see much the same, so the nearest places are gathered into candidates: every place pulls with a
 weight that falls off with its score, and those within `SPACING_M` of a better one join it. A candidate stands at the
-weighted mean of its places.
+weighted mean of those of its places that agree about the heading.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ __all__ = ["SPACING_M", "Answer", "Candidate", "Locator", "candidates_of", "feat
 SPACING_M = 25.0  # no two candidates are nearer to one another
 NEIGHBOURS = 64
 SHARPNESS = 0.03  # a place this much below the best score pulls with 1/e of its weight
+AGREEING_DEG = 45.0  # between the headings of neighbours
 RADIUS_HOLDS = 0.68  # as the accuracy that telephones give
 _SMALLEST_PX = 32
 _WIDEST = 2.2  # width by height, from which on it is no perspective photo
@@ -275,7 +276,9 @@ def candidates_of(neighbours: Neighbours) -> list[Candidate]:
         seed = int(left.argmax())
         members = np.flatnonzero(left & near[seed])
         left[members] = False
-        pull = weight[members] / weight[members].sum()
+        # A neighbour that looks another way was matched by something else.
+        agree = np.abs((heading[members] - heading[seed] + 180) % 360 - 180) <= AGREEING_DEG
+        pull = weight[members] * agree / (weight[members] * agree).sum()
         east, north = offset_m(lat[seed], lon[seed], lat[members], lon[members])
         to_lat, to_lon = move_m(lat[seed], lon[seed], float(pull @ east), float(pull @ north))
         turn = np.radians(heading[members])

@@ -61,6 +61,13 @@ def test_neighbouring_places_make_one_candidate_between_them() -> None:
     assert first.weight + second.weight == pytest.approx(1)
 
 
+def test_a_neighbour_that_looks_another_way_moves_nothing() -> None:
+    (found,) = candidates_of(neighbours([(0, 0, 0.8, 10), (0, 20, 0.8, 200), (0, 20, 0.8, 350)]))
+    assert found.places == 3
+    assert found.heading_deg % 360 == pytest.approx(0, abs=0.01) or found.heading_deg == pytest.approx(360, abs=0.01)
+    assert great_circle_m(48.0, 11.0, found.lat, found.lon) == pytest.approx(10, abs=0.1)
+
+
 def test_two_good_neighbours_outweigh_one_slightly_better_loner() -> None:
     found = candidates_of(neighbours([(500, 0, 0.81, 0), (0, 0, 0.8, 0), (10, 0, 0.8, 0)]))
     assert [candidate.place for candidate in found] == [1, 0]
