@@ -146,7 +146,7 @@ def summary(metrics: dict[str, Any]) -> str:
     if sure is not None:
         right = "" if sure["precision"] is None else f", {100 * sure['precision']:.0f}% of those answers right"
         lines.append(
-            f'Sure enough of {100 * sure["coverage"]:.0f}% of the photos to answer{right}; the others are "unknown".'
+            f'Sure enough of {100 * sure["coverage"]:.1f}% of the photos to answer{right}; the others are "unknown".'
         )
     return "\n".join(lines)
 
