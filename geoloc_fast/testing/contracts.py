@@ -223,7 +223,7 @@ def check_bank(
     arguments: dict[str, Any] = {"select": select}
     if mixed:
         arguments["query_width"] = _widths(batch, query_columns)
-    living = {"alive": torch.arange(len(strips)) % 3 != 0} if alive else {}
+    living: dict[str, Any] = {"alive": torch.arange(len(strips)) % 3 != 0} if alive else {}
     index = (torch.arange(batch * 4).view(batch, 4) * 5) % (len(strips) + 1) - 1
     with force_backend("reference"):
         bank = StripBank.pack(strips, dtype=dtype)
