@@ -239,7 +239,7 @@ def check_bank(
         found_score = strip_score(query.to(device), there, index.to(device), **given)
     assert packed.buffer.shape == bank.buffer.shape
     if bool(strips.isfinite().all()):  # NaN has many bytes
-        # Sums in another order may round the other way now and then.
+        # A sum that lies halfway between two numbers rounds either way, by the order of its terms.
         same = (packed.buffer.cpu() == bank.buffer).double().mean()
         assert float(same) > 0.99, f"{1 - float(same):.2%} of the bytes differ"
     torch.testing.assert_close(unpacked.cpu(), stored, rtol=2e-7, atol=1e-30, equal_nan=True)
