@@ -27,7 +27,7 @@ needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or bool(_native.cuda_problem), reason=_native.cuda_problem or "torch sees no GPU"
 )
 SELECTIONS = contracts.SELECTIONS
-SCALE = 9  # where the address of the scale stands among the arguments of a call
+SCALE = 10  # where the address of the scale stands among the arguments of a call
 
 
 def double_at(address: int) -> Any:
@@ -45,8 +45,8 @@ class StandIn:
 
     def _leading(self, arguments: tuple[Any, ...]) -> list[Any]:
         leading = list(arguments)
-        scale = leading[SCALE + 1]
-        leading[SCALE + 1] = double_at(scale).value if scale else 1.0
+        scale = leading[SCALE]
+        leading[SCALE] = double_at(scale).value if scale else 1.0
         return leading
 
     def azimuth_match_plan(self, *arguments: Any) -> tuple[int, int]:
