@@ -1,5 +1,6 @@
 // The real Fourier transform along azimuth and its inverse, on vectors whose lanes are independent signals (on the
-// GPU: on numbers). For kernel sources; like simd.h, nothing here is shared between builds.
+// GPU: on numbers). For kernel sources: those of the CPU, where like in simd.h nothing is shared between builds, and
+// those of the GPU, which include cuda/device.h before.
 // SPDX-License-Identifier: Apache-2.0
 //
 //   inverse:  out[s] = re[0] + sum_f (re[f] cos(2 pi f s / W) - im[f] sin(2 pi f s / W)) + re[W/2] (-1)^s
@@ -15,13 +16,12 @@
 #include <cstdint>
 
 #if defined(GEOLOC_FAST_ISA)
-#include "cpu/simd.h"
+#define GEOLOC_FAST_INLINE static inline __attribute__((always_inline))  // as in cpu/simd.h
 #define GEOLOC_FAST_TRANSFORM
 #define GEOLOC_FAST_UNROLL _Pragma("GCC unroll 16")
 namespace geoloc_fast::cpu::GEOLOC_FAST_ISA {
 constexpr int kHalvings = -1;
 #else
-#include "cuda/device.h"
 #define GEOLOC_FAST_INLINE __device__ __forceinline__
 #define GEOLOC_FAST_TRANSFORM __device__ GEOLOC_FAST_NOINLINE
 #if defined(__CUDACC__)

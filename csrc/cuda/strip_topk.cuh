@@ -361,15 +361,15 @@ __device__ __forceinline__ void mma_step(float (&d)[4], const uint32_t (&a)[4], 
 }
 
 // Words t and t + 4 of a step, of strips 2g and 2g + 1; zero past the last word, where another plane begins.
-__device__ __forceinline__ void load_strips(uint32_t (&a)[4], const uint8_t* plane, int64_t step, int64_t words) {
+__device__ __forceinline__ void load_strips(uint32_t (&a)[4], const uint8_t* plane, int step, int words) {
   const int g = lane_id() / 4, t = lane_id() % 4;
-  const int64_t word = step * 8 + t;
+  const int word = step * 8 + t;
   const uint2 none = make_uint2(0, 0);
   const uint2 low = word < words ? load_vector<uint2>(plane + word * 64 + 8 * g) : none;
   const uint2 high = word + 4 < words ? load_vector<uint2>(plane + (word + 4) * 64 + 8 * g) : none;
   a[0] = low.x, a[1] = low.y, a[2] = high.x, a[3] = high.y;
 }
-__device__ __forceinline__ void load_queries(uint32_t (&b)[2], const uint32_t* operands, int64_t at) {
+__device__ __forceinline__ void load_queries(uint32_t (&b)[2], const uint32_t* operands, int at) {
   const uint2 words = load_vector<uint2>(operands + (at * 32 + lane_id()) * 2);
   b[0] = words.x, b[1] = words.y;
 }
@@ -502,7 +502,8 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
   const int lane = lane_id(), warp = static_cast<int>(threadIdx.x / 32), deep = warp % plan.blocks_deep;
   const int64_t group_tiles = static_cast<int64_t>(kTiles) * plan.tiles_across;
   const int64_t groups = (plan.tiles + group_tiles - 1) / group_tiles;
-  const int64_t steps = plan.steps, words = bank.words, units = unit_count<kColumns>(bank);
+  const int steps = static_cast<int>(plan.steps), words = static_cast<int>(bank.words);
+  const int32_t units = static_cast<int32_t>(unit_count<kColumns>(bank));
   const int64_t blocks = (bank.count + kStripLanes - 1) / kStripLanes;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * plan.blocks_deep;
   const int64_t first_block = static_cast<int64_t>(blockIdx.x) * plan.blocks_deep;
@@ -512,7 +513,7 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
   for (int64_t group = blockIdx.y; group < groups; group += gridDim.y) {
     const int64_t first_tile = group * group_tiles, warp_tile = first_tile + warp / plan.blocks_deep * kTiles;
     // Operands: tiles past the last one are not read, and have no queries.
-    const int64_t tile_words = kColumns * steps * 64;
+    const int tile_words = kColumns * steps * 64;
     for (int64_t i = threadIdx.x; i < group_tiles * tile_words / 4; i += blockDim.x)
       copy_async16(layout.operands + 4 * i, work.operands + first_tile * tile_words + 4 * i,
                    first_tile + 4 * i / tile_words < plan.tiles);
@@ -526,31 +527,34 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
     }
     sync_warp();
 
-    auto fetch = [&](int64_t sequence) {
-      const int64_t round = sequence / units;
-      if (round < rounds) {
-        int64_t begin, bytes;
-        unit_range<kColumns>(bank, sequence % units, &begin, &bytes);
-        uint8_t* stage = layout.ring + sequence % kStages * plan.blocks_deep * plan.unit_bytes;
-        for (int64_t i = threadIdx.x; i < plan.blocks_deep * (bytes / 16); i += blockDim.x) {
-          const int64_t m = i / (bytes / 16), offset = i % (bytes / 16) * 16, block = first_block + round * stride + m;
-          if (block < blocks)
-            copy_async16(stage + m * plan.unit_bytes + offset, bank.blocks + block * bank.block_bytes + begin + offset);
-        }
+    // Counters, not divisions: this runs for every 4 KiB.
+    int32_t fetch_unit = 0, fetch_stage = 0, stage = 0;
+    int64_t fetch_block = first_block;
+    auto fetch = [&] {
+      int64_t begin, bytes;
+      unit_range<kColumns>(bank, fetch_unit, &begin, &bytes);
+      uint8_t* to = layout.ring + fetch_stage * plan.blocks_deep * plan.unit_bytes;
+      for (int m = 0; m < plan.blocks_deep && fetch_block + m < blocks; ++m, to += plan.unit_bytes) {
+        const uint8_t* from = bank.blocks + (fetch_block + m) * bank.block_bytes + begin;
+        for (int32_t at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) copy_async16(to + at, from + at);
       }
       copy_async_commit();
+      fetch_stage = fetch_stage + 1 < kStages ? fetch_stage + 1 : 0;
+      if (++fetch_unit == units) fetch_unit = 0, fetch_block += stride;
     };
-    // The unit of this number has landed for the whole block, and the place of the one before it is free.
-    auto arrive = [&](int64_t sequence) {
+    // The next unit has landed for the whole block, and the place of the one before it is free.
+    auto arrive = [&] {
       copy_async_wait<kStages - 2>();
       sync_block();
-      fetch(sequence + kStages - 1);
-      return layout.ring + (sequence % kStages * plan.blocks_deep + deep) * plan.unit_bytes;
+      fetch();
+      const uint8_t* unit = layout.ring + (stage * plan.blocks_deep + deep) * plan.unit_bytes;
+      stage = stage + 1 < kStages ? stage + 1 : 0;
+      return unit;
     };
-    for (int64_t i = 0; i < kStages - 1; ++i) fetch(i);
+    for (int i = 0; i < kStages - 1; ++i) fetch();
 
     const uint32_t* operands = layout.operands + warp / plan.blocks_deep * kTiles * tile_words;
-    for (int64_t round = 0, sequence = 0; round < rounds; ++round) {
+    for (int64_t round = 0; round < rounds; ++round) {
       const int64_t block = first_block + round * stride + deep;
       // What other slots have proven, asked for early.
       constexpr int kLooks = (kTiles * kTileQueries + 31) / 32;
@@ -563,10 +567,10 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
       uint32_t a[4], b[2];
       if constexpr (kColumns == 1) {
         const uint8_t* unit = nullptr;
-        for (int64_t u = 0; u < units; ++u) {
-          unit = arrive(sequence++);
-          const int64_t here = words - u * kFlatWords < kFlatWords ? words - u * kFlatWords : kFlatWords;
-          for (int64_t step = 0; 8 * step < here; ++step) {
+        for (int32_t u = 0; u < units; ++u) {
+          unit = arrive();
+          const int here = words - u * kFlatWords < kFlatWords ? words - u * kFlatWords : kFlatWords;
+          for (int step = 0; 8 * step < here; ++step) {
             load_strips(a, unit, step, here);
 #pragma unroll
             for (int i = 0; i < kTiles; ++i) {
@@ -578,16 +582,16 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
         energies = reinterpret_cast<const float*>(unit + (words - (units - 1) * kFlatWords) * 64);
       } else {
         static_assert(kTiles == 1, "the planes of two tiles fit no lane");
-        const uint8_t* unit = arrive(sequence++);
-        for (int64_t step = 0; step < steps; ++step) {
+        const uint8_t* unit = arrive();
+        for (int step = 0; step < steps; ++step) {
           load_strips(a, unit, step, words);
           load_queries(b, operands, step);
           mma_step<kBf16>(sum[0][0], a, b);
         }
 #pragma unroll
         for (int f = 1; f < kColumns / 2; ++f) {
-          unit = arrive(sequence++);
-          for (int64_t step = 0; step < steps; ++step) {
+          unit = arrive();
+          for (int step = 0; step < steps; ++step) {
             uint32_t a_im[4], b_im[2], b_minus[2];
             load_strips(a, unit, step, words);
             load_strips(a_im, unit + words * 64, step, words);
@@ -600,8 +604,8 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
             mma_step<kBf16>(sum[0][2 * f], a, b_minus);
           }
         }
-        unit = arrive(sequence++);
-        for (int64_t step = 0; step < steps; ++step) {
+        unit = arrive();
+        for (int step = 0; step < steps; ++step) {
           load_strips(a, unit, step, words);
           load_queries(b, operands, (kColumns - 1) * steps + step);
           mma_step<kBf16>(sum[0][kColumns - 1], a, b);

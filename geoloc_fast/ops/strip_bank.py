@@ -21,7 +21,8 @@ from geoloc_fast.reference import strip_bank, strip_score, strip_topk
 from geoloc_fast.reference.strip_bank import LANES, BankLayout
 
 # Packed at a time, so that a conversion to float32 stays small.
-_BLOCKS_AT_ONCE = {"cpu": 256, "cuda": 16384}
+_BLOCKS_AT_ONCE = 256
+_BLOCKS_AT_ONCE_CUDA = 16384
 _reference_score = without_autocast(strip_score.strip_score)
 _reference_topk = without_autocast(strip_topk.strip_topk)
 _MOST_TRITON_COLUMNS = 4096
@@ -114,7 +115,7 @@ def _run_pack(strips: Tensor, dtype: str) -> Tensor:
     blocks = torch.empty(layout.blocks * layout.block_bytes, dtype=torch.uint8)
     threads = torch.get_num_threads()
     memory = workspace(native.strip_pack_workspace(layout.columns, threads))
-    at_once = _BLOCKS_AT_ONCE["cpu"] * LANES
+    at_once = _BLOCKS_AT_ONCE * LANES
     for begin in range(0, layout.count, at_once):
         part = strips[begin : begin + at_once].to(torch.float32).contiguous()
         native.strip_pack(
@@ -292,7 +293,7 @@ def _memory_on(device: torch.device, nbytes: int) -> Tensor:
 def _pack_cuda(strips: Tensor, dtype: str) -> Tensor:
     native: Any = _native.native_cuda
     layout = _layout(strips.shape, dtype)
-    device, at_once = strips.device, _BLOCKS_AT_ONCE["cuda"] * LANES
+    device, at_once = strips.device, _BLOCKS_AT_ONCE_CUDA * LANES
     blocks = torch.empty(layout.blocks * layout.block_bytes, dtype=torch.uint8, device=device)
     for begin in range(0, layout.count, at_once):
         part = _float32(strips[begin : begin + at_once])
