@@ -222,22 +222,24 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configured(region: Path, out: Path, *more: str) -> geoloc.Settings:
-    return geoloc.read_settings(
-        [
-            f"data.manifest={region}",
-            f"out={out}",
-            f"model={json.dumps(NETWORK)}",
-            "data.train={split: train}",
-            "data.evaluate={split: train}",
-            "data.satellite_size=64",
-            "step.bf16=false",
-            "train.device=cpu",
-            "train.batch=8",
-            "train.log_every=1",
-            "train.evaluate_every=0",
-            *more,
-        ]
-    )
+    return geoloc.read_settings(given(region, out, *more))
+
+
+def given(region: Path, out: Path, *more: str) -> list[str]:
+    return [
+        f"data.manifest={region}",
+        f"out={out}",
+        f"model={json.dumps(NETWORK)}",
+        "data.train={split: train}",
+        "data.evaluate={split: train}",
+        "data.satellite_size=64",
+        "step.bf16=false",
+        "train.device=cpu",
+        "train.batch=8",
+        "train.log_every=1",
+        "train.evaluate_every=0",
+        *more,
+    ]
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -320,6 +322,36 @@ def test_a_loss_that_is_not_finite_stops_the_run(region: Path, tmp_path: Path) -
     resumed = geoloc.Trainer(configured(region, tmp_path, "train.steps=4", "train.save_every=1"), resume=True)
     assert resumed.step == 2
     assert all(bool(p.isfinite().all()) for p in resumed.model.parameters())
+
+
+def test_torchrun_trains_like_one_process_with_reference_operators(
+    region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script itself, both ways; a checkpoint of either goes on."""
+    more = ("train.steps=4", "train.hard=1", "train.evaluate_every=2", "step.chunk=3", "data.workers=1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(TRAIN / "geoloc.py"), *given(region, tmp_path / "two", *more)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["geoloc.py", *arguments])
+        return geoloc.main()
+
+    assert run(*given(region, tmp_path / "one", *more), "--ops", "reference") == 0
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 2, 3, 4, 4]
+    for a, b in zip(one, two, strict=True):
+        if "loss" in a:
+            assert a == pytest.approx(b, rel=2e-3, abs=1e-6)
+    assert run(*given(region, tmp_path / "two", *more), "--resume") == 0  # nothing is left to do
+    last = tmp_path / "two" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    capsys.readouterr()
+    assert run(*given(region, tmp_path / "two", *more), "--resume") == 1
+    assert "expected a checkpoint" in capsys.readouterr().err
+    assert run(*given(region, tmp_path / "three", "train.speed=9")) == 1
+    assert "speed" in capsys.readouterr().err
 
 
 def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
