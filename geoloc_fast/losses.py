@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["info_nce", "shift_cross_entropy"]
+__all__ = ["info_nce", "shift_cross_entropy", "soft_margin_triplet", "triplet"]
 
 
 def info_nce(
@@ -16,27 +18,119 @@ def info_nce(
     temperature: float | Tensor,
     mask: Tensor | None = None,
     symmetric: bool = True,
+    label_smoothing: float = 0.0,
+    decoupled: bool = False,
 ) -> Tensor:
     """InfoNCE of `score [B, R]`, the mean over queries, with the positive in the denominator:
 
         loss_b = -log( exp(s[b, p_b] / t) / sum_r exp(s[b, r] / t) )
 
-    `positive [B]` is the reference of each query, default the diagonal. `mask [B, R]` is true
-    where a reference must not count as a negative of a query (it lies within the threshold of it);
-    positives are never masked. With `symmetric` the other direction, each positive reference
-    against all the batch's queries, is averaged in; queries that share their positive do not then
-    count against each other.
+    Args:
+        positive: [B], the reference of each query; default the diagonal.
+        mask: bool [B, R], true where a reference must not count as a negative of a query (it lies within the
+            threshold of it). Positives are never masked.
+        symmetric: the other direction, each positive reference against all the batch's queries, is averaged in;
+            queries that share their positive do not then count against each other.
+        label_smoothing: this share of the target lies evenly on the positive and the negatives that count.
+        decoupled: the positive is left out of the denominator. A query without negatives then counts 0.
     """
+    score, positive, mask = _checked(score, positive, mask)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing: expected a share from 0 up to 1, got {label_smoothing}")
+    logits = score / temperature
+    loss = _cross_entropy(logits, positive, mask, label_smoothing, decoupled)
+    if symmetric:
+        rows = torch.arange(len(positive), device=score.device)
+        back = logits[:, positive].T, rows, _shared(positive, mask)
+        loss = (loss + _cross_entropy(*back, label_smoothing, decoupled)) / 2
+    return loss
+
+
+def _cross_entropy(logits: Tensor, positive: Tensor, mask: Tensor, label_smoothing: float, decoupled: bool) -> Tensor:
+    at = F.one_hot(positive, logits.shape[1]).bool()
+    kept = ~mask | at
+    own = logits[at]
+    if decoupled:
+        others = kept & ~at
+        some = others.any(1)
+        # Rows without negatives: finite in between, so that their gradient is 0 and not NaN.
+        total = logits.masked_fill(~others & some[:, None], float("-inf")).logsumexp(1)
+        loss = _smoothed(logits, own, total, kept, label_smoothing)
+        return torch.where(some, loss, 0).mean()
+    total = logits.masked_fill(~kept, float("-inf")).logsumexp(1)
+    return _smoothed(logits, own, total, kept, label_smoothing).mean()
+
+
+def _smoothed(logits: Tensor, own: Tensor, total: Tensor, kept: Tensor, share: float) -> Tensor:
+    if share == 0:
+        return total - own
+    mean = (logits * kept).sum(1) / kept.sum(1)
+    return total - (1 - share) * own - share * mean
+
+
+def triplet(
+    score: Tensor,
+    positive: Tensor | None = None,
+    *,
+    margin: float = 0.3,
+    mask: Tensor | None = None,
+    symmetric: bool = True,
+) -> Tensor:
+    """Triplet loss, the mean over all triplets: max(0, d_positive - d_negative + margin), d = 2 - 2 score.
+
+    Arguments as in `info_nce`; every unmasked reference but the positive is a negative.
+    """
+    return _over_triplets(score, positive, mask, symmetric, lambda gap: F.relu(gap + margin))
+
+
+def soft_margin_triplet(
+    score: Tensor,
+    positive: Tensor | None = None,
+    *,
+    sharpness: float = 10.0,
+    mask: Tensor | None = None,
+    symmetric: bool = True,
+) -> Tensor:
+    """Soft-margin triplet loss, the mean over all triplets: log(1 + exp(sharpness (d_positive - d_negative))),
+    d = 2 - 2 score. Arguments as in `info_nce`."""
+    return _over_triplets(score, positive, mask, symmetric, lambda gap: F.softplus(sharpness * gap))
+
+
+def _over_triplets(
+    score: Tensor,
+    positive: Tensor | None,
+    mask: Tensor | None,
+    symmetric: bool,
+    cost: Callable[[Tensor], Tensor],
+) -> Tensor:
+    score, positive, mask = _checked(score, positive, mask)
+    rows = torch.arange(len(positive), device=score.device)
+    directions = [(score, positive, mask)]
+    if symmetric:
+        directions.append((score[:, positive].T, rows, _shared(positive, mask)))
+    losses = []
+    for way, own, dropped in directions:
+        negative = ~dropped & ~F.one_hot(own, way.shape[1]).bool()
+        gap = 2 * (way - way.gather(1, own[:, None]))  # d_positive - d_negative
+        losses.append((cost(gap) * negative).sum() / negative.sum().clamp(min=1))
+    return torch.stack(losses).mean()
+
+
+def _shared(positive: Tensor, mask: Tensor) -> Tensor:
+    """Of the other direction: where a query must not count against a positive reference."""
+    return (mask[:, positive] | (positive[:, None] == positive[None, :])).T
+
+
+def _checked(score: Tensor, positive: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     if score.ndim != 2:
         raise ValueError(f"score: expected [B, R], got {list(score.shape)}")
     queries, references = score.shape
-    rows = torch.arange(queries, device=score.device)
     if positive is None:
         if queries > references:
             raise ValueError(
                 f"positive: expected given where queries outnumber references, got None for score {list(score.shape)}"
             )
-        positive = rows
+        positive = torch.arange(queries, device=score.device)
     elif positive.shape != (queries,):
         raise ValueError(f"positive: expected [{queries}], got {list(positive.shape)}")
     if mask is None:
@@ -44,19 +138,7 @@ def info_nce(
     elif mask.shape != score.shape or mask.dtype != torch.bool:
         raise ValueError(f"mask: expected bool {list(score.shape)}, got {mask.dtype} {list(mask.shape)}")
     # A temperature or cosine in half precision would put whole grey steps into the logits.
-    logits = score.float() / temperature
-    loss = _cross_entropy(logits, positive, mask)
-    if symmetric:
-        shared = mask[:, positive] | (positive[:, None] == positive[None, :])
-        loss = (loss + _cross_entropy(logits[:, positive].T, rows, shared.T)) / 2
-    return loss
-
-
-def _cross_entropy(logits: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
-    rows = torch.arange(len(positive), device=positive.device)
-    dropped = mask.clone()
-    dropped[rows, positive] = False
-    return F.cross_entropy(logits.masked_fill(dropped, float("-inf")), positive)
+    return (score if score.dtype == torch.float64 else score.float()), positive, mask
 
 
 def shift_cross_entropy(

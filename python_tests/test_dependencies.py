@@ -29,6 +29,7 @@ ALLOWED = {
     "testing": {"testing", "ops", "operators", "reference", "_native"},
     "losses": set(),
     "metrics": {"geo"},
+    "protocol": {"operators", "metrics", "geo"},
     "geo": set(),
     "files": set(),
     "geoparquet": set(),

@@ -7,32 +7,96 @@ import math
 import pytest
 import torch
 
-from geoloc_fast.losses import info_nce, shift_cross_entropy
+from geoloc_fast.losses import info_nce, shift_cross_entropy, soft_margin_triplet, triplet
 
 
-def one_way(score: list[list[float]], positive: list[int], mask: list[list[bool]], temperature: float) -> float:
+def one_way(
+    score: list[list[float]],
+    positive: list[int],
+    mask: list[list[bool]],
+    temperature: float,
+    smoothing: float = 0.0,
+    decoupled: bool = False,
+) -> float:
     total = 0.0
     for b, row in enumerate(score):
-        kept = [math.exp(s / temperature) for r, s in enumerate(row) if r == positive[b] or not mask[b][r]]
-        total -= math.log(math.exp(row[positive[b]] / temperature) / sum(kept))
+        kept = [s / temperature for r, s in enumerate(row) if r == positive[b] or not mask[b][r]]
+        below = [s / temperature for r, s in enumerate(row) if r != positive[b] and not mask[b][r]]
+        below = below if decoupled else kept
+        if not below:
+            continue
+        target = (1 - smoothing) * row[positive[b]] / temperature + smoothing * sum(kept) / len(kept)
+        total += math.log(sum(map(math.exp, below))) - target
     return total / len(score)
 
 
-@pytest.mark.parametrize("references", [5, 8])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_info_nce_is_its_formula(references: int, symmetric: bool) -> None:
+def some_scores(references: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     score = torch.rand(5, references, generator=generator, dtype=torch.float64) * 2 - 1
     mask = torch.rand(5, references, generator=generator) < 0.3
-    positive = torch.randperm(references, generator=generator)[:5]
+    mask[2] = True  # nothing but the positive is left
+    return score, mask, torch.randperm(references, generator=generator)[:5]
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("references", [5, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_info_nce_is_its_formula(references: int, symmetric: bool, smoothing: float, decoupled: bool) -> None:
+    score, mask, positive = some_scores(references)
+    score.requires_grad_()
     for chosen, given in ((positive, positive), (torch.arange(5), None)):
-        expected = one_way(score.tolist(), chosen.tolist(), mask.tolist(), 0.1)
+        expected = one_way(score.tolist(), chosen.tolist(), mask.tolist(), 0.1, smoothing, decoupled)
         if symmetric:
             back = score[:, chosen].T.tolist()
-            expected += one_way(back, list(range(5)), mask[:, chosen].T.tolist(), 0.1)
+            expected += one_way(back, list(range(5)), mask[:, chosen].T.tolist(), 0.1, smoothing, decoupled)
             expected /= 2
-        loss = info_nce(score, given, temperature=0.1, mask=mask, symmetric=symmetric)
-        assert float(loss) == pytest.approx(expected, rel=1e-5)
+        loss = info_nce(
+            score,
+            given,
+            temperature=0.1,
+            mask=mask,
+            symmetric=symmetric,
+            label_smoothing=smoothing,
+            decoupled=decoupled,
+        )
+        assert float(loss.detach()) == pytest.approx(expected, rel=1e-12)
+        (grad,) = torch.autograd.grad(loss, score)
+        assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_triplets_are_their_formulas(symmetric: bool) -> None:
+    score, mask, positive = some_scores(8)
+    rows: list[tuple[list[list[float]], list[int], list[list[bool]]]] = [
+        (score.tolist(), positive.tolist(), mask.tolist())
+    ]
+    if symmetric:
+        rows.append((score[:, positive].T.tolist(), list(range(5)), mask[:, positive].T.tolist()))
+    for loss, cost in (
+        (triplet(score, positive, margin=0.4, mask=mask, symmetric=symmetric), lambda gap: max(0.0, gap + 0.4)),
+        (
+            soft_margin_triplet(score, positive, sharpness=7.0, mask=mask, symmetric=symmetric),
+            lambda gap: math.log1p(math.exp(7 * gap)),
+        ),
+    ):
+        means = []
+        for scores, own, dropped in rows:
+            costs = [
+                cost((2 - 2 * row[own[b]]) - (2 - 2 * s))
+                for b, row in enumerate(scores)
+                for r, s in enumerate(row)
+                if r != own[b] and not dropped[b][r]
+            ]
+            means.append(sum(costs) / len(costs))
+        assert float(loss) == pytest.approx(sum(means) / len(means), rel=1e-12)
+
+
+def test_triplets_without_negatives_are_nothing() -> None:
+    score = torch.zeros(3, 3, requires_grad=True)
+    everything = torch.ones(3, 3, dtype=torch.bool)
+    for loss in (triplet(score, mask=everything), soft_margin_triplet(score, mask=everything)):
+        assert float(loss.detach()) == 0
 
 
 def test_positive_stays_in_the_denominator() -> None:
@@ -84,6 +148,10 @@ def test_shift_cross_entropy_is_its_formula() -> None:
 
 
 def test_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="label_smoothing: expected"):
+        info_nce(torch.zeros(3, 3), temperature=1.0, label_smoothing=1.0)
+    with pytest.raises(ValueError, match="score: expected"):
+        triplet(torch.zeros(3))
     with pytest.raises(ValueError, match="score: expected"):
         info_nce(torch.zeros(3), temperature=1.0)
     with pytest.raises(ValueError, match="positive: expected"):

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from torch import Tensor, nn
 
+from geoloc_fast import StripBank, azimuth_match, strip_topk
 from geoloc_fast.models import (
+    FUSIONS,
     IAFF,
     IMAGE_MEAN,
     IMAGE_STD,
@@ -90,6 +93,26 @@ def test_rolling_a_panorama_rolls_its_strip(
             torch.testing.assert_close(two, one.roll(columns, -1), atol=1e-5, rtol=0)
         not_circular = encoder(x.roll(cell, -1), circular=False)
         assert (not_circular - encoder(x, circular=False).roll(1, -1)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "mobilenetv4_conv_small_035", "tf_mobilenetv3_small_minimal_100"])
+def test_other_backbones_roll_too(backbone: str) -> None:
+    """With pooling that pads (resnet) and convolutions that pad by the size of their input (tf)."""
+    torch.manual_seed(0)
+    encoder = Encoder(backbone, image_size=(64, 256), strip=(8, 4, 16))
+    encoder.eval()
+    x = images(1)
+    with torch.no_grad():
+        one, two = encoder(x, circular=True), encoder(x.roll(CELL, -1), circular=True)
+        torch.testing.assert_close(two, one.roll(1, -1), atol=1e-5, rtol=0)
+        assert (encoder(x.roll(CELL, -1), circular=False) - encoder(x, circular=False).roll(1, -1)).abs().max() > 1e-4
+
+
+def test_pooling_goes_round() -> None:
+    x = torch.randn(2, 3, 9, 12)
+    pool = nn.MaxPool2d((3, 5), stride=(2, 1), padding=(1, 2))
+    padded = nn.functional.pad(nn.functional.pad(x, (2, 2, 0, 0), mode="circular"), (0, 0, 1, 1), value=-9e9)
+    torch.testing.assert_close(circular_twin(pool)(x), nn.functional.max_pool2d(padded, (3, 5), (2, 1)))
 
 
 def test_convolutions_pad_circularly_along_width_and_zeros_along_height() -> None:
@@ -176,8 +199,9 @@ def test_twin_follows_train_and_eval(model: Geolocalizer) -> None:
     "layer",
     [
         nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
-        nn.MaxPool2d(3, stride=2, padding=1),
-        nn.AvgPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+        nn.AvgPool2d(3, padding=1),
+        nn.AvgPool2d(3, stride=2, ceil_mode=True),
         nn.ReflectionPad2d(1),
         nn.ConvTranspose2d(3, 3, 3, padding=1),
     ],
@@ -267,6 +291,50 @@ def test_attention_on_one_by_one_maps_and_batch_one() -> None:
     assert bool(((weight > 0) & (weight < 1)).all())
 
 
+@pytest.mark.parametrize("name", FUSIONS)
+def test_fusions_roll_and_learn(name: str) -> None:
+    torch.manual_seed(0)
+    fusion = FUSIONS[name](16)
+    x, y = nn.functional.normalize(torch.randn(2, 3, 16 * 4 * 16), dim=-1).view(2, 3, 16, 4, 16)
+    fused = fusion(x, y)
+    assert fused.shape == x.shape
+    torch.testing.assert_close(fused.flatten(1).norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(fusion(x.roll(3, -1), y.roll(3, -1)), fused.roll(3, -1))
+    (fused * torch.randn_like(fused)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in fusion.parameters())
+    if name in ("iaff", "aff", "awa"):
+        torch.testing.assert_close(fusion(x, x), x)
+    with pytest.raises(ValueError, match="y: expected"):
+        fusion(x, y[:2])
+
+
+def test_fusion_formulas() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 2, 8, 4, 16)
+    made = {name: cls(8) for name, cls in FUSIONS.items()}
+    with torch.no_grad():
+        made["awa"].logit.fill_(0.7)
+    weight = made["aff"].attention(x + y)
+    a = 1 / (1 + torch.exp(torch.tensor(-0.7)))
+    first, _, second = made["fcl"].layers
+    both = torch.cat((x, y), 1).movedim(1, -1)
+    hidden = nn.functional.gelu(both @ first.weight[..., 0, 0].T + first.bias)
+    halves = [
+        (z.movedim(1, -1) @ c.weight[..., 0, 0].T + c.bias).movedim(-1, 1)
+        for z, c in ((x, made["concat"].first), (y, made["concat"].second))
+    ]
+    for name, expected in {
+        "aff": x * weight + y * (1 - weight),
+        "awa": a * x + (1 - a) * y,
+        "fcl": (hidden @ second.weight[..., 0, 0].T + second.bias).movedim(-1, 1),
+        "concat": torch.cat(halves, 1),
+    }.items():
+        expected = nn.functional.normalize(expected.flatten(1)).view_as(x)
+        torch.testing.assert_close(made[name](x, y), expected)
+    with pytest.raises(ValueError, match="channels: expected an even number"):
+        FUSIONS["concat"](7)
+
+
 # -- geolocalizer ------------------------------------------------------------------------------
 
 
@@ -293,6 +361,86 @@ def test_a_missing_source_is_replaced_by_the_other(model: Geolocalizer) -> None:
     torch.testing.assert_close(strip[1], alone[1])
     with pytest.raises(ValueError, match="polar_satellite: expected"):
         model.encode_place()
+
+
+def with_settings(**settings: object) -> GeolocalizerConfig:
+    return GeolocalizerConfig(**{**vars(TINY), **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sharing", ["all", "references", "none"])
+def test_sharing(sharing: str) -> None:
+    """Which weights each of the three images goes through, told by the gradients."""
+    torch.manual_seed(0)
+    model = Geolocalizer(with_settings(sharing=sharing))
+    reached = {}
+    for name, encode in (
+        ("photo", lambda: model.encode_photo(images(2, 64)).strips),
+        ("satellite", lambda: model.encode_sources(images(2), None)[0]),
+        ("street", lambda: model.encode_sources(None, images(2))[1]),
+    ):
+        model.zero_grad()
+        (encode() * torch.randn(16, 4, 1)).sum().backward()
+        reached[name] = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert (
+        reached
+        == {
+            "all": {"photo": {"encoder"}, "satellite": {"encoder"}, "street": {"encoder"}},
+            "references": {
+                "photo": {"encoder"},
+                "satellite": {"reference_encoder"},
+                "street": {"reference_encoder"},
+            },
+            "none": {"photo": {"encoder"}, "satellite": {"satellite_encoder"}, "street": {"street_encoder"}},
+        }[sharing]
+    )
+
+
+@pytest.mark.parametrize("sharing", ["all", "none"])
+@pytest.mark.parametrize("source", ["satellite", "street"])
+def test_single_source_models(sharing: str, source: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Geolocalizer(with_settings(sharing=sharing, sources=source)).eval()
+    assert not any(other in name for name, _ in model.named_parameters() for other in ("fusion", "unused"))
+    given = {"satellite": (images(3), None), "street": (None, images(3))}[source]
+    has = torch.tensor([True, False, True])
+    with torch.no_grad():
+        strips = model.encode_place(*given)
+        # What the model has no use for changes nothing, and is not needed.
+        torch.testing.assert_close(model.encode_place(images(3), images(3)), strips)
+        lacking = model.encode_place(images(3), images(3), has_satellite=has, has_panorama=has)
+    torch.testing.assert_close(lacking[[0, 2]], strips[[0, 2]])
+    assert not lacking[1].any()
+    with pytest.raises(ValueError, match="polar_satellite: expected"):
+        model.encode_place(*reversed(given))
+    model.save(tmp_path / "model.safetensors")
+    assert Geolocalizer.load(tmp_path / "model.safetensors").config == model.config
+
+
+def test_places_without_any_source_score_nothing(model: Geolocalizer) -> None:
+    has = torch.tensor([True, False, False, True])
+    street = torch.tensor([True, True, False, False])
+    polar, panorama = images(4).clone(), images(4).flip(-1).clone()
+    polar[~has], panorama[~street] = float("nan"), float("nan")  # never looked at
+    with torch.no_grad():
+        strips = model.encode_place(polar, panorama, has_satellite=has, has_panorama=street)
+        torch.testing.assert_close(strips[0], model.encode_place(polar[:1], panorama[:1])[0])
+        torch.testing.assert_close(strips[1], model.encode_place(None, panorama[1:2])[0])
+        torch.testing.assert_close(strips[3], model.encode_place(polar[3:])[0])
+        photo = model.encode_photo(images(1, 64))
+    assert not strips[2].any()
+    assert azimuth_match(photo.strips, strips, query_width=photo.width).score[0, 2] == 0
+    with pytest.raises(ValueError, match="has_satellite: expected bool"):
+        model.encode_place(images(4), images(4), has_satellite=has.int())
+
+
+def test_strips_go_into_the_operators_as_they_are(model: Geolocalizer) -> None:
+    with torch.no_grad():
+        places = model.encode_place(images(5), images(5).flip(-1))
+        photo = model.encode_photo(images(2, 64), torch.tensor([64, 40]))
+    match = azimuth_match(photo.strips, places, query_width=photo.width)
+    bank = StripBank.pack(places, dtype="fp32", column0_deg=model.config.column0_deg)
+    found = strip_topk(photo.strips, bank, 5, query_width=photo.width)
+    torch.testing.assert_close(found.score, match.score.sort(dim=1, descending=True).values)
 
 
 def test_a_photos_strip_does_not_depend_on_its_batch(model: Geolocalizer) -> None:
@@ -445,6 +593,62 @@ def test_weights_of_another_architecture_are_refused(
         monkeypatch.undo()
         with pytest.raises(BundleError, match=message):
             Geolocalizer.load(path)
+
+
+def test_extra_and_missing_tensors_are_refused(model: Geolocalizer, tmp_path: Path) -> None:
+    """Also with a fingerprint that fits them."""
+    path = tmp_path / "model.safetensors"
+    for name, value in (("encoder.extra", torch.zeros(3)), ("log_scale", None)):
+        state = model.state_dict()
+        if value is None:
+            del state[name]
+        else:
+            state[name] = value
+        model.state_dict = lambda state=state: state  # type: ignore[method-assign,misc,assignment]
+        model.save(path)
+        del model.state_dict
+        with pytest.raises(BundleError, match=f"expected the weights of its config, got {name}"):
+            Geolocalizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sharing": "some"}, "sharing: expected one of"),
+        ({"fusion": "sum"}, "fusion: expected one of"),
+        ({"sources": "map"}, "sources: expected one of"),
+        ({"backbone": "hf-hub:someone/something"}, "backbone: expected the plain name"),
+        ({"backbone_kwargs": {"checkpoint_path": "/tmp/x.pth"}}, "backbone_kwargs: expected settings"),
+        ({"backbone_kwargs": {"pretrained": True}}, "backbone_kwargs: expected settings"),
+        ({"image_size": (64,)}, "image_size: expected"),
+    ],
+)
+def test_bad_configs_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_settings(**settings)
+
+
+def test_backbone_weights_come_from_a_file(tmp_path: Path) -> None:
+    whole = timm.create_model("convnext_atto", **TINY.backbone_kwargs)
+    path = tmp_path / "backbone.safetensors"
+    safetensors.torch.save_file(whole.state_dict(), path)
+    model = Geolocalizer(with_settings(sharing="references"), pretrained=path).eval()
+    whole.eval()
+    with torch.no_grad():
+        expected = whole.stages[:3](whole.stem(images(1)))
+        for encoder in (model.encoder, model.reference_encoder):
+            torch.testing.assert_close(encoder.network.backbone(images(1))[0], expected)
+
+    other = timm.create_model("convnext_atto", depths=[1, 1, 2, 1], dims=[8, 16, 24, 32])
+    safetensors.torch.save_file(other.state_dict(), path)
+    with pytest.raises(ValueError, match=r"backbone\.safetensors: expected .* of convnext_atto, got"):
+        Geolocalizer(TINY, pretrained=path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="expected a safetensors file"):
+        Geolocalizer(TINY, pretrained=path)
+    torch.save({}, path)  # a pickle is never opened as one
+    with pytest.raises(ValueError, match="expected a safetensors file"):
+        Geolocalizer(TINY, pretrained=path)
 
 
 def test_a_failed_save_leaves_the_old_bundle(

@@ -1,449 +1,602 @@
-"""Trains the geolocalizer on synthetic cities.
+"""Trains the geolocalizer on the pairs of a manifest.
 
-    python train/geoloc.py --out model.safetensors --seconds 1200
+    python train/geoloc.py train/configs/small.yaml data.manifest=cities/ out=runs/small
+    torchrun --nproc-per-node 8 train/geoloc.py train/configs/base.yaml data.manifest=ready/ out=runs/base
 
-Every evaluation is on a city that training never sees, and writes the model, atomically, and a line
-to the log (the model's name with .jsonl). Ctrl-C stops; the last model written stays whole. Numbers
-on synthetic cities say nothing about real ones.
+Settings come from YAML files and from name=value, later ones winning; one that does not exist is an error. The folder
+`out` is given
+
+    config.yaml            all settings
+    log.jsonl              a line for every logged step and every evaluation
+    last.safetensors       everything that is needed to go on: weights, optimiser, neighbours, position
+    best.safetensors       the model with the best evaluation, as `Geolocalizer.load` takes it
+    model.safetensors      the model of the last step
+    tensorboard/           the same numbers, if tensorboard is installed
+
+all of them complete or not at all. `--resume` goes on where `last.safetensors` stands, with the same losses as if
+nothing had happened. Ctrl-C finishes the step, saves and ends with exit code 130. A loss that is not finite writes
+the batch's ids to not_finite.<process>.json and stops; what was saved stays as it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
+import signal
+import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import safetensors
+import safetensors.torch
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from step import StepSettings, gradients, world
 from tqdm import tqdm
 
-from geoloc_fast import StripBank, azimuth_match, polar_resample, shift_to_heading, strip_topk
-from geoloc_fast.data.augment import Augmentation, change_colours_of_batch, turn_strips
-from geoloc_fast.data.city import make_city
-from geoloc_fast.data.cylindrical import to_cylindrical
-from geoloc_fast.geo import great_circle_m
-from geoloc_fast.losses import info_nce, shift_cross_entropy
-from geoloc_fast.metrics import heading_error_deg, recall_at_k
-from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer, GeolocalizerConfig
+from geoloc_fast import StripBank
+from geoloc_fast.data.augment import Augmentation
+from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, assign_places, finish, loader
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.data.sampling import PlaceBatches, most_similar, nearest_on_ground
+from geoloc_fast.files import write_atomically
+from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
+from geoloc_fast.ops.choose import force_backend
+from geoloc_fast.protocol import PhotoBatch, measure, table
 
-THRESHOLD_M = 25.0
-AUGMENT = Augmentation(brightness=0.3, contrast=0.3, saturation=0.6, tint=0.1, grey=0.0)
-FRESH_SEED = 10_000  # the cities of evaluation begin here, those of training at 1
+_FORMAT = "geoloc_fast.training"
+_ENCODE_BATCH = 64
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="the model, *.safetensors")
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs/small.json")
-    parser.add_argument("--seconds", type=float, default=1200, help="of training, data not counted")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cities", type=int, default=6)
-    parser.add_argument("--places", type=int, default=700, help="in each training city")
-    parser.add_argument("--test-places", type=int, default=300, help="in the unseen city")
-    parser.add_argument("--cache", type=Path, help="folder that keeps the cities between runs")
-    parser.add_argument("--jobs", type=int, default=2, help="processes that make cities")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--variants", type=int, default=6, help="reprojections of each photo")
-    parser.add_argument("--no-panorama", type=float, default=0.2, help="share of places")
-    parser.add_argument("--agreement", type=float, default=0.3, help="weight of that loss")
-    parser.add_argument("--heading", type=float, default=1.0, help="weight of that loss")
-    parser.add_argument("--evaluations", type=int, default=8)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast")
-    parser.add_argument("--half", action="store_true", help="store the model in float16")
-    return parser.parse_args()
+@dataclass
+class DataSettings:
+    manifest: str = MISSING
+    train: dict[str, str] = field(default_factory=dict)  # column: value, of photos; without any split: train
+    evaluate: dict[str, str] = field(default_factory=dict)  # without any split: val
+    satellite_size: int = 256
+    extent_m: float | None = None
+    field_of_view: str = "assumed"  # or "known"
+    search_fov_deg: list[float] = field(default_factory=list)  # evaluation also tries each of these
+    workers: int = 0
+    augment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainSettings:
+    steps: int = 1000
+    batch: int = 64  # over all processes
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 50  # steps
+    clip: float = 1.0
+    channels_last: bool = True
+    device: str = "auto"
+    hard: int = 0  # negatives that follow each pair of a batch
+    similar_after: int = 1  # epochs of neighbours on the ground before those of similar strips
+    similar_every: int = 4  # epochs
+    log_every: int = 10
+    save_every: int = 200
+    evaluate_every: int = 500
+    best: str = "recall_at_1"
+
+
+@dataclass
+class Settings:
+    out: str = MISSING
+    model: dict[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None  # a safetensors file of the backbone; "timm" downloads it
+    data: DataSettings = field(default_factory=DataSettings)
+    step: StepSettings = field(default_factory=StepSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why and what is left."""
+
+
+def read_settings(sources: list[str]) -> Settings:
+    """From YAML files and name=value. ValueError names what is wrong."""
+    merged: Any = OmegaConf.structured(Settings)
+    for source in sources:
+        try:
+            given = OmegaConf.from_dotlist([source]) if "=" in source else OmegaConf.load(source)
+            merged = OmegaConf.merge(merged, given)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ValueError(f"{missing[0]}: expected a value, got none; give {missing[0]}=...")
+    settings: Any = OmegaConf.to_object(merged)
+    settings.step.loss.check()
+    if settings.data.field_of_view not in ("assumed", "known"):
+        raise ValueError(f"data.field_of_view: expected assumed or known, got {settings.data.field_of_view!r}")
+    return settings
 
 
 # -- data --------------------------------------------------------------------------------------
 
 
-@dataclass
-class Views:
-    """Cities as the network sees them; images uint8 `[N, 3, H, W]`, one frame for all."""
-
-    city: Tensor  # [N], which of the cities
-    lat: Tensor
-    lon: Tensor
-    polar: Tensor
-    panorama: Tensor
-    has_panorama: Tensor  # bool [N]
-    photo_lat: Tensor
-    photo_lon: Tensor
-    heading_deg: Tensor
-    photo: Tensor  # [N, V, 3, H, w], each photo reprojected in V ways, zero beyond its width
-    photo_width: Tensor  # [N, V]
-    mirrored: Tensor  # bool [N, V]
-
-    def __len__(self) -> int:
-        return len(self.lat)
+def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
+    """Photos whose columns have these values, and the places of their cities."""
+    photos, places = manifest.photos, manifest.places
+    for name, value in where.items():
+        if name not in photos.column_names:
+            raise ValueError(f"data: expected a column of the photos, got {name!r}; there are {photos.column_names}")
+        photos = photos.filter(pc.equal(pc.cast(photos[name], "string"), value))
+    if not len(photos):
+        raise ValueError(f"data: expected photos with {where}, got none of {len(manifest.photos)}")
+    if photos["city"].null_count == 0:
+        places = places.filter(pc.is_in(places["city"], value_set=photos["city"].combine_chunks().unique()))
+    return manifest.replace(places=places, photos=photos)
 
 
-City = dict[str, np.ndarray]  # the fields of CityViews that training needs
-
-FIELDS = (
-    *("lat", "lon", "satellite", "panorama", "photo", "photo_lat", "photo_lon", "heading_deg", "fov_deg"),
-    *("street_missing", "street_heading_known", "street_column0_deg"),
-)
-
-
-def load_cities(seeds: range, places: int, config: GeolocalizerConfig, cache: Path | None, jobs: int) -> list[City]:
-    tasks = [(seed, places, config.image_size, cache) for seed in seeds]
-    with ProcessPoolExecutor(min(jobs, len(tasks))) as pool:
-        return list(tqdm(pool.map(_load_city, tasks), total=len(tasks), desc="cities"))
-
-
-def _load_city(task: tuple[int, int, tuple[int, int], Path | None]) -> City:
-    seed, places, size, cache = task
-    path = cache and cache / f"city_{seed}_{places}_{size[0]}x{size[1]}.npz"
-    if path and path.exists():
-        with np.load(path) as stored:
-            return {name: stored[name] for name in FIELDS}
-    views = make_city(seed, places=places, panorama_size=size)
-    city = {name: getattr(views, name) for name in FIELDS}
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **city)
-        partial.replace(path)
-    return city
-
-
-def channels_first(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-
-def prepare(cities: list[City], config: GeolocalizerConfig, fovs: list[list[tuple[float, float, bool]]]) -> Views:
-    """`fovs[n]` lists the ways to reproject photo n: what share of its width to keep, the factor
-    on the assumed field of view (0: the true one is known), and whether to mirror it."""
-    rows, columns = config.image_size
-    photos = [photo for city in cities for photo in city["photo"]]
-    true_fov = np.concatenate([city["fov_deg"] for city in cities])
-    count, ways = len(photos), len(fovs[0])
-    reprojected = [
-        [
-            reproject(photos[n], true_fov[n], keep, factor * config.assumed_fov_deg, mirror, config)
-            for keep, factor, mirror in fovs[n]
-        ]
-        for n in tqdm(range(count), desc="photos")
-    ]
-    width = torch.tensor([[way.shape[1] for way in photo] for photo in reprojected])
-    photo = torch.zeros(count, ways, 3, rows, int(width.max()), dtype=torch.uint8)
-    for n in range(count):
-        for v, way in enumerate(reprojected[n]):
-            photo[n, v, :, :, : way.shape[1]] = torch.from_numpy(way).permute(2, 0, 1)
-    polar = [
-        polar_resample(channels_first(part), (rows, columns), column0_deg=config.column0_deg)
-        for city in cities
-        for part in np.array_split(city["satellite"], math.ceil(len(city["lat"]) / 64))
-    ]
-
-    def joined(name: str) -> Tensor:
-        return torch.from_numpy(np.concatenate([city[name] for city in cities]))
-
-    # Panoramas come in frames of their own; rolling brings them into the model's. One whose heading
-    # is unknown would have to be calibrated first, so it counts as missing here.
-    turn = (config.column0_deg - joined("street_column0_deg")) / 360 * columns
-    panorama = torch.cat([channels_first(city["panorama"]) for city in cities])
-    panorama = turn_strips(panorama, turn.round().long(), torch.zeros(count, dtype=torch.bool), column0_deg=0.0)
-
-    return Views(
-        city=torch.cat([torch.full((len(city["lat"]),), i) for i, city in enumerate(cities)]),
-        lat=joined("lat"),
-        lon=joined("lon"),
-        polar=torch.cat(polar),
-        panorama=panorama,
-        has_panorama=joined("street_heading_known") & ~joined("street_missing"),
-        photo_lat=joined("photo_lat"),
-        photo_lon=joined("photo_lon"),
-        heading_deg=joined("heading_deg"),
-        photo=photo,
-        photo_width=width,
-        mirrored=torch.tensor([[mirror for _, _, mirror in ways] for ways in fovs]),
+def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig) -> PairDataset:
+    try:
+        augment = Augmentation(**settings.data.augment)
+    except TypeError as error:
+        raise ValueError(f"data.augment: expected settings of Augmentation, got {error}") from error
+    shared: dict[str, Any] = {"panorama_size": config.image_size, "augment": augment, "seed": settings.step.seed}
+    places = PlaceDataset(
+        manifest,
+        satellite_size=settings.data.satellite_size,
+        extent_m=settings.data.extent_m,
+        column0_deg=config.column0_deg,
+        **shared,
     )
-
-
-def reproject(
-    photo: np.ndarray,
-    fov_deg: float,
-    keep: float,
-    assumed_deg: float,
-    mirror: bool,
-    config: GeolocalizerConfig,
-) -> np.ndarray:
-    height, width = photo.shape[:2]
-    cut = round(width * (1 - keep) / 2), round(height * (1 - keep) / 2)
-    kept = photo[cut[1] : height - cut[1], cut[0] : width - cut[0]]
-    tangent = math.tan(math.radians(fov_deg) / 2) * kept.shape[1] / width
-    fov_deg = assumed_deg or 2 * math.degrees(math.atan(tangent))
-    if mirror:
-        kept = np.ascontiguousarray(kept[:, ::-1])
-    return to_cylindrical(np.ascontiguousarray(kept), fov_deg, size=config.image_size)
-
-
-def random_fovs(count: int, ways: int, seed: int) -> list[list[tuple[float, float, bool]]]:
-    """Half of the reprojections know the field of view, half assume one, roughly."""
-    rng = np.random.default_rng(seed)
-    return [
-        [
-            (
-                rng.uniform(0.75, 1.0) if rng.random() < 0.5 else 1.0,
-                rng.uniform(0.9, 1.1) if v % 2 else 0.0,
-                bool(rng.random() < 0.5),
-            )
-            for v in range(ways)
-        ]
-        for _ in range(count)
-    ]
-
-
-# -- one batch ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Batch:
-    polar: Tensor  # normalised float
-    panorama: Tensor
-    has_panorama: Tensor  # bool [B]
-    photo: Tensor
-    photo_width: Tensor  # on the CPU
-    false_negative: Tensor  # bool [B, B], photo to another place in range
-    same_place: Tensor  # bool [B, B], place to another place in range
-    true_shift: Tensor  # fractional strip column where each photo lies in its own place
-
-
-def batches(views: Views, config: GeolocalizerConfig, size: int, device: str) -> Iterator[Batch]:
-    """Random batches without end. Geometry stays true: mirrored photos meet mirrored places, and a
-    place's two images are rolled together."""
-    columns, frame = config.image_size[1], {"column0_deg": config.column0_deg}
-    cell = columns // config.strip[2]
-    strip_width = (views.photo_width + cell // 2) // cell
-    ways = [(strip_width == n).nonzero() for n in strip_width.unique()]
-    while True:
-        # Photos of one strip width together: the network then sees few shapes, and convolution
-        # libraries prepare code for every new one.
-        parts = [part for way in ways for part in way[torch.randperm(len(way))].split(size)]
-        for i in torch.randperm(len(parts)):
-            pick, way = parts[i].unbind(1)
-            if len(pick) < size:
-                continue
-            mirrored = views.mirrored[pick, way]
-            turn = torch.randint(columns, (size,))
-            heading = torch.where(mirrored, -1, 1) * views.heading_deg[pick]
-            width = views.photo_width[pick, way]
-            left = ((heading - config.column0_deg) / 360 * columns - turn) - width / 2
-            city, lat, lon = views.city[pick], views.lat[pick], views.lon[pick]
-            same_city = (city[:, None] == city) & ~torch.eye(size, dtype=torch.bool)
-            photo_m = great_circle_m(views.photo_lat[pick, None], views.photo_lon[pick, None], lat, lon)
-            place_m = great_circle_m(lat[:, None], lon[:, None], lat, lon)
-            yield Batch(
-                polar=varied(turn_strips(views.polar[pick], turn, mirrored, **frame).to(device)),
-                panorama=varied(turn_strips(views.panorama[pick], turn, mirrored, **frame).to(device)),
-                has_panorama=views.has_panorama[pick].to(device),
-                photo=varied(views.photo[pick, way].to(device)),
-                photo_width=width,
-                false_negative=((photo_m <= THRESHOLD_M) & same_city).to(device),
-                same_place=((place_m <= THRESHOLD_M) & same_city).to(device),
-                true_shift=(left / columns * config.strip[2]) % config.strip[2],
-            )
-
-
-def varied(images: Tensor) -> Tensor:
-    """Colours drawn anew for every image, then normalised."""
-    x = change_colours_of_batch(images, AUGMENT)
-    mean = torch.tensor(IMAGE_MEAN, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=x.device).view(1, 3, 1, 1)
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def circular_distance(a: Tensor, b: Tensor, turn: int) -> Tensor:
-    return ((a - b + turn / 2) % turn - turn / 2).abs()
+    known = settings.data.field_of_view == "known"
+    photos = PhotoDataset(manifest, assumed_fov_deg=config.assumed_fov_deg, use_fov=known, **shared)
+    pairs = PairDataset(photos, places)
+    if not len(pairs):
+        raise ValueError("data: expected photos with a place, got none")
+    return pairs
 
 
 # -- evaluation --------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def evaluate(model: Geolocalizer, views: Views, device: str) -> dict[str, float]:
-    """All photos of a city against all its places. Way 0 of `views` has the field of view unknown,
-    way 1 known."""
+def encode_places(
+    model: Geolocalizer, manifest: Manifest, data: DataSettings, device: torch.device
+) -> tuple[StripBank, np.ndarray, np.ndarray]:
     config = model.config
-    columns = config.strip[2]
+    places = PlaceDataset(
+        manifest,
+        satellite_size=data.satellite_size,
+        panorama_size=config.image_size,
+        extent_m=data.extent_m,
+        column0_deg=config.column0_deg,
+    )
+    strips = []
+    for batch in loader(places, _ENCODE_BATCH, workers=data.workers):
+        batch = finish(batch, device)
+        known = batch["has_panorama"] & batch["heading_known"]
+        strips.append(
+            model.encode_place(
+                batch["polar"], batch["panorama"], has_satellite=batch["has_satellite"], has_panorama=known
+            )
+        )
+    bank = StripBank.pack(torch.cat(strips), column0_deg=config.column0_deg)
+    return bank, manifest.places["lat"].to_numpy(), manifest.places["lon"].to_numpy()
+
+
+@torch.inference_mode()
+def photo_batches(
+    model: Geolocalizer,
+    manifest: Manifest,
+    data: DataSettings,
+    device: torch.device,
+    *,
+    known: bool = False,
+    tried_deg: Sequence[float] = (),
+) -> Iterator[PhotoBatch]:
+    """The field of view `known`, or tried at several angles, or the one the model assumes."""
+    config = model.config
+    readings = [
+        loader(
+            PhotoDataset(manifest, panorama_size=config.image_size, assumed_fov_deg=fov_deg, use_fov=known),
+            _ENCODE_BATCH,
+            workers=data.workers,
+        )
+        for fov_deg in tried_deg or (config.assumed_fov_deg,)
+    ]
+    city = manifest.photos["city"].to_pylist()
+    for batches in zip(*readings, strict=True):
+        finished = [finish(batch, device) for batch in batches]
+        first = finished[0]
+        yield PhotoBatch(
+            [tuple(model.encode_photo(batch["photo"], batch["photo_width"])) for batch in finished],
+            first["photo_lat"].cpu().numpy(),
+            first["photo_lon"].cpu().numpy(),
+            first["heading_deg"].cpu().numpy(),
+            {"city": [str(city[int(row)]) for row in first["photo_row"]]},
+        )
+
+
+def evaluate(model: Geolocalizer, manifest: Manifest, data: DataSettings, device: torch.device) -> dict[str, Any]:
+    """All chosen photos against all places of their cities, the field of view assumed, known, and searched for."""
+    training = model.training
     model.eval()
-    strips = {
-        "": torch.cat(
-            [
-                model.encode_place(p.to(device), q.to(device), has_panorama=has.to(device)).cpu()
-                for p, q, has in zip(
-                    views.polar.split(64), views.panorama.split(64), views.has_panorama.split(64), strict=True
-                )
-            ]
-        ),
-        "_satellite_only": torch.cat([model.encode_place(p.to(device)).cpu() for p in views.polar.split(64)]),
-    }
-    result = {}
-    for source, places in strips.items():
-        bank = StripBank.pack(places, column0_deg=config.column0_deg)
-        for way, known in enumerate(("", "_fov_known")):
-            encoded = [
-                model.encode_photo(photo.to(device), width)
-                for photo, width in zip(views.photo[:, way].split(64), views.photo_width[:, way].split(64), strict=True)
-            ]
-            widest = max(strip.strips.shape[-1] for strip in encoded)
-            query = torch.cat(
-                [torch.nn.functional.pad(e.strips, (0, widest - e.strips.shape[-1])).cpu() for e in encoded]
-            )
-            width = torch.cat([e.width for e in encoded]).cpu()
-            found = strip_topk(query, bank, 10, query_width=width)
-            recall = recall_at_k(
-                found.index,
-                query_lat=views.photo_lat,
-                query_lon=views.photo_lon,
-                lat=views.lat,
-                lon=views.lon,
-                k=(1, 5, 10),
-                threshold_m=THRESHOLD_M,
-            )
-            # The window in the photo's own place, whether or not that place was found.
-            own = torch.cat(
-                [
-                    azimuth_match(q[None], p[None], query_width=w[None]).shift[0]
-                    for q, p, w in zip(query, places, width, strict=True)
-                ]
-            )
-            heading = shift_to_heading(own, width, columns, column0_deg=config.column0_deg)
-            error = heading_error_deg(heading, views.heading_deg)
-            within = error.abs() <= 360 / columns
-            name = source + known
-            result |= {f"recall_at_{k}{name}": round(v, 4) for k, v in recall.at.items()}
-            result[f"heading_within_a_bin{name}"] = round(within.double().mean().item(), 4)
-            result[f"heading_bias_deg{name}"] = round(error[within].mean().item(), 2)
-    return result
+    try:
+        bank, lat, lon = encode_places(model, manifest, data, device)
+        ways: dict[str, dict[str, Any]] = {"assumed": {}, "known": {"known": True}}
+        if data.search_fov_deg:
+            ways["search"] = {"tried_deg": data.search_fov_deg}
+        return {
+            name: measure(photo_batches(model, manifest, data, device, **how), bank, lat, lon).metrics()
+            for name, how in ways.items()
+        }
+    finally:
+        model.train(training)
+
+
+@torch.inference_mode()
+def similar_places(
+    model: Geolocalizer, manifest: Manifest, settings: Settings, device: torch.device, count: int
+) -> np.ndarray:
+    """Which places the photos of each place are taken for by the model as it is now."""
+    model.eval()
+    bank, lat, lon = encode_places(model, manifest, settings.data, device)
+    known = settings.data.field_of_view == "known"
+    row_of = {name: row for row, name in enumerate(manifest.places["id"].to_pylist())}
+    own = [row_of.get(name, -1) for name in manifest.photos["place"].to_pylist()]
+    found = np.full((len(bank), count), -1, np.int64)
+    begin = 0
+    for batch in photo_batches(model, manifest, settings.data, device, known=known):
+        strips, width = batch.readings[0]
+        place = np.array(own[begin : begin + len(strips)])
+        begin += len(strips)
+        keep = torch.from_numpy(place >= 0)
+        part = most_similar(
+            strips[keep.to(strips.device)],
+            bank,
+            place[place >= 0],
+            lat,
+            lon,
+            count,
+            query_width=width[keep.to(width.device)],
+            beyond_m=settings.step.loss.threshold_m,
+        )
+        found = np.where((part >= 0).any(axis=1, keepdims=True), part, found)
+    return found
 
 
 # -- training ----------------------------------------------------------------------------------
 
 
-def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    config = GeolocalizerConfig.from_json(args.config.read_text())
-    cities = load_cities(range(1, 1 + args.cities), args.places, config, args.cache, args.jobs)
-    fresh = load_cities(range(FRESH_SEED, FRESH_SEED + 1), args.test_places, config, args.cache, args.jobs)
-    count = sum(len(city["lat"]) for city in cities)
-    views = prepare(cities, config, random_fovs(count, args.variants, args.seed))
-    test = prepare(fresh, config, [[(1.0, 1.0, False), (1.0, 0.0, False)]] * len(fresh[0]["lat"]))
+class Trainer:
+    """One run. The position in it is (step, epoch, batch); all randomness is drawn from seed and position."""
 
-    model = Geolocalizer(config).to(args.device, memory_format=torch.channels_last)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": args.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=args.lr,
-        betas=(0.9, 0.98),
-    )
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{config.backbone}, {size:.2f} M parameters, {count} places in {len(cities)} cities")
+    def __init__(self, settings: Settings, *, resume: bool = False) -> None:
+        self.settings, how = settings, settings.train
+        self.rank, self.processes = world()
+        self.out = Path(settings.out)
+        name = how.device if how.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        try:
+            config = GeolocalizerConfig(**settings.model)
+        except TypeError as error:
+            raise ValueError(f"model: expected settings of GeolocalizerConfig, got {error}") from error
+        manifest = Manifest.load(settings.data.manifest)
+        if manifest.has_positions:
+            manifest = assign_places(manifest, settings.step.loss.threshold_m)
+        self.training = chosen(manifest, settings.data.train or {"split": "train"})
+        self.held_out = None
+        if how.evaluate_every:
+            self.held_out = chosen(manifest, settings.data.evaluate or {"split": "val"})
+        self.pairs = pairs_of(self.training, settings, config)
 
-    log = args.out.with_suffix(".jsonl").open("w")
-    source = batches(views, config, args.batch, args.device)
-    seen, evaluated, step = 0.0, 0, 0
-    sums: dict[str, float] = {}
-    bar = tqdm(total=round(args.seconds), unit="s")
+        torch.manual_seed(settings.step.seed)
+        pretrained: str | bool = settings.pretrained or False
+        self.model = Geolocalizer(config, pretrained=True if pretrained == "timm" else pretrained).to(self.device)
+        if how.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        parameters = list(self.model.parameters())
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": how.weight_decay},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=how.lr,
+            betas=(0.9, 0.98),
+        )
+        lat, lon = (self.training.places[name].to_numpy() for name in ("lat", "lon"))
+        self.sampler = PlaceBatches(
+            self.pairs.place_rows,
+            how.batch,
+            hard=how.hard,
+            seed=settings.step.seed,
+            rank=self.rank,
+            world=self.processes,
+        )
+        self.neighbour_count = min(8 * how.hard, len(lat) - 1)
+        if how.hard:
+            self.sampler.neighbours = nearest_on_ground(
+                lat, lon, self.neighbour_count, beyond_m=settings.step.loss.threshold_m
+            )
+        self.step, self.best = 0, -math.inf
+        self.stop = False
+        last = self.out / "last.safetensors"
+        if resume:
+            self._load(last)
+        elif last.exists():
+            raise FileExistsError(f"out: {last} is there already; add --resume to go on, or choose another folder")
+        if self.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(settings)))
+            _cut_log(self.out / "log.jsonl", self.step)
+
+    def _rate(self) -> float:
+        how = self.settings.train
+        if self.step < how.warmup:
+            return how.lr * (self.step + 1) / how.warmup
+        done = (self.step - how.warmup) / max(1, how.steps - how.warmup)
+        return how.lr * max(0.5 * (1 + math.cos(math.pi * done)), 1e-3)
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """From where the run stands to its end, epoch after epoch."""
+        how = self.settings.train
+        batches = loader(
+            self.pairs, self.settings.train.batch, workers=self.settings.data.workers, batches=self.sampler
+        )
+        while True:
+            self.pairs.set_epoch(self.sampler.epoch)
+            for batch in batches:
+                yield batch
+                self.sampler.start += 1
+            self.sampler.epoch += 1
+            self.sampler.start = 0
+            since = self.sampler.epoch - how.similar_after
+            if how.hard and since >= 0 and since % how.similar_every == 0:
+                self.sampler.neighbours = similar_places(
+                    self.model, self.training, self.settings, self.device, self.neighbour_count
+                )
+
+    def run(self) -> None:
+        """Trains to the last step. KeyboardInterrupt after SIGINT, with everything saved."""
+        how = self.settings.train
+        sums: dict[str, float] = {}
+        began = time.perf_counter()
+        with _Log(self.out, self.rank) as log, self._interruptible():
+            bar = tqdm(total=how.steps, initial=self.step, unit="step", disable=None if self.rank == 0 else True)
+            source = self._batches()
+            with contextlib.closing(bar), contextlib.closing(source):
+                while self.step < how.steps:
+                    batch = finish(next(source), self.device)
+                    numbers = self._one_step(batch)
+                    # The batch counts as done: a run that goes on begins with the next one.
+                    self.step += 1
+                    bar.update(1)
+                    bar.set_postfix({k: f"{numbers[k]:.3f}" for k in ("loss", "true_window", "right")})
+                    for name, value in numbers.items():
+                        sums[name] = sums.get(name, 0.0) + value
+                    sums["steps"] = sums.get("steps", 0) + 1
+                    stopping = self._anyone_stops()
+                    last = self.step == how.steps or stopping
+                    if self.step % how.log_every == 0 or last:
+                        steps = sums.pop("steps")
+                        seconds = time.perf_counter() - began
+                        means = {name: value / steps for name, value in sums.items()}
+                        log.write(
+                            {"step": self.step, "epoch": self.sampler.epoch, "seconds": round(seconds, 1), **means}
+                        )
+                        sums = {}
+                    if self.held_out is not None and not stopping and (self.step % how.evaluate_every == 0 or last):
+                        self._evaluate(log, bar)
+                    if self.step % how.save_every == 0 or last:
+                        self.save()
+                    if stopping:
+                        raise KeyboardInterrupt
+            if self.rank == 0:
+                self.model.save(self.out / "model.safetensors")
+
+    def _one_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        rate = self._rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        numbers = gradients(self.model, batch, self.settings.step, step=self.step, epoch=self.sampler.epoch)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip))
+        # The same in every process, so that all stop together.
+        if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
+            ids = {"step": self.step, "loss": str(numbers["loss"]), "gradient_norm": str(norm)}
+            path = self.out / f"not_finite.{self.rank}.json"
+            write_atomically(
+                path, json.dumps({**ids, "photo_id": batch["photo_id"], "place_id": batch["place_id"]}, indent=1)
+            )
+            raise TrainingStopped(
+                f"the loss is {numbers['loss']} and the gradient's norm {norm} at step {self.step}; the "
+                f"batch's ids are in {path}, the last checkpoint is as it was"
+            )
+        self.optimiser.step()
+        return {**numbers, "gradient_norm": norm, "lr": rate}
+
+    def _evaluate(self, log: _Log, bar: Any) -> None:
+        if self.rank == 0 and self.held_out is not None:
+            found = evaluate(self.model, self.held_out, self.settings.data, self.device)
+            value = found["assumed"][self.settings.train.best]
+            if value is None:
+                raise ValueError(f"train.best: {self.settings.train.best} has no value in this evaluation")
+            log.write({"step": self.step, "evaluation": found})
+            bar.write(f"step {self.step}, field of view assumed: {table(found['assumed'])}")
+            if value > self.best:
+                self.best = value
+                self.model.save(self.out / "best.safetensors")
+        if self.processes > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C ends the run after its step; a second one at once."""
+
+        def note(number: int, frame: Any) -> None:
+            self.stop = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        try:
+            before = signal.signal(signal.SIGINT, note)
+        except ValueError:  # not the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _anyone_stops(self) -> bool:
+        if self.processes == 1:
+            return self.stop
+        flag = torch.tensor(float(self.stop), device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag > 0)
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def _same_run(self) -> str:
+        """What must not change between the parts of a run."""
+        settings = asdict(self.settings)
+        del settings["out"], settings["data"]["workers"]
+        for name in ("log_every", "save_every", "device"):
+            del settings["train"][name]
+        return json.dumps(settings, sort_keys=True, default=list)
+
+    def save(self) -> None:
+        if self.rank != 0:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser.{name}.{key}"] = value
+        if self.sampler.neighbours is not None:
+            tensors["neighbours"] = torch.from_numpy(self.sampler.neighbours)
+        position = {
+            "step": self.step,
+            "epoch": self.sampler.epoch,
+            # The generator of batches moves on only when the next one is asked for.
+            "start": self.sampler.start + 1,
+            "best": self.best,
+        }
+        metadata = {"format": _FORMAT, "position": json.dumps(position), "settings": self._same_run()}
+        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        write_atomically(self.out / "last.safetensors", safetensors.torch.save(whole, metadata))
+
+    def _load(self, path: Path) -> None:
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: expected a checkpoint, got {error}") from error
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{path}: expected a checkpoint of training, got {metadata.get('format')}")
+        theirs, ours = json.loads(metadata["settings"]), json.loads(self._same_run())
+        if theirs != ours:
+            changed = _first_difference(theirs, ours)
+            raise ValueError(f"{path}: expected the settings it was made with, got another {changed}")
+        self.model.load_state_dict({n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")})
+        for name, parameter in self.model.named_parameters():
+            prefix = f"optimiser.{name}."
+            state = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+            if state:
+                self.optimiser.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter) for key, value in state.items()
+                }
+        if "neighbours" in tensors:
+            self.sampler.neighbours = tensors["neighbours"].numpy()
+        position = json.loads(metadata["position"])
+        self.step, self.best = position["step"], position["best"]
+        self.sampler.epoch, self.sampler.start = position["epoch"], position["start"]
+
+
+def _first_difference(a: Any, b: Any, name: str = "") -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}):
+            if a.get(key) != b.get(key):
+                return _first_difference(a.get(key), b.get(key), f"{name}.{key}".lstrip("."))
+    return f"{name}: {a!r} and now {b!r}"
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Without what came after the checkpoint that a run goes on from."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+    write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+class _Log:
+    """log.jsonl, and TensorBoard where it is installed. Only process 0 writes."""
+
+    def __init__(self, out: Path, rank: int) -> None:
+        self.file = (out / "log.jsonl").open("a") if rank == 0 else None
+        self.board: Any = None
+        if rank == 0:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.board = SummaryWriter(str(out / "tensorboard"))
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self.file is None:
+            return
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in _flat(line):
+                self.board.add_scalar(name, value, line["step"])
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _flat(values: dict[str, Any], name: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and key not in ("by", "interval"):
+            yield from _flat(value, f"{name}{key}/")
+        elif isinstance(value, int | float):
+            yield name + key, value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("settings", nargs="+", help="YAML files and name=value")
+    parser.add_argument("--resume", action="store_true", help="go on from out/last.safetensors")
+    parser.add_argument("--ops", choices=("fast", "reference"), default="fast", help="which operators")
+    arguments = parser.parse_args()
+    if "WORLD_SIZE" in os.environ:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    operators = force_backend("reference") if arguments.ops == "reference" else contextlib.nullcontext()
     try:
-        while seen < args.seconds:
-            start = time.perf_counter()
-            progress = seen / args.seconds
-            rate = min(progress / 0.03, 0.5 * (1 + math.cos(math.pi * progress)))
-            for group in optimiser.param_groups:
-                group["lr"] = args.lr * max(rate, 1e-3)
-            numbers = train_step(model, optimiser, next(source), args)
-            step += 1
-            if not math.isfinite(numbers["loss"]):
-                raise SystemExit(f"loss is {numbers['loss']} at step {step}; {args.out} is kept")
-            for name, value in numbers.items():
-                sums[name] = sums.get(name, 0.0) + value
-            sums["steps"] = sums.get("steps", 0.0) + 1
-            took = time.perf_counter() - start
-            bar.update(round(seen + took) - bar.n)
-            bar.set_postfix(step=step, **{k: f"{numbers[k]:.2f}" for k in ("loss", "agreement", "heading", "right")})
-            seen += took
-            if seen >= args.seconds * (evaluated + 1) / args.evaluations:
-                evaluated = int(seen * args.evaluations / args.seconds)  # a stall may skip some
-                line = {"step": step, "seconds": round(seen, 1), "places": step * args.batch}
-                steps = sums.pop("steps")
-                line |= {f"train_{name}": round(v / steps, 4) for name, v in sums.items()}
-                line |= evaluate(model, test, args.device)
-                sums = {}
-                model.save(args.out, dtype=torch.float16 if args.half else torch.float32)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                bar.write(json.dumps(line))
+        with operators:
+            Trainer(read_settings(arguments.settings), resume=arguments.resume).run()
     except KeyboardInterrupt:
-        written = f"{args.out} is as evaluation {evaluated} left it" if evaluated else "nothing was written"
-        bar.write(f"stopped at step {step}; {written}")
+        print("stopped; --resume goes on from here", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, TrainingStopped) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
     finally:
-        bar.close()
-        log.close()
-
-
-def train_step(
-    model: Geolocalizer, optimiser: torch.optim.Optimizer, batch: Batch, args: argparse.Namespace
-) -> dict[str, float]:
-    """InfoNCE through the window that the model selects, and two losses that get it going: from
-    scratch nearly every selected window is wrong, and InfoNCE alone then teaches next to nothing.
-    The two sources of a place must agree as they lie (both are in one frame), and the photo's window
-    must be where its heading says."""
-    model.train()
-    size = len(batch.polar)
-    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=not args.fp32):
-        above, street = model.encoder(torch.cat((batch.polar, batch.panorama)), circular=True).chunk(2)
-        used = batch.has_panorama & (torch.rand(size, device=above.device) >= args.no_panorama)
-        strips = model.fusion(above, torch.where(used[:, None, None, None], street, above))
-        query = model.encode_photo(batch.photo, batch.photo_width)
-    match = azimuth_match(query.strips, strips, query_width=query.width, select="gumbel", scale=model.scale)
-    loss = info_nce(match.score, temperature=model.temperature, mask=batch.false_negative)
-    both = batch.has_panorama
-    agreement = info_nce(
-        above[both].flatten(1) @ street[both].flatten(1).T,
-        temperature=model.temperature,
-        mask=batch.same_place[both][:, both],
-    )
-    heading = shift_cross_entropy(
-        query.strips,
-        strips,
-        batch.true_shift.to(strips),
-        query_width=query.width,
-        temperature=model.temperature,
-    )
-    total = loss + args.heading * heading
-    if both.any():
-        total = total + args.agreement * agreement
-    optimiser.zero_grad(set_to_none=True)
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    columns = model.config.strip[2]
-    window = circular_distance(match.shift.diagonal().cpu(), batch.true_shift, columns)
-    return {
-        "loss": loss.item(),
-        "agreement": agreement.item(),
-        "heading": heading.item(),
-        "right": (match.score.argmax(1).cpu() == torch.arange(size)).double().mean().item(),
-        "true_window": (window <= 1).double().mean().item(),
-        "scale": model.scale.item(),
-        "temperature": model.temperature.item(),
-    }
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    train(arguments())
+    sys.exit(main())

@@ -14,6 +14,7 @@ Workers decode and augment bytes; `finish` makes the polar image of a whole batc
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -340,6 +341,11 @@ class PairDataset(Dataset[dict[str, Any]]):
         self._place_rows = place_rows.take(self._photo_rows).to_numpy()
 
     @property
+    def place_rows(self) -> np.ndarray:
+        """Of every row, the row of its place."""
+        return self._place_rows
+
+    @property
     def epoch(self) -> int:
         return self.photos.epoch
 
@@ -507,6 +513,7 @@ class _Order(Sampler[int]):
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # one process a core is enough
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
 
 
 class _Guarded(Dataset[Any]):
@@ -561,19 +568,23 @@ def loader(
     drop_last: bool = False,
     photo_columns: int | None = None,
     pin_memory: bool = False,
+    batches: Sampler[list[int]] | None = None,
 ) -> DataLoader[dict[str, Any]]:
     """A DataLoader whose batches do not depend on the number of workers. Call `dataset.set_epoch` before each epoch.
 
+    `batches` says which rows make each batch, instead of `batch_size`, `shuffle`, `seed` and `drop_last`.
+
     An image that cannot be read raises its ImageError here, in this process, when its batch is due.
     """
+    which: dict[str, Any] = {"batch_sampler": batches}
+    if batches is None:
+        which = {"batch_size": batch_size, "sampler": _Order(dataset, shuffle, seed), "drop_last": drop_last}
     return _Loader(
         _Guarded(dataset),
-        batch_size,
-        sampler=_Order(dataset, shuffle, seed),
         num_workers=workers,
         collate_fn=_Collate(photo_columns),
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        drop_last=drop_last,
+        **which,
     )

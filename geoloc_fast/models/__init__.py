@@ -5,7 +5,7 @@ Imports timm, which `import geoloc_fast` alone never does.
 
 from geoloc_fast.models.circular import circular_twin
 from geoloc_fast.models.encoder import IMAGE_MEAN, IMAGE_STD, Encoder
-from geoloc_fast.models.fusion import IAFF, MSCAM
+from geoloc_fast.models.fusion import AFF, AWA, FCL, FUSIONS, IAFF, MSCAM, Concat
 from geoloc_fast.models.geolocalizer import (
     BundleError,
     Geolocalizer,
@@ -14,11 +14,16 @@ from geoloc_fast.models.geolocalizer import (
 )
 
 __all__ = [
+    "AFF",
+    "AWA",
+    "FCL",
+    "FUSIONS",
     "IAFF",
     "IMAGE_MEAN",
     "IMAGE_STD",
     "MSCAM",
     "BundleError",
+    "Concat",
     "Encoder",
     "Geolocalizer",
     "GeolocalizerConfig",

@@ -7,9 +7,12 @@ floating point already normalised that way, which is what
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
@@ -52,6 +55,9 @@ class Encoder(nn.Module):
     never neighbouring columns, beyond what halving the width takes. ConvNeXt-Base on 128x512 gives
     512x8x32, halved to 1024x4x16, then the paper's 16x4x16.
 
+    `pretrained` downloads the backbone's weights with timm; `load_backbone` takes them from a file. Neither happens by
+    itself.
+
     All norms written here work per sample, so batch size 1 trains. A backbone with BatchNorm
     mixes the statistics of photos, panoramas and satellite images; prefer one without.
     """
@@ -64,14 +70,35 @@ class Encoder(nn.Module):
         strip: tuple[int, int, int] = (16, 4, 16),
         backbone_stride: int = 16,
         backbone_kwargs: Mapping[str, Any] | None = None,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
+        self.backbone = backbone
         self.image_size = image_size
         self.strip = strip
-        features = _feature_backbone(backbone, backbone_stride, backbone_kwargs or {})
+        features = _feature_backbone(backbone, backbone_stride, backbone_kwargs or {}, pretrained)
         steps = _reduction_steps(image_size, strip, backbone_stride)
         self.network = _StripNetwork(features, steps, strip[0])
         self._hold_twin()
+
+    def load_backbone(self, path: str | os.PathLike[str]) -> None:
+        """Weights of the backbone from a safetensors file of the whole timm model or of its feature part.
+
+        Every tensor of this backbone must be in it with its shape; what else is in it (the classifier, later stages)
+        is left. ValueError otherwise, and nothing is changed.
+        """
+        try:
+            found = {_plain(name): value for name, value in safetensors.torch.load_file(path).items()}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
+        taken = {}
+        for name, own in self.network.backbone.state_dict().items():
+            value = found.get(_plain(name))
+            if value is None or value.shape != own.shape:
+                got = "nothing" if value is None else str(list(value.shape))
+                raise ValueError(f"{path}: expected {name} {list(own.shape)} of {self.backbone}, got {got}")
+            taken[name] = value
+        self.network.backbone.load_state_dict(taken)
 
     def _hold_twin(self) -> None:
         # In a tuple: the twin's parameters are the network's own and must not be listed again.
@@ -108,6 +135,11 @@ class Encoder(nn.Module):
         return normalise_strip(network(normalise_image(images)))
 
 
+def _plain(name: str) -> str:
+    # timm's feature part calls `stages.0.blocks` `stages_0.blocks`.
+    return name.replace(".", "_")
+
+
 class _StripNetwork(nn.Module):
     def __init__(self, backbone: nn.Module, steps: list[tuple[int, int]], strip_channels: int) -> None:
         super().__init__()
@@ -137,15 +169,15 @@ class _StripNetwork(nn.Module):
         return self.head(self.backbone(images)[-1])
 
 
-def _feature_backbone(name: str, stride: int, kwargs: Mapping[str, Any]) -> nn.Module:
-    def create(**more: Any) -> Any:
-        return timm.create_model(name, features_only=True, pretrained=False, **kwargs, **more)
+def _feature_backbone(name: str, stride: int, kwargs: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    def create(*, pretrained: bool = False, **more: Any) -> Any:
+        return timm.create_model(name, features_only=True, pretrained=pretrained, **kwargs, **more)
 
     with torch.device("meta"):  # only to read the strides
         reductions = create().feature_info.reduction()
     if stride not in reductions:
         raise ValueError(f"backbone_stride: expected one of {reductions}, the strides of {name}, got {stride}")
-    return create(out_indices=(reductions.index(stride),))
+    return create(out_indices=(reductions.index(stride),), pretrained=pretrained)
 
 
 def _reduction_steps(image_size: tuple[int, int], strip: tuple[int, int, int], stride: int) -> list[tuple[int, int]]:

@@ -1,25 +1,27 @@
-"""Fusing the strips of one place: iterative attentional feature fusion (Dai et al., 2021).
+"""Fusing the two strips of one place, x and y in the same frame, into one `[N, C, H, W]` at unit norm.
 
-With M an MS-CAM, x and y two strips of the same place in the same frame:
+    iaff    z = M1(x + y) x + (1 - M1(x + y)) y,   F = M2(z) x + (1 - M2(z)) y      (Dai et al., 2021)
+    aff     F = M(x + y) x + (1 - M(x + y)) y
+    awa     F = a x + (1 - a) y, one learned weight a in (0, 1) for all
+    fcl     F = layers([x, y]): two fully connected layers over the channels of both, at every position
+    concat  F = [P x, Q y]: each strip reduced to half its channels, side by side
 
-    z = M1(x + y) * x + (1 - M1(x + y)) * y
-    F = M2(z)     * x + (1 - M2(z))     * y
+M, M1 and M2 are MS-CAMs with weights of their own, each with a local and a global branch. The first three are
+weighted means of the two sources, so fusing a strip with itself gives that strip back: a place known from one source
+only is fused with itself, through the same path. The last two are not; there a lone source is still fused with
+itself, and training with sources left out is what makes that meaningful.
 
-M1 and M2 are two modules with weights of their own, each with a local and a global branch. The
-result is a weighted mean of the two sources at every position, so fusing a strip with itself gives
-that strip back: a place known from one source only is fused with itself, through the same path.
-
-Every operation is pointwise or a mean over the whole map, so fusion commutes with rolling both
-strips along azimuth.
+Every operation is pointwise or a mean over the whole map, so fusion commutes with rolling both strips along azimuth.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from geoloc_fast.models.encoder import normalise_strip
 
-__all__ = ["IAFF", "MSCAM"]
+__all__ = ["AFF", "AWA", "FCL", "FUSIONS", "IAFF", "MSCAM", "Concat"]
 
 
 class MSCAM(nn.Module):
@@ -55,18 +57,81 @@ def _attention_branch(channels: int, hidden: int) -> nn.Sequential:
     )
 
 
-class IAFF(nn.Module):
-    """Fuses two strips `[N, C, H, W]` of the same places into one at unit norm."""
+class _Fusion(nn.Module):
+    """Checks, mixes and normalises; subclasses say how to mix."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.shape != y.shape:
+            raise ValueError(f"y: expected the shape of x {list(x.shape)}, got {list(y.shape)}")
+        return normalise_strip(self.mix(x, y))
+
+    def mix(self, x: Tensor, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class IAFF(_Fusion):
+    """Iterative attentional feature fusion: attention on the sum, then on what that attention made."""
 
     def __init__(self, channels: int, *, reduction: int = 4) -> None:
         super().__init__()
         self.first_attention = MSCAM(channels, reduction=reduction)
         self.second_attention = MSCAM(channels, reduction=reduction)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.shape != y.shape:
-            raise ValueError(f"y: expected the shape of x {list(x.shape)}, got {list(y.shape)}")
+    def mix(self, x: Tensor, y: Tensor) -> Tensor:
         weight = self.first_attention(x + y)
-        mixed = x * weight + y * (1 - weight)
-        weight = self.second_attention(mixed)
-        return normalise_strip(x * weight + y * (1 - weight))
+        weight = self.second_attention(x * weight + y * (1 - weight))
+        return x * weight + y * (1 - weight)
+
+
+class AFF(_Fusion):
+    """Attentional feature fusion: attention on the sum."""
+
+    def __init__(self, channels: int, *, reduction: int = 4) -> None:
+        super().__init__()
+        self.attention = MSCAM(channels, reduction=reduction)
+
+    def mix(self, x: Tensor, y: Tensor) -> Tensor:
+        weight = self.attention(x + y)
+        return x * weight + y * (1 - weight)
+
+
+class AWA(_Fusion):
+    """Adaptive weighted addition: one learned weight for all places and positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(()))
+
+    def mix(self, x: Tensor, y: Tensor) -> Tensor:
+        weight = self.logit.sigmoid()
+        return x * weight + y * (1 - weight)
+
+
+class FCL(_Fusion):
+    """Fully connected layers over the channels of both strips."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(2 * channels, 2 * channels, 1), nn.GELU(), nn.Conv2d(2 * channels, channels, 1)
+        )
+
+    def mix(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.layers(torch.cat((x, y), dim=1))
+
+
+class Concat(_Fusion):
+    """Both strips side by side, each at half the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels % 2:
+            raise ValueError(f"channels: expected an even number for two halves, got {channels}")
+        self.first = nn.Conv2d(channels, channels // 2, 1)
+        self.second = nn.Conv2d(channels, channels // 2, 1)
+
+    def mix(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat((self.first(x), self.second(y)), dim=1)
+
+
+FUSIONS = {"iaff": IAFF, "aff": AFF, "awa": AWA, "fcl": FCL, "concat": Concat}

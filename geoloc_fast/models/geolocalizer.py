@@ -1,7 +1,7 @@
 """The model of the main paper: places and photos to strips that azimuth matching compares.
 
-    place:  polar satellite image, panorama -> encoder (circular) -> iAFF -> strip [C, H, W]
-    photo:  cylindrical columns             -> encoder            -> strip [C, H, Wq]
+    place:  polar satellite image, panorama -> encoder (circular) -> fusion -> strip [C, H, W]
+    photo:  cylindrical columns             -> encoder              -> strip [C, H, Wq]
 
 Everything is in one frame: column 0 of polar image, panorama and strip looks at `column0_deg`.
 """
@@ -25,12 +25,16 @@ from torch import Tensor, nn
 
 from geoloc_fast.files import write_atomically
 from geoloc_fast.models.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, normalise_image
-from geoloc_fast.models.fusion import IAFF
+from geoloc_fast.models.fusion import FUSIONS
 
 __all__ = ["BundleError", "Geolocalizer", "GeolocalizerConfig", "PhotoStrips"]
 
 _FORMAT = "geoloc_fast.geolocalizer"
 _VERSION = "1"
+SHARING = ("all", "references", "none")
+SOURCES = ("both", "satellite", "street")
+# Settings of timm that fetch or unpickle files: a config, which may come with a stranger's bundle, must not.
+_FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -61,7 +65,12 @@ class GeolocalizerConfig:
     strip: tuple[int, int, int] = (16, 4, 16)
     """Channels, height and columns of a strip."""
     sharing: str = "all"
-    """"all": one backbone for photo, panorama and polar satellite image."""
+    """"all": one encoder for photo, panorama and polar satellite image; "references": one for photos, one for
+    the two images of a place; "none": three."""
+    fusion: str = "iaff"
+    """How the strips of a place's two images become one: a name of `geoloc_fast.models.fusion`."""
+    sources: str = "both"
+    """What a place is encoded from: "both", "satellite" or "street"."""
     column0_deg: float = 180.0
     """Heading of column 0 of everything this model sees and gives."""
     assumed_fov_deg: float = 90.0
@@ -79,8 +88,16 @@ class GeolocalizerConfig:
             raise ValueError(f"image_size: expected (height, width), got {self.image_size}")
         if len(self.strip) != 3 or not _positive_integers(self.strip):
             raise ValueError(f"strip: expected (channels, height, columns), got {self.strip}")
-        if self.sharing != "all":
-            raise ValueError(f"sharing: expected 'all', got {self.sharing!r}")
+        for name, allowed in (("sharing", SHARING), ("fusion", tuple(FUSIONS)), ("sources", SOURCES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        if ":" in self.backbone:
+            raise ValueError(f"backbone: expected the plain name of a timm model, got {self.backbone!r}")
+        if fetching := sorted(set(_FETCHING) & set(self.backbone_kwargs)):
+            raise ValueError(
+                f"backbone_kwargs: expected settings of the architecture, got {fetching[0]!r}; "
+                "pretrained weights are an argument of Geolocalizer"
+            )
         if not 0 < self.assumed_fov_deg <= 360:
             raise ValueError(f"assumed_fov_deg: expected in (0, 360], got {self.assumed_fov_deg}")
         for name in ("initial_scale", "initial_temperature"):
@@ -107,17 +124,37 @@ class Geolocalizer(nn.Module):
     `geoloc_fast.models.encoder`). What a photo does not see is black.
     """
 
-    def __init__(self, config: GeolocalizerConfig | None = None) -> None:
+    def __init__(
+        self, config: GeolocalizerConfig | None = None, *, pretrained: str | os.PathLike[str] | bool = False
+    ) -> None:
+        """Fresh weights; of the backbones those of the safetensors file `pretrained`, or, if it is True, those
+        that timm downloads."""
         super().__init__()
         self.config = config = config or GeolocalizerConfig()
-        self.encoder = Encoder(
-            config.backbone,
-            image_size=config.image_size,
-            strip=config.strip,
-            backbone_stride=config.backbone_stride,
-            backbone_kwargs=config.backbone_kwargs,
-        )
-        self.fusion = IAFF(config.strip[0])
+
+        def encoder() -> Encoder:
+            made = Encoder(
+                config.backbone,
+                image_size=config.image_size,
+                strip=config.strip,
+                backbone_stride=config.backbone_stride,
+                backbone_kwargs=config.backbone_kwargs,
+                pretrained=pretrained is True,
+            )
+            if not isinstance(pretrained, bool):
+                made.load_backbone(pretrained)
+            return made
+
+        self.encoder = encoder()  # of photos, and with sharing "all" of everything
+        if config.sharing == "references":
+            self.reference_encoder = encoder()
+        elif config.sharing == "none":
+            if config.sources != "street":
+                self.satellite_encoder = encoder()
+            if config.sources != "satellite":
+                self.street_encoder = encoder()
+        if config.sources == "both":
+            self.fusion: nn.Module = FUSIONS[config.fusion](config.strip[0])
         # As logarithms: a step then changes them by a ratio and they cannot leave (0, inf).
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.initial_temperature)))
@@ -139,36 +176,77 @@ class Geolocalizer(nn.Module):
         polar_satellite: Tensor | None = None,
         panorama: Tensor | None = None,
         *,
+        has_satellite: Tensor | None = None,
         has_panorama: Tensor | None = None,
     ) -> Tensor:
         """Strips `[N, C, H, W]` of places, from `[N, 3, *image_size]` images in the same frame.
 
-        Either source may be None, and `has_panorama` (bool `[N]`) marks the places of a batch
-        whose panorama is to be looked at. A source that is missing is replaced by the other one's
-        strip, which fusion then gives back unchanged.
+        Either source may be None, and `has_satellite`, `has_panorama` (bool `[N]`) mark the places of
+        a batch for which it is to be looked at. A missing source is replaced by the other one's strip,
+        and the two are fused as ever. A place with no source that this model looks at has a strip of
+        zeros: it scores 0 for every photo.
         """
-        if polar_satellite is None or panorama is None:
-            if polar_satellite is None and panorama is None:
-                raise ValueError("polar_satellite: expected it or panorama given, got neither")
-            if has_panorama is not None:
-                raise ValueError("has_panorama: expected only with both sources, got one source")
-            strip = self.encoder(panorama if polar_satellite is None else polar_satellite, circular=True)
-            return self.fusion(strip, strip)
-        if panorama.shape != polar_satellite.shape:
-            raise ValueError(
-                f"panorama: expected the shape of polar_satellite {list(polar_satellite.shape)}, "
-                f"got {list(panorama.shape)}"
-            )
-        both = torch.cat((normalise_image(polar_satellite), normalise_image(panorama)))
-        from_above, from_street = self.encoder(both, circular=True).chunk(2)
-        if has_panorama is not None:
-            if has_panorama.dtype != torch.bool or has_panorama.shape != (len(panorama),):
+        return self.fuse(
+            *self.encode_sources(polar_satellite, panorama), has_satellite=has_satellite, has_panorama=has_panorama
+        )
+
+    def encode_sources(
+        self, polar_satellite: Tensor | None, panorama: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Strips of the satellite images and of the panoramas, before fusion; None for what is not given or not a
+        source of this model."""
+        sources = self.config.sources
+        above = polar_satellite if sources != "street" else None
+        street = panorama if sources != "satellite" else None
+        if above is None and street is None:
+            wanted = {"both": "it or panorama", "satellite": "it", "street": "panorama"}[sources]
+            raise ValueError(f"polar_satellite: expected {wanted} given for sources={sources!r}, got neither")
+        if above is not None and street is not None:
+            if above.shape != street.shape:
                 raise ValueError(
-                    f"has_panorama: expected bool [{len(panorama)}], got {has_panorama.dtype} "
-                    f"{list(has_panorama.shape)}"
+                    f"panorama: expected the shape of polar_satellite {list(above.shape)}, got {list(street.shape)}"
                 )
-            from_street = torch.where(has_panorama[:, None, None, None], from_street, from_above)
-        return self.fusion(from_above, from_street)
+            if self._encoder_of("satellite") is self._encoder_of("street"):
+                both = torch.cat((normalise_image(above), normalise_image(street)))
+                above, street = self._encoder_of("street")(both, circular=True).chunk(2)
+                return above, street
+        return (
+            None if above is None else self._encoder_of("satellite")(above, circular=True),
+            None if street is None else self._encoder_of("street")(street, circular=True),
+        )
+
+    def _encoder_of(self, source: str) -> Encoder:
+        name = {"all": "encoder", "references": "reference_encoder", "none": f"{source}_encoder"}[self.config.sharing]
+        encoder: Encoder = getattr(self, name)
+        return encoder
+
+    def fuse(
+        self,
+        above: Tensor | None,
+        street: Tensor | None,
+        *,
+        has_satellite: Tensor | None = None,
+        has_panorama: Tensor | None = None,
+    ) -> Tensor:
+        """Strips of places from the strips of their sources (`encode_sources`); the rest as in `encode_place`."""
+        given = above if street is None else street
+        if given is None:
+            raise ValueError("above: expected it or street given, got neither")
+        there = []
+        for name, has, strip in (("has_satellite", has_satellite, above), ("has_panorama", has_panorama, street)):
+            if has is None:
+                has = torch.full((len(given),), strip is not None, device=given.device)
+            elif has.dtype != torch.bool or has.shape != (len(given),):
+                raise ValueError(f"{name}: expected bool [{len(given)}], got {has.dtype} {list(has.shape)}")
+            elif strip is None:
+                has = torch.zeros_like(has)
+            there.append(has[:, None, None, None])
+        if self.config.sources == "both":
+            # NaN in an image that is not to be looked at must not come through: where, not a product.
+            first = given if above is None else torch.where(there[0], above, given)
+            second = given if street is None or above is None else torch.where(there[1], street, above)
+            given = self.fusion(first, second)
+        return torch.where(there[0] | there[1], given, 0)
 
     def encode_photo(self, photo: Tensor, width: Tensor | None = None) -> PhotoStrips:
         """Strips of photos `[B, 3, H, w]` whose columns are azimuth at the panorama's scale.
