@@ -12,7 +12,7 @@
 #include "geoloc_fast/types.h"
 
 #if defined(GEOLOC_FAST_SIMT)
-#include "tests/simt/device.h"
+#include GEOLOC_FAST_SIMT  // the emulator's device.h: nothing here depends on the tests
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
