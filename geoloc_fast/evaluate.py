@@ -7,19 +7,21 @@ is wrong, and so is one with no place in range.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from geoloc_fast.confidence import RIGHT_M, calibration_error, ranking_quality
+from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
 from geoloc_fast.geo import great_circle_m
+from geoloc_fast.index import Box, PlaceIndex, Region
 from geoloc_fast.locate import NEIGHBOURS, Answer, Locator
 from geoloc_fast.metrics import heading_error_deg, one_percent
+from geoloc_fast.models import Geolocalizer
 from geoloc_fast.protocol import Measured, Near, table
 
-__all__ = ["RECALL_K", "Evaluation", "evaluate", "neighbours_for", "summary"]
+__all__ = ["RECALL_K", "Evaluation", "evaluate", "fit_confidence", "neighbours_for", "summary"]
 
 RECALL_K = (1, 5, 10)
 _MOST_NEIGHBOURS = 1024
@@ -158,7 +160,7 @@ def evaluate(
         lat, lon: where they were taken.
         heading_deg: where they looked; NaN where unknown.
         fov_deg: as `Locator.locate` takes it.
-        keep: a list that is given every answer.
+        keep: a list that is given every answer, without its neighbours.
     """
     place_lat, place_lon = locator.index.positions(locator.within)
     near = Near(place_lat, place_lon, RIGHT_M)
@@ -168,8 +170,57 @@ def evaluate(
         heading = float("nan") if heading_deg is None else float(heading_deg[n])
         result.add(answer, *at, heading, near.any(*at))
         if keep is not None:
-            keep.append(answer)
+            keep.append(replace(answer, neighbours=None))
     return result
+
+
+def fit_confidence(
+    index: PlaceIndex,
+    model: Geolocalizer,
+    images: Callable[[np.ndarray], Iterable[Any]],
+    *,
+    lat: np.ndarray,
+    lon: np.ndarray,
+    fov_deg: Sequence[float | None] | float | None = None,
+    precision: float = 0.9,
+) -> Confidence:
+    """How sure the answers of a model are, learned from photos of known position.
+
+    The whole index is searched, its halves and its quarters, each for the photos taken in it: a probability has to hold
+    for regions of any size. How well it does is for `evaluate` to say, on other photos.
+
+    Args:
+        images: gives the photos of these rows of `lat`, `lon`; it is asked once for each region.
+        fov_deg: as `Locator.locate` takes it.
+        precision: of the answers that are to be given.
+    """
+    features, away, further_down = [], [], []
+    for region in _regions(*index.positions()):
+        rows = np.arange(len(lat)) if region is None else np.flatnonzero(region.contains(lat, lon))
+        if not len(rows) or not len(index.ids(region)):
+            continue
+        fov = [fov_deg[row] for row in rows] if isinstance(fov_deg, Sequence) else fov_deg
+        answers = Locator(index, model, within=region).locate(images(rows), fov_deg=fov, candidates=NEIGHBOURS)
+        for row, answer in zip(rows, answers, strict=True):
+            if answer.features is not None:
+                distance = [float(great_circle_m(lat[row], lon[row], c.lat, c.lon)) for c in answer.candidates]
+                features.append(answer.features)
+                away.append(distance[0])
+                further_down.append(min(distance[1:], default=np.inf) <= RIGHT_M)
+    if not features:
+        raise ValueError("images: expected photos that can be read, got none")
+    return Confidence.fit(
+        str(model.fingerprint), np.array(features), np.array(away), np.array(further_down), precision=precision
+    )
+
+
+def _regions(lat: np.ndarray, lon: np.ndarray) -> list[Region | None]:
+    south, middle, north = np.quantile(lat, (0, 0.5, 1)).tolist()
+    turned = (lon - lon[0] + 180) % 360 - 180  # across the antimeridian too
+    west, centre, east = ((np.quantile(turned, (0, 0.5, 1)) + lon[0] + 180) % 360 - 180).tolist()
+    rows, columns = ((south, middle), (middle, north)), ((west, centre), (centre, east))
+    halves = [Box(low, west, high, east) for low, high in rows]
+    return [None, *halves, *(Box(low, left, high, right) for low, high in rows for left, right in columns)]
 
 
 def summary(metrics: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ ALLOWED = {
     "locate": {"index", "data", "models", "operators", "confidence", "geo"},
     "build": {"index", "data", "models"},
     "answers": {"locate", "files", "geoparquet"},
-    "evaluate": {"locate", "confidence", "metrics", "protocol", "geo"},
+    "evaluate": {"index", "models", "locate", "confidence", "metrics", "protocol", "geo"},
     "report": {"index", "data", "operators", "confidence", "locate", "answers", "evaluate", "files", "geo", "metrics"},
     "cli": {
         "index",

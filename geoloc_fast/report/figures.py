@@ -39,8 +39,9 @@ CLASSES = {
     "unknown-wrong": "unknown, best guess wrong",
 }
 _SERIES = ("#0072b2", "#cc79a7", "#e69f00", "#56b4e9")
-_TICK_PX = 15
+_CONE_PX = 22
 _BINS = 10
+_TOOLBAR = ":host { background: rgb(255 255 255 / .82); height: fit-content; border-bottom-left-radius: 8px }"
 _MAP_HOVER = """
 <div class="tip"><b>@name</b><br>@verdict<br>heading @heading, found @found<br>@sure</div>
 """
@@ -56,8 +57,8 @@ def map_figure(
 
     Args:
         photos: for each class of `CLASSES` the columns `card`, `name`, `verdict`, `heading`, `found`, `sure` (texts),
-            `x`, `y`, `turn` (the truth: metres and mathematical angle; NaN turn where it is unknown), `fx`, `fy`,
-            `fturn` (the best guess).
+            `x`, `y` (the truth, in metres), `begin`, `end` (of the view: mathematical angles, NaN where it is unknown),
+            and `fx`, `fy`, `fbegin`, `fend` (the best guess).
         places: east_m, north_m of the places.
         box: west, south, east, north.
         background: address of the aerial mosaic.
@@ -84,6 +85,7 @@ def map_figure(
     plot.background_fill_color = None
     plot.border_fill_color = None
     plot.toolbar.logo = None
+    plot.toolbar.stylesheets = [_TOOLBAR]
     if background is not None:
         plot.image_url(
             url=[background], x=west, y=north, w=east - west, h=north - south, anchor="top_left", name="mosaic"
@@ -101,11 +103,12 @@ def map_figure(
         source = ColumnDataSource({name: list(values) for name, values in photos[kind].items()})
         colour, sure = COLOURS[kind.removeprefix("unknown-")], not kind.startswith("unknown")
         faint = {"line_alpha": 0.9 if sure else 0.35}
-        tick: dict[str, Any] = {"length": _TICK_PX, "length_units": "screen", "source": source}
         plot.segment("x", "y", "fx", "fy", source=source, name=kind, line_color="#ffffff", line_width=1, **faint)
-        for x, y, turn, width in (("x", "y", "turn", 3), ("fx", "fy", "fturn", 1.5)):
-            plot.ray(x, y, angle=turn, name=kind, line_color="#ffffff", line_width=width + 2, line_alpha=0.8, **tick)
-            plot.ray(x, y, angle=turn, name=kind, line_color=colour, line_width=width, **tick)
+        for x, y, begin, end, fill in (("fx", "fy", "fbegin", "fend", 0.15), ("x", "y", "begin", "end", 0.6)):
+            plot.wedge(
+                x, y, radius=_CONE_PX, radius_units="screen", start_angle=begin, end_angle=end, source=source,
+                name=kind, fill_color=colour, fill_alpha=fill, line_color="#ffffff", line_alpha=0.9, line_width=1,
+            )  # fmt: skip
         style = {"source": source, "name": kind, "line_width": 1.8}
         inside = {"fill_color": colour, "line_color": "#ffffff"}
         hollow = {"fill_color": "#ffffff", "line_color": colour}
@@ -119,7 +122,7 @@ def map_figure(
     plot.add_layout(
         ScaleBar(
             range=plot.x_range, unit="m", dimensional=Metric(base_unit="m"), location="bottom_left",
-            background_fill_alpha=0.85, border_line_color=None, bar_length=0.18,
+            background_fill_alpha=0.85, border_line_color=None, bar_length=0.12,
         )
     )  # fmt: skip
     return plot
@@ -129,7 +132,11 @@ def recall_figure(evaluations: Mapping[str, Evaluation], chance: float) -> figur
     """Share of photos with a place in range among the first k, for every k."""
     most = max(100, *(evaluation.one_percent or 1 for evaluation in evaluations.values()))
     k = np.unique(np.rint(np.geomspace(1, min(most, *(e.neighbours for e in evaluations.values())), 60)).astype(int))
-    plot = _chart("recall", "k, places looked at", "photos with one in range, %", x_axis_type="log", y_range=(0, 100))
+    plot = _chart(
+        "recall", "k, places looked at", "photos with one in range, %", x_axis_type="log", x_range=(0.93, k[-1] * 1.08),
+        y_range=(0, 103),
+    )  # fmt: skip
+    plot.xaxis.ticker = [10**n * digit for n in range(4) for digit in (1, 2, 5)]
     for n, (title, evaluation) in enumerate(evaluations.items()):
         rank = np.array(evaluation.rank)
         share = [100 * float((rank < at).mean()) for at in k]
@@ -137,7 +144,8 @@ def recall_figure(evaluations: Mapping[str, Evaluation], chance: float) -> figur
         line = plot.line(k, share, line_width=2.5, legend_label=title, **style)
         plot.add_tools(HoverTool(renderers=[line], tooltips=[("R@", "@x"), ("", "@y{0.0} %")], mode="vline"))
     plot.line(k, 100 * (1 - (1 - chance) ** k), line_width=1.5, line_dash="dotted", legend_label="chance", name="ink")
-    plot.legend.location = "top_left"
+    plot.add_layout(plot.legend[0], "above")
+    plot.legend.update(padding=0, spacing=1, margin=4)
     return plot
 
 
@@ -148,21 +156,28 @@ def reliability_figure(evaluation: Evaluation) -> figure:
     probability, right = 100 * probability[judged], right[judged]
     at = np.minimum((probability * _BINS / 100).astype(int), _BINS - 1)
     bins = [b for b in range(_BINS) if (at == b).any()]
-    count = [int((at == b).sum()) for b in bins]
-    data = {
-        "said": [float(probability[at == b].mean()) for b in bins],
-        "was": [100 * float(right[at == b].mean()) for b in bins],
-        "count": count,
-        "size": [6 + 26 * (n / max(count)) ** 0.5 for n in count],
-    }
-    plot = _chart("reliability", "probability it gave, %", "were right, %", x_range=(0, 100), y_range=(0, 100))
-    plot.line([0, 100], [0, 100], line_dash="dotted", line_width=1.5, name="ink")
-    source = ColumnDataSource(data)
-    plot.line("said", "was", source=source, line_color=_SERIES[0], line_width=1.5)
-    dots = plot.scatter(
-        "said", "was", size="size", source=source, fill_color=_SERIES[0], fill_alpha=0.55, line_color=None
+    count = np.array([(at == b).sum() for b in bins])
+    was = np.array([right[at == b].mean() for b in bins])
+    # Wilson's interval: of so few photos a share is not known better.
+    middle = (was + 2 / count) / (1 + 4 / count)
+    half = 2 * np.sqrt(was * (1 - was) / count + 1 / count**2) / (1 + 4 / count)
+    source = ColumnDataSource(
+        {
+            "said": [float(probability[at == b].mean()) for b in bins],
+            "was": 100 * was,
+            "low": 100 * (middle - half),
+            "high": 100 * (middle + half),
+            "count": count,
+            "size": 6 + 20 * np.sqrt(count / count.max()),
+        }
     )
-    about = [("photos", "@count"), ("said", "@said{0} %"), ("right", "@was{0} %")]
+    plot = _chart("reliability", "probability it gave, %", "were right, %", x_range=(0, 100), y_range=(-4, 104))
+    plot.line([0, 100], [0, 100], line_dash="dotted", line_width=1.5, name="ink")
+    plot.segment("said", "low", "said", "high", source=source, line_color=_SERIES[0], line_width=1.5)
+    dots = plot.scatter(
+        "said", "was", size="size", source=source, fill_color=_SERIES[0], fill_alpha=0.7, line_color=None
+    )
+    about = [("photos", "@count"), ("said", "@said{0} %"), ("right", "@was{0} % (@low{0} to @high{0})")]
     plot.add_tools(HoverTool(renderers=[dots], tooltips=about))
     return plot
 

@@ -49,11 +49,11 @@ _OF_EACH_CLASS = 8  # cards at least, if there are so many
 _MOSAIC_PX = 1800
 _MOSAIC_TILES = 4000
 _MARGIN_M = 40.0
-_ASPECT = (0.8, 1.9)  # of the map, least and most
+_ASPECT = (1.3, 1.9)  # of the map, least and most
 _NONE = "–"
 _RELIABILITY = """<div><h3>Does a probability mean what it says?</h3>
 <p class="soft">Dots on the line do; larger ones are more photos.</p><div id="reliability"></div></div>"""
-_WINDOW = {"street": (90, 324), "polar": (64, 320)}  # rows, columns
+_WINDOW = {"street": (120, 400), "polar": (84, 400)}  # rows, columns
 
 
 class _Photo:
@@ -68,6 +68,7 @@ class _Photo:
         self.right = self.away_m <= RIGHT_M
         right = "right" if self.right else "wrong"
         self.kind = right if answer.status == "located" else f"unknown-{right}"
+        self.fov_deg = answer.fov_deg or 90.0
         self.error_deg = float(heading_error_deg(first.heading_deg, heading_deg))
 
     @property
@@ -237,16 +238,23 @@ def _map(
             "sure": [photo.sure for photo in some],
             "x": truth[of_kind, 0].round(1).tolist(),
             "y": truth[of_kind, 1].round(1).tolist(),
-            "turn": [round(float(np.radians(90 - photo.heading_deg)), 3) for photo in some],
+            **_cone("", [(photo.heading_deg, photo) for photo in some]),
             "fx": found[of_kind, 0].round(1).tolist(),
             "fy": found[of_kind, 1].round(1).tolist(),
-            "fturn": [round(float(np.radians(90 - photo.first.heading_deg)), 3) for photo in some],
+            **_cone("f", [(photo.first.heading_deg, photo) for photo in some]),
         }
     shown = _spread(len(ids), MAP_PLACES)
     at = east[shown].round(1), north[shown].round(1)
     return map_figure(
         columns, at, box, None if picture is None else data_uri(picture, longer_px=_MOSAIC_PX, quality=72)
     )
+
+
+def _cone(prefix: str, views: Sequence[tuple[float, _Photo]]) -> dict[str, list[float]]:
+    """Beginning and end of views, as mathematical angles."""
+    heading, fov = np.array([(heading_deg, photo.fov_deg) for heading_deg, photo in views]).reshape(-1, 2).T
+    ends = (("begin", 90 - heading - fov / 2), ("end", 90 - heading + fov / 2))
+    return {prefix + name: np.radians(degrees).round(3).tolist() for name, degrees in ends}
 
 
 def _framed(west: float, south: float, east: float, north: float) -> tuple[float, float, float, float]:
@@ -290,7 +298,7 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     if sure is not None:
         tiles.append((_share(sure["coverage"]), "of photos answered; the others are “unknown”"))
         tiles.append((_share(sure["precision"]), "of the answers given are right"))
-    tiles.append((_NONE if latency is None else f"{latency:.0f} ms", "one photo, from file to answer (median)"))
+    tiles.append((_NONE if latency is None else f"{latency:.0f} ms", "for one photo (median)"))
     cells = "".join(f"<div><b>{value}</b><span>{text}</span></div>" for value, text in tiles)
     return f'<div class="figures">{cells}</div>'
 
@@ -349,7 +357,7 @@ def _cards_note(cards: Sequence[_Photo], photos: Sequence[_Photo]) -> str:
 
 
 def _card(photo: _Photo, index: PlaceIndex, pictures: Pictures) -> str:
-    first, fov_deg = photo.first, photo.answer.fov_deg or 90.0
+    first, fov_deg = photo.first, photo.fov_deg
     place = index.places([first.place])[0]
     tile, street, taken = pictures.tile(first.place), pictures.street(first.place), pictures.photo(photo.n)
     overlay = ""
@@ -360,21 +368,20 @@ def _card(photo: _Photo, index: PlaceIndex, pictures: Pictures) -> str:
     window = None if street is None else street_window(street, first.heading_deg, fov_deg, _WINDOW["street"])
     polar = None if tile is None else polar_window(tile.image, first.heading_deg, fov_deg, _WINDOW["polar"])
     error = "" if np.isnan(photo.error_deg) else f", off by {photo.error_deg:+.0f}°"
-    radius = "" if photo.answer.radius_m is None else f"; within {_metres(photo.answer.radius_m)} with 68 %"
+    radius = "" if photo.answer.radius_m is None else f", 68 % within {_metres(photo.answer.radius_m)}"
     shown = (
         _picture("taken", taken, "photo", 400),
+        _picture("street", window, "street view", 400),
+        _picture("polar", polar, "satellite, polar", 400),
         _picture("above", tile and tile.image, "matched place", 260, overlay),
-        _picture("street", window, "street view, same view", 340),
-        _picture("polar", polar, "satellite, polar", 340),
     )
     name = html.escape(f"{photo.name} → {_named(place.key, place.id)}")
     return (
         f'<article class="card" id="photo-{photo.n}" data-kind="{photo.kind}">'
-        f'<div class="pair">{shown[0]}{shown[1]}</div>'
-        f'<div class="strips">{shown[2]}{shown[3]}</div><div class="about">'
+        f'<div class="views">{"".join(shown[:3])}</div><div class="beside">{shown[3]}<div class="about">'
         f'<b class="{"right" if photo.right else "wrong"}">{photo.verdict}</b>'
         f"looked {_degrees(photo.heading_deg)}, found {_degrees(first.heading_deg)}{error}<br>{photo.sure}{radius}"
-        f'<bdi class="name">{name}</bdi></div></article>'
+        f'<bdi class="name">{name}</bdi></div></div></article>'
     )
 
 
