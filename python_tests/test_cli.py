@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from geoloc_fast.cli import app
-from geoloc_fast.demo import default_model
+from geoloc_fast.demo import default_model, summary
 
 COMMAND = [sys.executable, "-c", "from geoloc_fast.cli import main; main()"]
 
@@ -123,6 +123,25 @@ def test_demo_writes_a_report_of_a_sane_size(demo_run: tuple[dict, Path]) -> Non
     for picture in ("photo", "matched place", "street view", "satellite, polar"):
         assert page.count(f'<img alt="{picture}" src="data:image/webp;base64,') == 40
     assert '"image_url"' in page or "ImageURL" in page  # the map has its background
+
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+@pytest.mark.checkout
+@pytest.mark.skipif(not README.exists(), reason="not in a checkout: there is no README to compare with")
+def test_the_readme_shows_what_the_demo_prints(demo_run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
+    (shown,) = re.findall(r"```\n(Synthetic city .*?)```", README.read_text(), re.DOTALL)
+
+    def skeleton(text: str) -> list[str]:
+        return [re.sub(r"[+-]?\d+(\.\d+)?", "#", " ".join(line.split())) for line in text.strip().splitlines()]
+
+    printed = f"{summary(demo_run[0])}\nWritten to demo: predictions.geojson, metrics.json, report.html"
+    said = skeleton(printed)
+    assert [line for line in skeleton(shown) if not line.startswith("Sure")] == [
+        line for line in said if not line.startswith("Sure")
+    ]
+    assert sum(line.startswith("Sure enough of #% of the photos to answer") for line in skeleton(shown)) == 1
 
 
 def test_interrupting_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ def test_the_mosaic_lies_where_its_tiles_are() -> None:
     assert at(200, 88) == [190, 90, 80, 255]
     assert at(100, 50)[3] == 0 and at(90, 0)[3] == 0
     assert mosaic([], (0, 0, 1, 1), longer_px=10) is None
+    assert mosaic(tiles, (-50.0, -50.0, 1e6, 1e6), longer_px=300) is None  # type: ignore[arg-type]
     # Where two overlap, the nearer one counts more.
     both = mosaic([(0.0, 0.0, lambda: tile_of(0)), (20.0, 0.0, lambda: tile_of(30))], (-30, -30, 50, 30), longer_px=80)
     assert both is not None
@@ -303,7 +304,8 @@ class Opened:
               const view = views.find((one) => one.model.name === "map");
               const source = view.model.renderers.find((one) => one.name === kind).data_source;
               const box = view.canvas_view.el.getBoundingClientRect(), { x_scale, y_scale } = view.frame;
-              return [box.left + x_scale.compute(source.data.x[row]), box.top + y_scale.compute(source.data.y[row])];
+              const [x, y] = ["x", "y"].map((name) => source.get_column(name)[row]);
+              return [box.left + x_scale.compute(x), box.top + y_scale.compute(y)];
             }""",
             [kind, row],
         )

@@ -40,13 +40,15 @@
   }
 
   // A click on a photo shows its card.
-  const sources = new Set(map.renderers.filter((drawn) => drawn.data_source && drawn.data_source.data.card).map((drawn) => drawn.data_source));
+  const sources = new Set(map.renderers.map((drawn) => drawn.data_source));
   for (const source of sources) {
+    const cards = source.get_column("card");
+    if (cards === null) continue; // not a photo
     source.selected.change.connect(() => {
-      const chosen = source.selected.indices;
-      if (chosen.length === 0) return;
+      const [chosen] = source.selected.indices;
+      if (chosen === undefined) return;
       for (const card of document.querySelectorAll(".card.chosen")) card.classList.remove("chosen");
-      const card = document.getElementById(source.data.card[chosen[0]]);
+      const card = document.getElementById(cards[chosen]);
       if (card === null) return;
       card.classList.add("chosen");
       card.scrollIntoView({ behavior: "smooth", block: "center" });

@@ -16,6 +16,7 @@ __all__ = ["data_uri", "mosaic", "polar_window", "street_window"]
 
 _POLAR = (96, 768)
 _FINEST_M = 0.2  # a pixel of the mosaic
+_COARSEST_M = 20.0
 _FADE = 0.16  # of a tile's side: how fast it gives way to its neighbours
 
 
@@ -36,6 +37,8 @@ def mosaic(
     """
     west, south, east, north = box
     metres = max(max(east - west, north - south) / longer_px, _FINEST_M)
+    if metres > _COARSEST_M:  # places of several cities: a tile would be a dot
+        return None
     width, height = max(1, round((east - west) / metres)), max(1, round((north - south) / metres))
     total = np.zeros((height, width, 4), np.float32)  # weighted colours, and the weight
     for at_east, at_north, open_tile in tiles:
