@@ -12,7 +12,17 @@ from typing import Any
 from geoloc_fast.files import write_atomically
 from geoloc_fast.locate import Answer, Candidate, Locator
 
-__all__ = ["FORMATS", "TABLE_HEAD", "as_dict", "as_feature", "as_line", "find_photos", "geojson", "locate_folder"]
+__all__ = [
+    "FORMATS",
+    "TABLE_HEAD",
+    "as_dict",
+    "as_feature",
+    "as_line",
+    "find_photos",
+    "geojson",
+    "locate_folder",
+    "printable",
+]
 
 FORMATS = ("table", "json", "jsonl", "geojson")
 TABLE_HEAD = f"{'photo':32} {'answer':10} {'lat':>11} {'lon':>12} {'heading':>8} {'sure':>6} {'within':>8}"
@@ -60,11 +70,10 @@ def geojson(answers: Iterable[Answer]) -> str:
 
 def as_line(answer: Answer) -> str:
     """One row below TABLE_HEAD."""
-    # A file name can hold anything, escape sequences of terminals too.
-    name = "".join(c if c.isprintable() else "?" for c in answer.image)
+    name = printable(answer.image)
     name = name if len(name) <= 32 else f"…{name[-31:]}"
     if answer.problem is not None:
-        return f"{name:32} {answer.status:10} {''.join(c if c.isprintable() else '?' for c in answer.problem)}"
+        return f"{name:32} {answer.status:10} {printable(answer.problem)}"
     first = answer.candidates[0]
     sure = "" if first.probability is None else f"{100 * first.probability:5.0f}%"
     if answer.best is None:
@@ -72,6 +81,12 @@ def as_line(answer: Answer) -> str:
     within = "" if answer.radius_m is None else f"{answer.radius_m:6.0f} m"
     where = f"{first.lat:11.6f} {first.lon:12.6f} {first.heading_deg:7.0f}°"
     return f"{name:32} {answer.status:10} {where} {sure:>6} {within:>8}"
+
+
+def printable(text: str) -> str:
+    """Without what changes how the rest is shown: a file name can hold escape sequences of terminals, line ends, marks
+    that turn the direction of writing."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def find_photos(folder: Path) -> list[str]:

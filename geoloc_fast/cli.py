@@ -452,6 +452,12 @@ def locate(
     raise typer.Exit(1 if any(answer.status == "unreadable" for answer in found) else 0)
 
 
+SplitOption = Annotated[str | None, typer.Option(help="Only photos of this split: train, val or test.")]
+UseFovOption = Annotated[
+    bool, typer.Option("--use-fov/--assume-fov", help="Whether the table's field of view is used.")
+]
+
+
 @app.command("evaluate")
 def evaluate_photos(
     manifest: Annotated[Path, typer.Argument(help="Folder with a photos table whose positions are known.")],
@@ -459,57 +465,134 @@ def evaluate_photos(
     model: ModelOption = None,
     box: BoxOption = None,
     near: NearOption = None,
-    split: Annotated[str | None, typer.Option(help="Only photos of this split: train, val or test.")] = None,
-    use_fov: Annotated[
-        bool, typer.Option("--use-fov/--assume-fov", help="Whether the table's field of view is used.")
-    ] = False,
+    split: SplitOption = None,
+    use_fov: UseFovOption = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with map, figures and pictures; it opens with the network off.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """How often is the index right about photos of known position? Recall with intervals, headings, confidence, time.
 
-    Example: geoloc-fast evaluate region/ --index region.index --json
+    Example: geoloc-fast evaluate region/ --index region.index --split test --report report.html
     """
-    from geoloc_fast.data.manifest import Manifest
     from geoloc_fast.evaluate import evaluate, neighbours_for, summary
     from geoloc_fast.index import PlaceIndex
-    from geoloc_fast.locate import Locator
+    from geoloc_fast.locate import Answer, Locator
 
-    photos = Manifest.load(manifest)
-    rows = [row for row in photos.photos.to_pylist() if split is None or row["split"] == split]
-    if any(row.get("projection") == "cylindrical" for row in rows):
-        raise ValueError(f"{manifest}: its photos are prepared; evaluate with the manifest that they were made from")
-    known = [row for row in rows if row["lat"] is not None]
-    if len(known) < len(rows):
-        typer.echo(f"geoloc-fast: {len(rows) - len(known)} photos have no position and are left out", err=True)
-    if not known:
-        raise ValueError(f"{manifest}: there are no photos of known position to evaluate with")
-    opened, network = PlaceIndex.open(index), _model(model)
+    photos, known = _known_photos(manifest, split)
+    opened, network, within = PlaceIndex.open(index), _model(model), _region(box, near)
     locator = Locator(
         opened,
         network,
         confidence=_confidence(model, network),
-        within=_region(box, near),
+        within=within,
         neighbours=neighbours_for(len(opened)),
     )
+    truth: dict[str, Any] = {
+        "lat": [row["lat"] for row in known],
+        "lon": [row["lon"] for row in known],
+        "heading_deg": [float("nan") if row["heading_deg"] is None else row["heading_deg"] for row in known],
+    }
+    answers: list[Answer] = []
     with _bar(len(known), "photos") as bar:
-
-        def images() -> Iterator[Any]:
-            for row in known:
-                try:
-                    yield photos.open_image(row["image"])
-                except ValueError:
-                    yield b""  # unreadable, so wrong
-                bar.update(1)
-
-        metrics = evaluate(
+        result = evaluate(
             locator,
-            images(),
-            lat=[row["lat"] for row in known],
-            lon=[row["lon"] for row in known],
-            heading_deg=[float("nan") if row["heading_deg"] is None else row["heading_deg"] for row in known],
+            _images(photos, known, bar),
+            **truth,
             fov_deg=[row["fov_deg"] for row in known] if use_fov else network.config.assumed_fov_deg,
-        ).metrics()
-    _say(metrics, summary(metrics), as_json)
+            keep=None if report is None else answers,
+        )
+    metrics = result.metrics()
+    if report is not None:
+        from geoloc_fast.report import ManifestPictures, write_report
+
+        fov = "known" if use_fov else "assumed"
+        write_report(
+            report,
+            title="Where were these photos taken, and which way were they looking?",
+            about=f"{len(known)} photos of known position, located in the index {opened.path.name} with the model "
+            f"{opened.model[:12]}; their headings were not told, their field of view was {fov}.",
+            index=opened,
+            within=within,
+            names=[row["id"] for row in known],
+            **truth,
+            answers=answers,
+            evaluations={f"field of view {fov}": result},
+            pictures=ManifestPictures(
+                photos, [row["image"] for row in known], {number: key for key, number in opened.keys().items()}
+            ),
+        )
+    said = summary(metrics) + ("" if report is None else f"\nWritten to {report}")
+    _say(metrics, said, as_json)
+
+
+@app.command("fit-confidence")
+def fit_confidence_of_model(
+    manifest: Annotated[Path, typer.Argument(help="Folder with a photos table whose positions are known.")],
+    model: Annotated[Path, typer.Option(help="The model bundle; its confidence is written beside it.")],
+    index: Annotated[Path, typer.Option(help="Folder of an index of that model.")] = Path("index"),
+    split: SplitOption = None,
+    use_fov: UseFovOption = False,
+    precision: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the answers to be given.")] = 0.9,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn how sure a model of your own is, from some hundred photos of known position it was not trained on.
+
+    Afterwards `locate` gives probabilities and says "unknown"; `evaluate`, on other photos, says how well they hold.
+
+    Example: geoloc-fast fit-confidence region/ --model model.safetensors --index region.index --split val
+    """
+    import numpy as np
+
+    from geoloc_fast.confidence import Confidence
+    from geoloc_fast.evaluate import fit_confidence
+    from geoloc_fast.index import PlaceIndex
+
+    photos, known = _known_photos(manifest, split)
+    opened, network = PlaceIndex.open(index), _model(model)
+    opened.check_model(network.fingerprint)
+    with _bar(None, "photos") as bar:
+        confidence = fit_confidence(
+            opened,
+            network,
+            lambda rows: _images(photos, [known[row] for row in rows], bar),
+            lat=np.array([row["lat"] for row in known]),
+            lon=np.array([row["lon"] for row in known]),
+            fov_deg=[row["fov_deg"] for row in known] if use_fov else network.config.assumed_fov_deg,
+            precision=precision,
+        )
+    path = Confidence.path_for(model)
+    confidence.save(path)
+    said = {"path": str(path), "photos": len(known), "threshold": confidence.threshold}
+    never = 'no probability is high enough for that: every answer will be "unknown"'
+    found = never if confidence.threshold >= 1 else f"answers are given from {100 * confidence.threshold:.0f} % on"
+    _say(said, f"{len(known)} photos, {100 * precision:g} % precision: {found}; written to {path}", as_json)
+
+
+def _known_photos(manifest: Path, split: str | None) -> tuple[Any, list[dict[str, Any]]]:
+    """The manifest, and the rows of its photos whose position is known."""
+    from geoloc_fast.data.manifest import Manifest
+
+    photos = Manifest.load(manifest)
+    rows = [row for row in photos.photos.to_pylist() if split is None or row["split"] == split]
+    if any(row.get("projection") == "cylindrical" for row in rows):
+        raise ValueError(f"{manifest}: its photos are prepared; take the manifest that they were made from")
+    known = [row for row in rows if row["lat"] is not None]
+    if len(known) < len(rows):
+        typer.echo(f"geoloc-fast: {len(rows) - len(known)} photos have no position and are left out", err=True)
+    if not known:
+        raise ValueError(f"{manifest}: there are no photos of known position")
+    return photos, known
+
+
+def _images(photos: Any, rows: list[dict[str, Any]], bar: Any) -> Iterator[bytes]:
+    for row in rows:
+        try:
+            yield photos.open_image(row["image"])
+        except ValueError:
+            yield b""  # unreadable, so wrong
+        bar.update(1)
 
 
 def _model(path: Path | None) -> Any:

@@ -1,34 +1,44 @@
 """How good a locator's answers are, on photos of known position; one photo after the other, so memory does not grow.
 
-Every photo stays in every denominator: one that cannot be read is wrong, and so is one with no place in range.
+How the places were ranked is measured as `geoloc_fast.protocol` does it; beside it stands what became of the ranking:
+the answers, how sure they were, and how long they took. Every photo stays in every denominator: one that cannot be read
+is wrong, and so is one with no place in range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from geoloc_fast.confidence import RIGHT_M, calibration_error, ranking_quality
+from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
 from geoloc_fast.geo import great_circle_m
+from geoloc_fast.index import Box, PlaceIndex, Region
 from geoloc_fast.locate import NEIGHBOURS, Answer, Locator
 from geoloc_fast.metrics import heading_error_deg, one_percent
+from geoloc_fast.models import Geolocalizer
+from geoloc_fast.protocol import Measured, Near, table
 
-__all__ = ["RECALL_K", "Evaluation", "evaluate", "neighbours_for", "summary"]
+__all__ = ["RECALL_K", "Evaluation", "evaluate", "fit_confidence", "neighbours_for", "summary"]
 
 RECALL_K = (1, 5, 10)
-_RESAMPLES = 1000
 _MOST_NEIGHBOURS = 1024
 
 
 @dataclass
 class Evaluation:
-    """What is kept of each photo."""
+    """What is kept of each photo; distances and headings are NaN where there is no answer.
 
-    k: tuple[int, ...]
-    rank: list[float] = field(default_factory=list)  # of the first place in range; inf if none
+    `rank`, `place_away_m` and `place_error_deg` are of the ranked places, the rest of the answer.
+    """
+
+    places: int
+    neighbours: int  # so many were looked up
+    rank: list[float] = field(default_factory=list)  # of the first place in range, from 0; inf if none
+    place_away_m: list[float] = field(default_factory=list)
+    place_error_deg: list[float] = field(default_factory=list)
     reachable: list[bool] = field(default_factory=list)
     away_m: list[float] = field(default_factory=list)  # to the first candidate
     heading_error_deg: list[float] = field(default_factory=list)
@@ -42,49 +52,66 @@ class Evaluation:
         self.status.append(answer.status)
         self.reachable.append(reachable)
         self.seconds.append(dict(answer.seconds))
-        if answer.neighbours is None:
-            for values in (self.away_m, self.heading_error_deg, self.probability, self.radius_m):
-                values.append(nan)
+        found = answer.neighbours
+        if found is None:
             self.rank.append(np.inf)
+            self.place_away_m.append(np.inf)
+            for values in (
+                self.place_error_deg, self.away_m, self.heading_error_deg, self.probability, self.radius_m,
+            ):  # fmt: skip
+                values.append(nan)
             return
         first = answer.candidates[0]
         with np.errstate(invalid="ignore"):
-            near = great_circle_m(lat, lon, answer.neighbours.lat, answer.neighbours.lon) <= RIGHT_M
+            away = great_circle_m(lat, lon, found.lat, found.lon)
+            near = away <= RIGHT_M
         self.rank.append(float(near.argmax()) if near.any() else np.inf)
+        self.place_away_m.append(float(away[0]))
+        self.place_error_deg.append(float(heading_error_deg(found.heading_deg[0], heading_deg)))
         self.away_m.append(float(great_circle_m(lat, lon, first.lat, first.lon)))
         self.heading_error_deg.append(float(heading_error_deg(first.heading_deg, heading_deg)))
         self.probability.append(nan if first.probability is None else first.probability)
         self.radius_m.append(nan if answer.radius_m is None else answer.radius_m)
 
+    @property
+    def one_percent(self) -> int | None:
+        """The k of R@1%, None where fewer neighbours were looked up."""
+        k = one_percent(self.places)
+        return k if k <= self.neighbours else None
+
+    @property
+    def right(self) -> np.ndarray:
+        """bool [N]: whether the first candidate lies in range, however sure the answer was."""
+        return np.nan_to_num(np.array(self.away_m), nan=np.inf) <= RIGHT_M
+
+    @property
+    def milliseconds(self) -> np.ndarray:
+        """[N]: all stages of each photo together."""
+        return np.array([1000 * sum(seconds.values()) for seconds in self.seconds])
+
     def metrics(self, seed: int = 0) -> dict[str, Any]:
-        """Plain values, printable as JSON; intervals are the middle 95 % of a bootstrap over photos."""
-        rank, away = np.array(self.rank), np.array(self.away_m)
-        count, right = len(rank), np.nan_to_num(away, nan=np.inf) <= RIGHT_M
-        rng = np.random.default_rng(seed)
-        recall, interval = {}, {}
-        for k in self.k:
-            hit = rank < k
-            recall[f"recall_at_{k}"] = float(hit.mean()) if count else None
-            if count:  # photos drawn with replacement: their hits are binomial
-                resampled = rng.binomial(count, hit.mean(), _RESAMPLES) / count
-                interval[f"recall_at_{k}"] = np.quantile(resampled, (0.025, 0.975)).tolist()
+        """Plain values, printable as JSON: those of `Measured.metrics`, and of the answers, confidence and time."""
+        ranked = Measured(
+            RECALL_K, self.one_percent, RIGHT_M, self.places, np.array(self.rank), np.array(self.place_away_m),
+            np.array(self.place_error_deg), np.array(self.reachable, bool), {},
+        )  # fmt: skip
+        count, right, away = len(self.rank), self.right, np.array(self.away_m)
         error = np.array(self.heading_error_deg)[right]
         error = error[np.isfinite(error)]
         given = np.array([status == "located" for status in self.status], bool)
-        total = np.array([1000 * sum(seconds.values()) for seconds in self.seconds])
+        total = self.milliseconds
         stages = sorted({stage for seconds in self.seconds for stage in seconds})
         found: dict[str, Any] = {
-            "photos": count,
+            **ranked.metrics(seed=seed),
             "unreadable": self.status.count("unreadable"),
-            "photos_with_no_place_in_range": count - sum(self.reachable),
-            "recall": recall,
-            "recall_95": interval,
-            "median_error_m": float(np.nanmedian(away)) if np.isfinite(away).any() else None,
-            "first_candidate_right": float(right.mean()) if count else None,
-            "heading_error_deg_when_right": {
-                "mean": float(error.mean()) if error.size else None,
-                "std": float(error.std()) if error.size else None,
-                "median_absolute": float(np.median(np.abs(error))) if error.size else None,
+            "answers": {
+                "right": float(right.mean()) if count else None,
+                "median_error_m": float(np.nanmedian(away)) if np.isfinite(away).any() else None,
+                "heading_error_deg_when_right": {
+                    "mean": float(error.mean()) if error.size else None,
+                    "std": float(error.std()) if error.size else None,
+                    "median_absolute": float(np.median(np.abs(error))) if error.size else None,
+                },
             },
             "latency_ms": {
                 "median": float(np.median(total)) if count else None,
@@ -133,39 +160,83 @@ def evaluate(
         lat, lon: where they were taken.
         heading_deg: where they looked; NaN where unknown.
         fov_deg: as `Locator.locate` takes it.
-        keep: a list that is given every answer.
+        keep: a list that is given every answer, without its neighbours.
     """
-    places = len(locator.index)
     place_lat, place_lon = locator.index.positions(locator.within)
-    at = (*RECALL_K, one_percent(places)) if one_percent(places) <= locator.neighbours else RECALL_K
-    result = Evaluation(tuple(sorted(set(at))))
+    near = Near(place_lat, place_lon, RIGHT_M)
+    result = Evaluation(len(place_lat), locator.neighbours)
     for n, answer in enumerate(locator.locate(images, fov_deg=fov_deg)):
-        reachable = bool((great_circle_m(float(lat[n]), float(lon[n]), place_lat, place_lon) <= RIGHT_M).any())
+        at = float(lat[n]), float(lon[n])
         heading = float("nan") if heading_deg is None else float(heading_deg[n])
-        result.add(answer, float(lat[n]), float(lon[n]), heading, reachable)
+        result.add(answer, *at, heading, near.any(*at))
         if keep is not None:
-            keep.append(answer)
+            keep.append(replace(answer, neighbours=None))
     return result
+
+
+def fit_confidence(
+    index: PlaceIndex,
+    model: Geolocalizer,
+    images: Callable[[np.ndarray], Iterable[Any]],
+    *,
+    lat: np.ndarray,
+    lon: np.ndarray,
+    fov_deg: Sequence[float | None] | float | None = None,
+    precision: float = 0.9,
+) -> Confidence:
+    """How sure the answers of a model are, learned from photos of known position.
+
+    The whole index is searched, its halves and its quarters, each for the photos taken in it: a probability has to hold
+    for regions of any size. How well it does is for `evaluate` to say, on other photos.
+
+    Args:
+        images: gives the photos of these rows of `lat`, `lon`; it is asked once for each region.
+        fov_deg: as `Locator.locate` takes it.
+        precision: of the answers that are to be given.
+    """
+    features, away, further_down = [], [], []
+    for region in _regions(*index.positions()):
+        rows = np.arange(len(lat)) if region is None else np.flatnonzero(region.contains(lat, lon))
+        if not len(rows) or not len(index.ids(region)):
+            continue
+        fov = [fov_deg[row] for row in rows] if isinstance(fov_deg, Sequence) else fov_deg
+        answers = Locator(index, model, within=region).locate(images(rows), fov_deg=fov, candidates=NEIGHBOURS)
+        for row, answer in zip(rows, answers, strict=True):
+            if answer.features is not None:
+                distance = [float(great_circle_m(lat[row], lon[row], c.lat, c.lon)) for c in answer.candidates]
+                features.append(answer.features)
+                away.append(distance[0])
+                further_down.append(min(distance[1:], default=np.inf) <= RIGHT_M)
+    if not features:
+        raise ValueError("images: expected photos that can be read, got none")
+    return Confidence.fit(
+        str(model.fingerprint), np.array(features), np.array(away), np.array(further_down), precision=precision
+    )
+
+
+def _regions(lat: np.ndarray, lon: np.ndarray) -> list[Region | None]:
+    south, middle, north = np.quantile(lat, (0, 0.5, 1)).tolist()
+    turned = (lon - lon[0] + 180) % 360 - 180  # across the antimeridian too
+    west, centre, east = ((np.quantile(turned, (0, 0.5, 1)) + lon[0] + 180) % 360 - 180).tolist()
+    rows, columns = ((south, middle), (middle, north)), ((west, centre), (centre, east))
+    halves = [Box(low, west, high, east) for low, high in rows]
+    return [None, *halves, *(Box(low, left, high, right) for low, high in rows for left, right in columns)]
 
 
 def summary(metrics: dict[str, Any]) -> str:
     """The metrics as the lines a person reads."""
-    out_of_range = metrics["photos_with_no_place_in_range"]
-    lines = [f"{metrics['photos']} photos, {out_of_range} with no place within {RIGHT_M:g} m"]
-    for name, value in metrics["recall"].items():
-        low, high = metrics["recall_95"].get(name, (0, 0))
-        lines.append(f"  {name:14} {100 * value:5.1f} %   (95 % of resamples: {100 * low:.1f} to {100 * high:.1f})")
-    error = metrics["heading_error_deg_when_right"]
+    lines = [table(metrics)]
+    error = metrics["answers"]["heading_error_deg_when_right"]
     if error["mean"] is not None:
-        lines.append(f"  heading, where right: {error['mean']:+.1f} ± {error['std']:.1f} degrees")
+        lines.append(f"heading of right answers: {error['mean']:+.1f} ± {error['std']:.1f} degrees")
     if "confidence" in metrics:
         sure = metrics["confidence"]
         precision = "" if sure["precision"] is None else f", right {100 * sure['precision']:.0f} % of the time"
         auroc = "" if sure["auroc"] is None else f"; AUROC {sure['auroc']:.2f}"
-        lines.append(f"  answers given for {100 * sure['coverage']:.0f} % of photos{precision}")
-        lines.append(f"  calibration error {sure['calibration_error']:.3f}{auroc}")
-    stages = metrics["latency_ms"]["median_of_stages"]
+        lines.append(f"answers given for {100 * sure['coverage']:.0f} % of photos{precision}")
+        lines.append(f"calibration error {sure['calibration_error']:.3f}{auroc}")
     if metrics["photos"]:
+        stages = metrics["latency_ms"]["median_of_stages"]
         shares = ", ".join(f"{stage} {value:.1f}" for stage, value in stages.items())
-        lines.append(f"  one photo: {metrics['latency_ms']['median']:.1f} ms ({shares})")
+        lines.append(f"one photo: {metrics['latency_ms']['median']:.1f} ms ({shares})")
     return "\n".join(lines)

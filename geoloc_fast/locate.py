@@ -84,6 +84,7 @@ class Answer:
             claims none. The claim has no part in the answer and is not repeated in it.
         seconds: how long decoding, encoding, search and the answer took, of a batch the mean.
         neighbours: the nearest places, [k] each, before they are gathered into candidates.
+        features: what its probability is judged by, or would be.
     """
 
     image: str
@@ -96,6 +97,7 @@ class Answer:
     exif_agrees: bool | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     neighbours: Neighbours | None = field(default=None, compare=False, repr=False)
+    features: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def best(self) -> Candidate | None:
@@ -237,9 +239,9 @@ class Locator:
     def _answer(self, name: str, photo: _Photo, neighbours: Neighbours, share: float, limit: int) -> Answer:
         nearest = Neighbours(*(values[:NEIGHBOURS] for values in neighbours))
         found = candidates_of(nearest)
+        features = features_of(found, nearest, share, self._places)
         status, radius = "located", None
         if self.confidence is not None:
-            features = features_of(found, nearest, share, self._places)
             first = float(self.confidence.probability(features[None])[0])
             found = _with_probabilities(found, first, self.confidence.further_down)
             least = self.confidence.threshold if self.least_probability is None else self.least_probability
@@ -257,6 +259,7 @@ class Locator:
             fov_from=photo.fov_from,
             exif_agrees=agrees,
             neighbours=neighbours,
+            features=features,
         )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from geoloc_fast.geo import great_circle_m
 from geoloc_fast.metrics import heading_error_deg, one_percent
 from geoloc_fast.retrieval import MAX_K, StripBank, StripTopK, strip_topk
 
-__all__ = ["Measured", "PhotoBatch", "measure", "table"]
+__all__ = ["Measured", "Near", "PhotoBatch", "measure", "table"]
 
 RADII_M = (10.0, 25.0, 50.0, 100.0, 200.0)
 HEADING_DEG = (5.0, 11.25, 22.5)  # the last is one of 16 bins
@@ -159,7 +159,7 @@ def measure(
     percent = one_percent(len(bank))
     percent_k = percent if percent <= MAX_K else None
     reach = max(*k, percent_k or 1)
-    near = _Near(np.asarray(lat, np.float64), np.asarray(lon, np.float64), threshold_m)
+    near = Near(np.asarray(lat, np.float64), np.asarray(lon, np.float64), threshold_m)
     parts: list[tuple[np.ndarray, ...]] = []
     groups: dict[str, list[str]] = {}
     for batch in photos:
@@ -201,7 +201,7 @@ def _search(
     return merged, widths.gather(1, reading[:, :1])
 
 
-class _Near:
+class Near:
     """Whether a place lies in range, without looking at all of them: those of the same latitude suffice."""
 
     def __init__(self, lat: np.ndarray, lon: np.ndarray, range_m: float) -> None:

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from geoloc_fast.demo import default_model
+from geoloc_fast.cli import app
+from geoloc_fast.demo import default_model, summary
 
 COMMAND = [sys.executable, "-c", "from geoloc_fast.cli import main; main()"]
 
@@ -24,6 +26,35 @@ def test_info_is_json() -> None:
     done = run("info")
     assert done.returncode == 0
     assert json.loads(done.stdout)["backends"]["cpu"]["available"]
+
+
+def commands(group: Any = None, name: str = "") -> list[str]:
+    """Every command there is, by its words."""
+    import typer
+
+    group = typer.main.get_command(app) if group is None else group
+    inner = getattr(group, "commands", None)
+    return [name] if inner is None else [c for n, g in inner.items() for c in commands(g, f"{name} {n}".strip())]
+
+
+def test_every_command_is_there_and_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    names = set(commands())
+    verbs = ("build", "add", "remove", "slice", "compact", "verify", "info", "export")
+    assert names == {
+        "info", "city make", "read", "prepare", "show", "demo", "locate", "evaluate", "fit-confidence",
+        *(f"index {verb}" for verb in verbs),
+    }  # fmt: skip
+    for name in names:
+        with pytest.raises(SystemExit):
+            app([*name.split(), "--help"], prog_name="geoloc-fast")
+        said = capsys.readouterr().out
+        (example,) = re.findall(r"Example: geoloc-fast (.*)", said)
+        assert example.startswith(name)
+        # What it shows is what there is: every option of the example is an option of the command.
+        for option in re.findall(r" (--[a-z-]+)", example):
+            assert option in said.replace(example, ""), f"{name}: {option}"
+        if name not in ("info", "city make", "read", "prepare", "show"):  # info is JSON; those speak to people alone
+            assert "--json" in said, name
 
 
 def test_without_arguments_it_explains_itself() -> None:
@@ -65,10 +96,10 @@ def test_demo_locates_far_above_chance(demo_run: tuple[dict, Path]) -> None:  # 
     assert metrics["city"]["photos"] == 40
     chance = metrics["chance_recall_at_1"]
     for key in ("field_of_view_assumed", "field_of_view_known"):
-        recall = metrics[key]["recall"]
+        recall = metrics[key]
         assert recall["recall_at_1"] > 5 * chance
         assert recall["recall_at_1"] <= recall["recall_at_5"] <= recall["recall_at_10"] <= 1
-        assert abs(metrics[key]["heading_error_deg_when_right"]["mean"]) < 15
+        assert abs(recall["answers"]["heading_error_deg_when_right"]["mean"]) < 15
 
 
 def test_demo_writes_geojson_with_longitude_first(demo_run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
@@ -85,13 +116,32 @@ def test_demo_writes_geojson_with_longitude_first(demo_run: tuple[dict, Path]) -
         assert 0 <= properties["heading_deg"] < 360
 
 
-def test_report_needs_no_network(demo_run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
+def test_demo_writes_a_report_of_a_sane_size(demo_run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
     page = (demo_run[1] / "report.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
-    assert sources
-    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert "url(" not in page
-    assert "@import" not in page
+    assert len(page) < 6 << 20
+    assert page.count('<article class="card"') == 40
+    for picture in ("photo", "matched place", "street view", "satellite, polar"):
+        assert page.count(f'<img alt="{picture}" src="data:image/webp;base64,') == 40
+    assert '"image_url"' in page or "ImageURL" in page  # the map has its background
+
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+@pytest.mark.checkout
+@pytest.mark.skipif(not README.exists(), reason="not in a checkout: there is no README to compare with")
+def test_the_readme_shows_what_the_demo_prints(demo_run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
+    (shown,) = re.findall(r"```\n(Synthetic city .*?)```", README.read_text(), re.DOTALL)
+
+    def skeleton(text: str) -> list[str]:
+        return [re.sub(r"[+-]?\d+(\.\d+)?", "#", " ".join(line.split())) for line in text.strip().splitlines()]
+
+    printed = f"{summary(demo_run[0])}\nWritten to demo: predictions.geojson, metrics.json, report.html"
+    said = skeleton(printed)
+    assert [line for line in skeleton(shown) if not line.startswith("Sure")] == [
+        line for line in said if not line.startswith("Sure")
+    ]
+    assert sum(line.startswith("Sure enough of #% of the photos to answer") for line in skeleton(shown)) == 1
 
 
 def test_interrupting_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from geoloc_fast.index.errors import (
     IndexVersionError,
     OtherModelError,
     PlaceIndexError,
+    UnsureCommitError,
 )
 from geoloc_fast.index.place_index import Neighbours, Place, PlaceIndex
 from geoloc_fast.index.regions import Box, Circle, Region, parse_box, parse_circle
@@ -22,6 +23,7 @@ __all__ = [
     "PlaceIndex",
     "PlaceIndexError",
     "Region",
+    "UnsureCommitError",
     "parse_box",
     "parse_circle",
 ]

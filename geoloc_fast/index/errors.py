@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["DamagedIndexError", "IndexBusyError", "IndexVersionError", "OtherModelError", "PlaceIndexError"]
+__all__ = [
+    "DamagedIndexError",
+    "IndexBusyError",
+    "IndexVersionError",
+    "OtherModelError",
+    "PlaceIndexError",
+    "UnsureCommitError",
+]
 
 
 class PlaceIndexError(ValueError):
@@ -23,3 +30,14 @@ class OtherModelError(PlaceIndexError):
 
 class IndexBusyError(PlaceIndexError):
     """Another process is writing to the index."""
+
+
+class UnsureCommitError(OSError):
+    """The disk failed when the commit had been written: it may last or not. Any other error leaves the state before.
+
+    The index shows what the disk says now. `commit` is the number of the commit in doubt.
+    """
+
+    def __init__(self, message: str, commit: int) -> None:
+        super().__init__(message)
+        self.commit = commit

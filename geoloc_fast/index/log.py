@@ -27,7 +27,17 @@ from typing import Any
 
 from geoloc_fast.index.errors import DamagedIndexError, IndexVersionError, PlaceIndexError
 
-__all__ = ["LOG_NAME", "IndexState", "SegmentEntry", "commit", "create", "integrity_problems", "read", "read_commits"]
+__all__ = [
+    "LOG_NAME",
+    "IndexState",
+    "SegmentEntry",
+    "commit",
+    "create",
+    "integrity_problems",
+    "read",
+    "read_commits",
+    "unfinished",
+]
 
 LOG_NAME = "index.sqlite"
 FORMAT_VERSION = 1
@@ -150,6 +160,12 @@ def read(folder: Path) -> IndexState:
     return state
 
 
+def unfinished(folder: Path) -> bool:
+    """Whether a journal is there: the removal of it is what makes a commit, so the one it belongs to did not take
+    place, and the next connection that can write undoes it."""
+    return (folder / f"{LOG_NAME}-journal").exists()
+
+
 def read_commits(folder: Path) -> list[dict[str, Any]]:
     """Every commit, oldest first."""
     with _connected(folder, "rw") as connection:
@@ -210,9 +226,9 @@ def _connected(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
         advice = ""
         if "readonly" in text or "unable to open" in text:
             advice = "; the folder cannot be written to"
-            if Path(f"{path}-journal").exists():
+            if unfinished(folder):
                 advice += ", and a writer died in it: open the index once where it can be written"
-        raise OSError(f"{path}: the last commit stands, this one does not: {text}{advice}") from error
+        raise OSError(f"{path}: {text}{advice}") from error
     except sqlite3.Error as error:
         raise _damaged(folder, str(error)) from error
     except (UnicodeDecodeError, OverflowError) as error:

@@ -33,7 +33,13 @@ from torch import Tensor
 from geoloc_fast import checks
 from geoloc_fast.azimuth import shift_to_heading
 from geoloc_fast.index import log
-from geoloc_fast.index.errors import DamagedIndexError, IndexBusyError, OtherModelError, PlaceIndexError
+from geoloc_fast.index.errors import (
+    DamagedIndexError,
+    IndexBusyError,
+    OtherModelError,
+    PlaceIndexError,
+    UnsureCommitError,
+)
 from geoloc_fast.index.log import IndexState
 from geoloc_fast.index.regions import Region
 from geoloc_fast.index.segment import (
@@ -448,14 +454,30 @@ class PlaceIndex:
     def _commit(self, change: Callable[[], IndexState], verb: str, count: int) -> None:
         before = self._snapshot.state
         try:
-            after = log.commit(self.path, before, change(), verb, count)
+            changed = change()
         except BaseException:
-            # Whatever the disk now says is the truth. A sync that failed after the transaction was written may
-            # have let it through: then it is there, whole, though it was never acknowledged.
-            with suppress(OSError, PlaceIndexError):
-                self._snapshot = _load(self.path, self._opened())
-                _tidy(self.path, self._snapshot.state)
+            _tidy(self.path, before)
             raise
+        try:
+            after = log.commit(self.path, before, changed, verb, count)
+        except BaseException as error:
+            # Whatever the disk now says is the truth.
+            number = before.commit + 1
+            try:
+                self._snapshot = _load(self.path, self._opened())
+                stands, doubt = self.commit == before.commit, "is there now, but a power failure may undo it"
+                _tidy(self.path, self._snapshot.state)
+            except (OSError, PlaceIndexError):  # a disk that fails on cannot even undo what was begun
+                stands, doubt = log.unfinished(self.path), "may be there or not, for the index cannot be read"
+            if not isinstance(error, OSError):
+                raise
+            if stands:
+                raise OSError(f"{error}; commit {before.commit} stands, this one does not") from error
+            raise UnsureCommitError(
+                f"{error}; commit {number} ({verb}) {doubt}: once the disk works, open the index and see whether "
+                f"its last commit is {number} before doing it again",
+                number,
+            ) from error
         self._snapshot = _load(self.path, self._opened(), after)
         _tidy(self.path, after)
 

@@ -1,0 +1,120 @@
+"""Where the page's images come from: a city in memory, or the files of a manifest."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+
+from geoloc_fast.data.city import CityViews
+from geoloc_fast.data.datasets import PlaceDataset
+from geoloc_fast.data.images import decode_image, read_header
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.data.storage import ImageError
+
+__all__ = ["CityPictures", "ManifestPictures", "Pictures", "Tile"]
+
+COLUMN0_DEG = 180.0  # of panoramas, here: north is in the middle
+_TILE_PX = 256
+_PHOTO_PX = 640
+_PANORAMA = (256, 1024)
+
+
+class Tile(NamedTuple):
+    """A satellite image, north up, the place in its middle."""
+
+    image: np.ndarray  # uint8 [S, S, 3]
+    side_m: float | None  # None: nobody knows
+
+
+class Pictures(Protocol):
+    """Images are uint8 RGB; None where there is none that can be read."""
+
+    def photo(self, n: int) -> np.ndarray | None:
+        """The n-th photo."""
+
+    def tile(self, place: int) -> Tile | None:
+        """Of a place, by its id in the index."""
+
+    def street(self, place: int) -> np.ndarray | None:
+        """Panorama [H, W, 3] of a place, whose left edge looks at `COLUMN0_DEG`; None too if nobody knows its frame."""
+
+
+class CityPictures:
+    """Of a synthetic city, whose n-th place has the id n."""
+
+    def __init__(self, city: CityViews) -> None:
+        self.city = city
+
+    def photo(self, n: int) -> np.ndarray:
+        return self.city.photo[n]
+
+    def tile(self, place: int) -> Tile:
+        image = self.city.satellite[place]
+        return Tile(image, self.city.metres_per_pixel * len(image))
+
+    def street(self, place: int) -> np.ndarray | None:
+        if self.city.street_missing[place]:
+            return None
+        return _turned(self.city.panorama[place], float(self.city.street_column0_deg[place]))
+
+
+class ManifestPictures:
+    """Of files.
+
+    Args:
+        photos: their paths in the manifest, in the order of the answers.
+        keys: name of each place of the index in the manifest, by its id.
+    """
+
+    def __init__(self, manifest: Manifest, photos: list[str], keys: dict[int, str]) -> None:
+        self._manifest = manifest
+        self._photos = photos
+        self._places = PlaceDataset(manifest, satellite_size=_TILE_PX, panorama_size=_PANORAMA, column0_deg=COLUMN0_DEG)
+        row_of = {name: row for row, name in enumerate(manifest.places["id"].to_pylist())}
+        self._rows = {place: row_of[key] for place, key in keys.items() if key in row_of}
+
+    def photo(self, n: int) -> np.ndarray | None:
+        path = self._photos[n]
+        try:
+            return decode_image(self._manifest.open_image(path), path, at_least=(1, _PHOTO_PX))
+        except ImageError:
+            return None
+
+    def tile(self, place: int) -> Tile | None:
+        row = self._row(place)
+        path = row and row["satellite"]
+        if not row or not path:
+            return None
+        try:
+            content = self._manifest.open_image(path)
+            header = read_header(content, path)
+            image = decode_image(content, path, at_least=(_TILE_PX, _TILE_PX))
+        except ImageError:
+            return None
+        side = min(image.shape[:2])
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        image = cv2.resize(
+            image[top : top + side, left : left + side], (_TILE_PX, _TILE_PX), interpolation=cv2.INTER_AREA
+        )
+        resolution = row["metres_per_pixel"]
+        return Tile(image, None if resolution is None else resolution * min(header.height, header.width))
+
+    def street(self, place: int) -> np.ndarray | None:
+        if place not in self._rows:
+            return None
+        try:
+            sample = self._places[self._rows[place]]
+        except ImageError:
+            return None
+        if not sample["has_panorama"] or not sample["heading_known"]:
+            return None
+        return np.ascontiguousarray(np.moveaxis(np.asarray(sample["panorama"]), 0, 2))
+
+    def _row(self, place: int) -> dict[str, object] | None:
+        return self._manifest.place(self._rows[place]) if place in self._rows else None
+
+
+def _turned(panorama: np.ndarray, column0_deg: float) -> np.ndarray:
+    return np.roll(panorama, -round((COLUMN0_DEG - column0_deg) * panorama.shape[1] / 360), axis=1)
