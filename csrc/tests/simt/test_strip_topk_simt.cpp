@@ -153,6 +153,8 @@ void plans() {
   plan = plan_of(250000, 64, 64, true, 64, 10);
   CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 2 && plan.blocks_deep == 2 && plan.warps == 8);
   CHECK(plan.grid_y == 4 && plan.grid_x == 33 && plan.slots == 33 * 4);  // one pass over the bank
+  plan = strip_topk_plan(p, {108, 163 << 10});
+  CHECK(plan.form == TopkForm::kSpectral && plan.warps == 4 && plan.shared <= 163 << 10);
   plan = plan_of(250000, 64, 64, true, 1, 10);
   CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 1 && plan.blocks_deep == 4 && plan.grid_x == 132);
   plan = plan_of(250000, 64, 64, false, 64, 10);
