@@ -15,7 +15,7 @@ def calls(device: torch.device) -> None:
     polar_resample(images, (9, 40), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), dtype=torch.bfloat16)
     leaf = images.float().requires_grad_()
     polar_resample(leaf, (9, 40)).sum().backward()
-    for columns, query_columns in ((16, 5), (7, 7), (1, 1)):
+    for columns, query_columns in ((16, 5), (64, 13), (7, 7), (1, 1)):
         query = random_strips(5, 3, 2, query_columns).to(device).requires_grad_()
         strips = random_strips(37, 3, 2, columns, seed=1).to(device).requires_grad_()
         width = torch.arange(5, device=device) % query_columns + 1

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,26 @@ def test_cuda_module_without_a_gpu_loads_and_says_so() -> None:
     info = geoloc_fast.build_info()["backends"]["cuda"]
     assert info["built"]
     assert info["available"] or info["reason"]
+
+
+def test_a_driver_older_than_the_toolkit_is_found_out_at_import(tmp_path: Path) -> None:
+    if _native.native_cuda is None:
+        pytest.skip(f"the CUDA module is not there: {_native.cuda_problem}")
+    library = tmp_path / "libcuda.so.1"
+    source = Path(__file__).with_name("old_driver.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Wextra", "-o", library, source], check=True)
+    code = (
+        "import geoloc_fast, torch; print(geoloc_fast.build_info()['backends']['cuda']['reason']); "
+        "print(geoloc_fast.polar_resample(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), (4, 8)).shape)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    reason, shape = done.stdout.splitlines()
+    toolkit = _native.native_cuda.nvcc.split(".")[0]
+    assert f"the CUDA driver supports version 11, this module was built with {toolkit}: update the driver" in reason
+    assert shape == "torch.Size([1, 3, 4, 8])"
 
 
 def test_building_needs_no_torch() -> None:

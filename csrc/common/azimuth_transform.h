@@ -87,6 +87,31 @@ GEOLOC_FAST_INLINE void inverse_fixed(const Vector* re, const Vector* im, Vector
   }
 }
 
+// What the odd frequencies alone give, for s < W/2; the second half of the circle is its negative. re[i], im[i] belong
+// to frequency 2i + 1. Splits as above, W a power of two from 4 to 64.
+template <int kColumns, typename Scalar, typename Vector>
+GEOLOC_FAST_INLINE void inverse_odd(const Vector* re, const Vector* im, Vector* out, int stride) {
+  if constexpr (kColumns == 4) {
+    out[0] = re[0];
+    out[stride] = -im[0];
+  } else {
+    constexpr int kPairs = kColumns / 8, kStep = 64 / kColumns;
+    Vector even_re[kPairs], even_im[kPairs], odd_re[kPairs], odd_im[kPairs];
+    GEOLOC_FAST_UNROLL
+    for (int i = 0; i < kPairs; ++i) {
+      const int mirror = 2 * kPairs - 1 - i, f = 2 * i + 1;
+      const Scalar c = static_cast<Scalar>(cosine_of_64(f * kStep)), s = static_cast<Scalar>(sine_of_64(f * kStep));
+      even_re[i] = re[i] + re[mirror];
+      even_im[i] = im[i] - im[mirror];
+      const Vector difference_re = re[i] - re[mirror], difference_im = im[i] + im[mirror];
+      odd_re[i] = difference_re * c - difference_im * s;
+      odd_im[i] = difference_re * s + difference_im * c;
+    }
+    inverse_odd<kColumns / 2, Scalar>(even_re, even_im, out, 2 * stride);
+    inverse_odd<kColumns / 2, Scalar>(odd_re, odd_im, out + stride, 2 * stride);
+  }
+}
+
 // Vectors of scratch memory that either of the following takes.
 constexpr int64_t transform_scratch(int64_t columns) { return 2 * columns + 64; }
 

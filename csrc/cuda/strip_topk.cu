@@ -50,10 +50,9 @@ int64_t carve(TopkWork& work, const DeviceLimits& limits, void* workspace) {
   }
   carver.take(&work.count, query_slots * plan.slots);
   carver.take(&work.lists, query_slots * plan.slots * plan.list);
-  // The rescoring of W = 1 and 16 happens in shared memory, all else here.
+  // The rescoring of W = 1, 16 and 64 happens in shared memory, all else here.
   const bool fixed = has_fixed_transform(p.bank.columns);
-  int64_t warps =
-      plan.grid_x * plan.grid_y * (plan.form == TopkForm::kExact ? kExactWarps : plan.tiles_across * plan.blocks_deep);
+  int64_t warps = plan.grid_x * plan.grid_y * plan.warps;
   if (!fixed) warps = std::max(warps, rescore_blocks(plan, p, limits) * kExactWarps);
   carver.take(&work.space, warps * exact_doubles(p.bank.columns, fixed));
   return carver.used;
@@ -69,10 +68,9 @@ Status rescore(const TopkWork& work, const DeviceLimits& limits, Stream stream) 
 template <int kColumns, int kTiles>
 Status screen(const TopkWork& work, Stream stream) {
   const TopkPlan& plan = work.plan;
-  const int threads = 32 * plan.tiles_across * plan.blocks_deep;
   return launch(work.p.bank.bf16 ? strip_topk_screen_kernel<kColumns, kTiles, true>
                                  : strip_topk_screen_kernel<kColumns, kTiles, false>,
-                plan.grid_x, plan.grid_y, threads, plan.shared, stream, work);
+                plan.grid_x, plan.grid_y, 32 * plan.warps, plan.shared, stream, work);
 }
 
 template <int kColumns>
@@ -86,7 +84,7 @@ Status look(const TopkWork& work, const DeviceLimits& limits, Stream stream) {
     status = launch(strip_topk_operands_kernel, std::min<int64_t>((slots + kOperandWarps - 1) / kOperandWarps, 1 << 14),
                     1, 32 * kOperandWarps, 0, stream, work);
     if (status != Status::kOk) return status;
-    if constexpr (kColumns == 16) status = screen<16, 1>(work, stream);
+    if constexpr (kColumns > 1) status = screen<kColumns, 1>(work, stream);
     if constexpr (kColumns == 1)
       status = plan.tiles_a_warp == 1 ? screen<1, 1>(work, stream) : screen<1, 8>(work, stream);
   }
@@ -114,7 +112,7 @@ Status strip_topk(const StripTopkParams& p, const DeviceLimits& limits, int devi
   TopkWork work{};
   work.p = p;
   work.plan = strip_topk_plan(p, limits);
-  std::snprintf(plan, kMaxPlanName, "%s/%s", p.bank.bf16 ? "bf16" : "tf32", form_name(work.plan.form));
+  std::snprintf(plan, kMaxPlanName, "%s/%s", p.bank.bf16 ? "bf16" : "tf32", form_name(work.plan.form, p.bank.columns));
   if (p.batch == 0) return Status::kOk;
   carve(work, limits, p.workspace);
 

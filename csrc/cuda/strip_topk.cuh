@@ -12,12 +12,12 @@
 //
 // A list that runs full is pruned by its warp: first to the pairs whose upper bound reaches its own k-th best lower
 // bound, and if that is not enough (near-duplicates) by scoring them. So no list overflows, nothing is decided by
-// chance, and the host never waits. A slot's rows ascend from one block
-// of the bank to the next, so what comes later loses every tie.
+// chance, and the host never waits. A slot's rows ascend from one block of the bank to the next, so what comes later
+// loses every tie.
 //
 // An mma takes 16 strips as the rows of a: row g is strip 2g and row g + 8 strip 2g + 1, so that a lane reads both in
-// one 8-byte load and a warp reads 4 lines of 64 bytes without bank conflicts. k runs over the words of a line: a
-// bf16 word holds two channels as the mma wants them, an fp32 word one tf32. In lane l, with g = l / 4, t = l % 4:
+// one 8-byte load and a warp reads 4 lines of 64 bytes, without bank conflicts (in_ring). k runs over the words: a bf16
+// word holds two channels as the mma wants them, an fp32 word one tf32. In lane l, with g = l / 4, t = l % 4:
 // words t and t + 4 of a step, strips 2g and 2g + 1, and of the sums: queries 2t and 2t + 1 with these two strips.
 #pragma once
 #include "cuda/strip_exact.cuh"
@@ -305,50 +305,59 @@ __global__ void __launch_bounds__(32 * kExactWarps, 1) strip_topk_exact_kernel(c
 // ---------------------------------------------------------------------------------------------------------------
 // Screening.
 
-// Where a block's shared memory lies: operands, the ring, and for every warp norms, thresholds and list lengths.
+// Where a block's shared memory lies: operands, the ring, and for every warp norms, a desk, thresholds, list lengths.
 struct ScreenShared {
   uint32_t* operands;  // [tiles][columns][steps][32][2]
-  uint8_t* ring;       // [kStages][blocks_deep][unit_bytes]
-  float* norms;        // [warp][columns][16]: 1 / |window|, 0 where the window's energy does not count
-  float* thresholds;   // [warp][tiles_a_warp * 8]
-  int32_t* counts;     // [warp][tiles_a_warp * 8]
+  uint8_t* ring;       // [stages][blocks_deep][unit_bytes]
+  float* norms;        // [row][norm_pitch]: 1 / |window|, 0 where the window's energy does not count
+  float* desk;         // [32 lanes][columns / 2] where two warps share a tile
+  float* partner;      // the desk of the warp with the other half of the frequencies
+  float* thresholds;   // [tiles_a_warp * 8]
+  int32_t* counts;     // [tiles_a_warp * 8]
 };
 
 template <int kColumns, int kTiles>
 __device__ __forceinline__ ScreenShared screen_layout(const TopkPlan& plan) {
-  const int64_t tiles = static_cast<int64_t>(kTiles) * plan.tiles_across;
-  const int64_t warps = static_cast<int64_t>(plan.tiles_across) * plan.blocks_deep, warp = threadIdx.x / 32;
+  const int warp = static_cast<int>(threadIdx.x / 32), queries = kTiles * kTileQueries;
   uint8_t* at = dynamic_shared<uint8_t>();
   ScreenShared layout;
   layout.operands = reinterpret_cast<uint32_t*>(at);
-  at += tiles * kColumns * plan.steps * 256;
+  at += kTiles * plan.tiles_across * kColumns * plan.steps * 256;
   layout.ring = at;
-  at += kStages * plan.blocks_deep * plan.unit_bytes;
-  layout.norms = reinterpret_cast<float*>(at) + warp * kColumns * kStripLanes;
-  at += warps * kColumns * kStripLanes * 4;
-  layout.thresholds = reinterpret_cast<float*>(at) + warp * kTiles * kTileQueries;
-  at += warps * kTiles * kTileQueries * 4;
-  layout.counts = reinterpret_cast<int32_t*>(at) + warp * kTiles * kTileQueries;
+  at += screen_stages(kColumns) * plan.blocks_deep * plan.unit_bytes;
+  float* floats = reinterpret_cast<float*>(at);
+  layout.norms = floats + warp * norm_floats(kColumns);
+  floats += plan.warps * norm_floats(kColumns);
+  layout.desk = floats + warp * desk_floats(kColumns);
+  layout.partner = floats + (warp ^ 1) * desk_floats(kColumns);
+  floats += plan.warps * desk_floats(kColumns);
+  layout.thresholds = floats + warp * queries;
+  layout.counts = reinterpret_cast<int32_t*>(floats + plan.warps * queries) + warp * queries;
   return layout;
 }
 
-// The ring holds units of a block of the bank. W = 16: plane 0, then two planes of a frequency at a time, then plane
-// 15 with the energies. W = 1: kFlatWords words at a time, the last with the energies.
+// The ring holds units of a block of the bank. W = 16 and 64: first the end of it, plane W-1 and the energies, so that
+// norms are made while there are no sums yet; then plane 0; then the two planes of a frequency at a time. Where two
+// warps share the frequencies: plane 0 with the first, then an even frequency with the odd one after it. W = 1:
+// kFlatWords words at a time, the last with the energies.
 template <int kColumns>
-__device__ __forceinline__ int64_t unit_count(const StripBankView& bank) {
-  return kColumns == 1 ? (bank.words + kFlatWords - 1) / kFlatWords : kColumns / 2 + 1;
+__device__ __forceinline__ int32_t unit_count(const StripBankView& bank) {
+  return kColumns == 1 ? static_cast<int32_t>((bank.words + kFlatWords - 1) / kFlatWords)
+                       : kColumns / screen_split(kColumns) / 2 + 1;
 }
 template <int kColumns>
-__device__ __forceinline__ void unit_range(const StripBankView& bank, int64_t unit, int64_t* begin, int64_t* bytes) {
+__device__ __forceinline__ void unit_range(const StripBankView& bank, int32_t unit, int64_t* begin, int32_t* bytes) {
+  const int32_t words = static_cast<int32_t>(bank.words);
   if constexpr (kColumns == 1) {
-    *begin = unit * kFlatWords * 64;
-    const int64_t words = bank.words - unit * kFlatWords;
-    *bytes = (words > kFlatWords ? kFlatWords : words + 1) * 64;
-    if (words == kFlatWords) *bytes += 64;
+    const int32_t left = words - unit * kFlatWords;
+    *begin = unit * (kFlatWords * 64);
+    *bytes = (left > kFlatWords ? kFlatWords : left + 1) * 64;
+    if (left == kFlatWords) *bytes += 64;
   } else {
-    const int64_t plane = bank.words * 64, last = kColumns / 2;
-    *begin = unit == 0 ? 0 : (2 * unit - 1) * plane;
-    *bytes = unit == 0 ? plane : unit == last ? plane + kColumns * 64 : 2 * plane;
+    constexpr int kPlanes = 2 * screen_split(kColumns);
+    const int32_t first = unit == 0 ? kColumns - 1 : unit == 1 ? 0 : kPlanes * (unit - 1) - 1;
+    *begin = static_cast<int64_t>(first) * words * 64;
+    *bytes = (unit == 0 ? words + kColumns : (unit == 1 ? kPlanes - 1 : kPlanes) * words) * 64;
   }
 }
 
@@ -360,13 +369,18 @@ __device__ __forceinline__ void mma_step(float (&d)[4], const uint32_t (&a)[4], 
     mma_tf32(d, a, b);
 }
 
-// Words t and t + 4 of a step, of strips 2g and 2g + 1; zero past the last word, where another plane begins.
-__device__ __forceinline__ void load_strips(uint32_t (&a)[4], const uint8_t* plane, int step, int words) {
+// Where this lane finds strips 2g and 2g + 1 in line `line` + t of a unit.
+__device__ __forceinline__ const uint8_t* lane_strips(const uint8_t* unit, int line) {
   const int g = lane_id() / 4, t = lane_id() % 4;
-  const int word = step * 8 + t;
+  return unit + in_ring((line + t) * 64 + 8 * g);
+}
+// Words t and t + 4 of a step, of strips 2g and 2g + 1; zero past the last word, where another plane begins. Lines 4
+// and 8 further are swapped alike.
+__device__ __forceinline__ void load_strips(uint32_t (&a)[4], const uint8_t* strips, int step, int words) {
+  const int word = step * 8 + lane_id() % 4;
   const uint2 none = make_uint2(0, 0);
-  const uint2 low = word < words ? load_vector<uint2>(plane + word * 64 + 8 * g) : none;
-  const uint2 high = word + 4 < words ? load_vector<uint2>(plane + (word + 4) * 64 + 8 * g) : none;
+  const uint2 low = word < words ? load_vector<uint2>(strips + step * 512) : none;
+  const uint2 high = word + 4 < words ? load_vector<uint2>(strips + step * 512 + 256) : none;
   a[0] = low.x, a[1] = low.y, a[2] = high.x, a[3] = high.y;
 }
 __device__ __forceinline__ void load_queries(uint32_t (&b)[2], const uint32_t* operands, int at) {
@@ -374,43 +388,121 @@ __device__ __forceinline__ void load_queries(uint32_t (&b)[2], const uint32_t* o
   b[0] = words.x, b[1] = words.y;
 }
 
-// What a warp knows of its block of strips; bit = strip.
+// A plane that is real by nature (frequency 0, W/2): its product with the queries' plane.
+template <bool kBf16>
+__device__ __forceinline__ void real_product(float (&sum)[4], const uint8_t* unit, int line, const uint32_t* operands,
+                                             int plane, int steps, int words) {
+  const uint8_t* strips = lane_strips(unit, line);
+  for (int step = 0; step < steps; ++step) {
+    uint32_t a[4], b[2];
+    load_strips(a, strips, step, words);
+    load_queries(b, operands, plane * steps + step);
+    mma_step<kBf16>(sum, a, b);
+  }
+}
+
+// A frequency whose planes begin at `line` of the unit and at `plane` of the operands: strips times the queries'
+// conjugate.
+template <bool kBf16>
+__device__ __forceinline__ void complex_product(float (&re)[4], float (&im)[4], const uint8_t* unit, int line,
+                                                const uint32_t* operands, int plane, int steps, int words) {
+  const uint8_t *strips = lane_strips(unit, line), *strips_im = lane_strips(unit, line + words);
+  for (int step = 0; step < steps; ++step) {
+    uint32_t a[4], a_im[4], b[2], b_im[2], b_minus[2];
+    load_strips(a, strips, step, words);
+    load_strips(a_im, strips_im, step, words);
+    load_queries(b, operands, plane * steps + step);
+    load_queries(b_im, operands, (plane + 1) * steps + step);
+    for (int i = 0; i < 2; ++i) b_minus[i] = b_im[i] ^ (kBf16 ? 0x80008000u : 0x80000000u);
+    mma_step<kBf16>(re, a, b);
+    mma_step<kBf16>(im, a_im, b);
+    mma_step<kBf16>(re, a_im, b_im);
+    mma_step<kBf16>(im, a, b_minus);
+  }
+}
+
+// Rows are the strips that a warp tests, in the order of an mma's rows: of two warps that share a tile, the first tests
+// the even strips and the other the odd ones.
+template <int kColumns>
+__device__ __forceinline__ int strip_of(int row, int half) {
+  return screen_split(kColumns) == 1 ? 2 * (row % 8) + row / 8 : 2 * row + half;
+}
+
+// What a warp knows of its rows of a block of strips; bit = row.
 struct BlockFacts {
   uint32_t valid;  // exist and are alive
   uint32_t sight;  // of these: to be rescored at sight, the bound does not hold or a window's energy is on the brink
-  float norm[2];   // |S| rounded up, of this lane's two strips
+  float norm[2];   // |S| rounded up, of this lane's rows g and g + 8
 };
 
-// Fills the warp's norms for queries of `width` columns.
+// Fills the warp's norms for queries of `width` columns. Column energies are lines of the unit from `line`. Windows are
+// sums of runs of about sqrt(W) columns and what is left: without a subtraction, so the error stays relative.
 template <int kColumns>
-__device__ __forceinline__ BlockFacts look_at_block(const StripTopkParams& p, int64_t block, const float* energies,
-                                                    int64_t width, float* norms) {
-  const int lane = lane_id(), strip = lane % kStripLanes, half = lane / kStripLanes;
+__device__ __forceinline__ BlockFacts look_at_block(const StripTopkParams& p, int64_t block, int half,
+                                                    const uint8_t* unit, int line, int width, float* norms) {
+  constexpr int kRows = kStripLanes / screen_split(kColumns), kParts = 32 / kRows;
+  constexpr int kRun = kColumns == 64 ? 8 : kColumns == 16 ? 4 : 1, kMine = (kColumns + kParts - 1) / kParts;
+  const int lane = lane_id(), part = lane / kRows, strip = strip_of<kColumns>(lane % kRows, half);
   const int64_t row = block * kStripLanes + strip;
+  float* mine = norms + lane % kRows * norm_pitch(kColumns);
+  auto energy = [&](int column) {
+    return load_vector<float>(unit + in_ring((line + column % kColumns) * 64 + 4 * strip));
+  };
+  for (int s = part; s < kColumns; s += kParts) {
+    float run = energy(s);
+    for (int i = 1; i < kRun; ++i) run += energy(s + i);
+    mine[s] = run;
+  }
+  sync_warp();
   float total = 0.0f;
-  for (int n = 0; n < kColumns; ++n) total += energies[n * kStripLanes + strip];
+  for (int s = 0; s < kColumns; s += kRun) total += mine[s];
+  float window[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) window[i] = width < kColumns ? 0.0f : total;
+  if (width < kColumns) {
+    int x = 0;
+    for (; x + kRun <= width; x += kRun)
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) window[i] += mine[(part + i * kParts + x) % kColumns];
+    for (; x < width; ++x)
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) window[i] += energy(part + i * kParts + x);
+  }
+  sync_warp();  // the runs have been read
   const float below = total * 1e-6f * (1.0f - 1e-5f), above = total * 1e-6f * (1.0f + 1e-5f);
   bool brink = false;
-  for (int s = half; s < kColumns; s += 2) {
-    float energy = total;
-    if (width < kColumns) {
-      energy = 0.0f;
-      for (int x = 0, at = s; x < width; ++x, at = at + 1 < kColumns ? at + 1 : 0)
-        energy += energies[at * kStripLanes + strip];
-      brink = brink || (energy >= below && energy <= above);
-    }
-    norms[s * kStripLanes + strip] = energy > below ? 1.0f / __fsqrt_rn(energy) : 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    if (part + i * kParts >= kColumns) continue;
+    brink = brink || (width < kColumns && window[i] >= below && window[i] <= above);
+    mine[part + i * kParts] = window[i] > below ? rsqrtf(window[i]) : 0.0f;
   }
   const bool usual = total >= 0x1p-80f && total <= 0x1p110f;
   BlockFacts facts;
   const uint32_t valid = ballot(row < p.bank.count && (!p.alive || p.alive[row < p.bank.count ? row : 0]));
-  const uint32_t odd = ballot(!usual || brink);
-  facts.valid = valid & 0xffffu;
-  facts.sight = (odd | odd >> 16) & facts.valid;
+  uint32_t odd = ballot(!usual || brink);
+  for (int rows = kRows; rows < 32; rows *= 2) odd |= odd >> rows;
+  facts.valid = kRows == 16 ? valid & 0xffffu : valid & 0xffu;
+  facts.sight = odd & facts.valid;
   const float norm = usual ? __fsqrt_rn(total) * (1.0f + 0x1p-16f) : 0.0f;
-  for (int i = 0; i < 2; ++i) facts.norm[i] = shuffle(norm, 2 * (lane / 4) + i);
+  for (int i = 0; i < 2; ++i) facts.norm[i] = shuffle(norm, (lane / 4 + 8 * i) % kRows);
   sync_warp();  // the norms are for the whole warp
   return facts;
+}
+
+// use(shift, inverse norm) for every shift of a row.
+template <int kColumns, typename Use>
+__device__ __forceinline__ void for_shifts(const float* norms, Use use) {
+  if constexpr (kColumns % 4 == 0) {
+#pragma unroll
+    for (int s = 0; s < kColumns; s += 4) {
+      const float4 four = load_vector<float4>(norms + s);
+      use(s, four.x), use(s + 1, four.y), use(s + 2, four.z), use(s + 3, four.w);
+    }
+  } else {
+#pragma unroll
+    for (int s = 0; s < kColumns; ++s) use(s, norms[s]);
+  }
 }
 
 // Bounds of a pair from its correlations, as in strip_topk.h.
@@ -422,9 +514,8 @@ __device__ __forceinline__ void pair_bounds(const float (&c)[kColumns], const fl
   for (int s = 1; s < kColumns; ++s) top = fmaxf(top, c[s]);
   const float cut = top - 2.0f * error;
   float low = cosine ? -kInfinite : kInfinite, high = -kInfinite;
-#pragma unroll
-  for (int s = 0; s < kColumns; ++s) {
-    const float norm = norms[s * kStripLanes], at_least = (c[s] - error) * norm, at_most = (c[s] + error) * norm;
+  for_shifts<kColumns>(norms, [&](int s, float norm) {
+    const float at_least = (c[s] - error) * norm, at_most = (c[s] + error) * norm;
     if (cosine) {
       low = fmaxf(low, at_least);
       high = fmaxf(high, at_most);
@@ -432,96 +523,158 @@ __device__ __forceinline__ void pair_bounds(const float (&c)[kColumns], const fl
       low = fminf(low, at_least);
       high = fmaxf(high, at_most);
     }
-  }
+  });
   *lower = low - kScreenSlack;
   *upper = high + kScreenSlack;
 }
 
-// The four pairs of a lane: tests them, and puts those that may matter on their lists. sum[plane][2 strip + query].
-template <int kColumns, int kTiles>
-__device__ __forceinline__ void finish_tile(const TopkWork& work, const ScreenShared& layout, const BlockFacts& facts,
-                                            int64_t block, int64_t tile, int tile_of_warp, int64_t slot,
-                                            const float (&sum)[kColumns][4]) {
-  const int g = lane_id() / 4, t = lane_id() % 4;
-  const int first = tile_of_warp * kTileQueries + 2 * t;
+// A pair of a lane, by its correlations, of row g or g + 8 and query 2t or 2t + 1 of a tile: tests it, and puts it on a
+// list if it may matter.
+template <int kColumns>
+__device__ __forceinline__ void finish_pair(const TopkWork& work, const ScreenShared& layout, const BlockFacts& facts,
+                                            int64_t block, int half, int tile, int tile_of_warp, int64_t slot,
+                                            int eight, int odd, const float (&c)[kColumns]) {
+  const int g = lane_id() / 4, t = lane_id() % 4, row = g + 8 * eight;
+  const int query = tile_of_warp * kTileQueries + 2 * t + odd;
+  const int64_t query_slot = static_cast<int64_t>(tile) * kTileQueries + 2 * t + odd;
+  const float* norms = layout.norms + row * norm_pitch(kColumns);
+  const float error = work.epsilon[query_slot] * facts.norm[eight];
+  // (c + e) times the norm, not less than what pair_bounds finds.
+  float bound = -kInfinite;
+  for_shifts<kColumns>(norms, [&](int s, float norm) { bound = fmaxf(bound, (c[s] + error) * norm); });
+  const float threshold = layout.thresholds[query];
+  const bool sight = facts.sight >> row & 1u;
+  bool hit = (facts.valid >> row & 1u) && threshold < kInfinite && (sight || bound + kScreenSlack >= threshold);
+  if (!any(hit)) return;
+  float lower = -kInfinite, upper = kInfinite;
+  if (hit && !sight) {
+    pair_bounds(c, norms, error, work.p.cosine, &lower, &upper);
+    hit = upper >= threshold;
+  }
+  // Lanes of the same t have the same query, in the order of their strips.
+  const uint32_t same = ballot(hit) & 0x11111111u << t;
+  const int32_t at = layout.counts[query];
+  sync_warp();
+  if (hit) {
+    Kept& entry = list_of(work, query_slot, slot)[at + __popc(same & ((1u << lane_id()) - 1u))];
+    entry.row = block * kStripLanes + strip_of<kColumns>(row, half);
+    entry.lower = lower;
+    entry.upper = upper;
+    entry.shift = -1;
+    entry.scored = 0;
+  }
+  if (g == 0) layout.counts[query] = at + __popc(same);
+  sync_warp();
+}
+
+// The correlations of one pair, sum[plane][pair].
+template <int kColumns>
+__device__ __forceinline__ void correlations(const float (&sum)[kColumns][4], int pair, float (&c)[kColumns]) {
+  if constexpr (kColumns == 1) {
+    c[0] = sum[0][pair];
+  } else {
+    float re[kColumns / 2 + 1], im[kColumns / 2 + 1];
+    re[0] = sum[0][pair];
+    re[kColumns / 2] = sum[kColumns - 1][pair];
+#pragma unroll
+    for (int f = 1; f < kColumns / 2; ++f) re[f] = sum[2 * f - 1][pair], im[f] = sum[2 * f][pair];
+    inverse_fixed<kColumns, float>(re, im, c, 1);
+  }
+}
+
+// All four pairs of a lane.
+template <int kColumns>
+__device__ __forceinline__ void finish_pairs(const TopkWork& work, const ScreenShared& layout, const BlockFacts& facts,
+                                             int64_t block, int tile, int tile_of_warp, int64_t slot,
+                                             const float (&sum)[kColumns][4]) {
 #pragma unroll
   for (int pair = 0; pair < 4; ++pair) {
-    const int i = pair / 2, query = first + pair % 2, strip = 2 * g + i;
     float c[kColumns];
-    if constexpr (kColumns == 1) {
-      c[0] = sum[0][pair];
-    } else {
-      float re[kColumns / 2 + 1], im[kColumns / 2 + 1];
-      re[0] = sum[0][pair];
-      re[kColumns / 2] = sum[kColumns - 1][pair];
-#pragma unroll
-      for (int f = 1; f < kColumns / 2; ++f) re[f] = sum[2 * f - 1][pair], im[f] = sum[2 * f][pair];
-      inverse_fixed<kColumns, float>(re, im, c, 1);
-    }
-    const float* norms = layout.norms + strip;
-    const float error = work.epsilon[tile * kTileQueries + query % kTileQueries] * facts.norm[i];
-    // (c + e) times the norm, not less than what pair_bounds finds.
-    float bound = -kInfinite;
-#pragma unroll
-    for (int s = 0; s < kColumns; ++s) bound = fmaxf(bound, (c[s] + error) * norms[s * kStripLanes]);
-    const float threshold = layout.thresholds[query];
-    const bool sight = facts.sight >> strip & 1u;
-    bool hit = (facts.valid >> strip & 1u) && threshold < kInfinite && (sight || bound + kScreenSlack >= threshold);
-    if (!any(hit)) continue;
-    float lower = -kInfinite, upper = kInfinite;
-    if (hit && !sight) {
-      pair_bounds(c, norms, error, work.p.cosine, &lower, &upper);
-      hit = upper >= threshold;
-    }
-    // Lanes of the same t have the same query, in the order of their strips.
-    const uint32_t same = ballot(hit) & 0x11111111u << t;
-    const int32_t at = layout.counts[query];
-    sync_warp();
-    if (hit) {
-      Kept& entry =
-          list_of(work, tile * kTileQueries + query % kTileQueries, slot)[at + __popc(same & ((1u << lane_id()) - 1u))];
-      entry.row = block * kStripLanes + strip;
-      entry.lower = lower;
-      entry.upper = upper;
-      entry.shift = -1;
-      entry.scored = 0;
-    }
-    if (g == 0) layout.counts[query] = at + __popc(same);
-    sync_warp();
+    correlations(sum, pair, c);
+    finish_pair(work, layout, facts, block, 0, tile, tile_of_warp, slot, pair / 2, pair % 2, c);
   }
+}
+
+// The same for half the frequencies of twice the columns. The even ones are those of a circle of half the length. The
+// odd ones, whose first lies in the first and the last plane, give the first half of the circle.
+template <int kHalf, int kPlanes>
+__device__ __forceinline__ void half_correlations(const float (&sum)[kPlanes][4], int pair, float (&c)[kPlanes]) {
+  if constexpr (kHalf == 0) {
+    correlations(sum, pair, c);
+  } else {
+    float re[kPlanes / 2], im[kPlanes / 2];
+    re[0] = sum[0][pair], im[0] = sum[kPlanes - 1][pair];
+#pragma unroll
+    for (int i = 1; i < kPlanes / 2; ++i) re[i] = sum[2 * i - 1][pair], im[i] = sum[2 * i][pair];
+    inverse_odd<2 * kPlanes, float>(re, im, c, 1);
+  }
+}
+
+// One pair's values on a desk: a place that this lane and the same lane of the partner have to themselves.
+template <int kPlanes>
+__device__ __forceinline__ void store_pair(float* desk, const float (&c)[kPlanes]) {
+#pragma unroll
+  for (int s = 0; s < kPlanes; s += 4)
+    store_vector(desk + 32 * s + 4 * lane_id(), make_float4(c[s], c[s + 1], c[s + 2], c[s + 3]));
+}
+// The whole circle from this warp's half, `sign` 1 for the even frequencies and -1 for the odd, and the partner's.
+template <int kPlanes>
+__device__ __forceinline__ void join_pair(const float* desk, const float (&kept)[kPlanes], float sign,
+                                          float (&c)[2 * kPlanes]) {
+#pragma unroll
+  for (int s = 0; s < kPlanes; s += 4) {
+    const float4 four = load_vector<float4>(desk + 32 * s + 4 * lane_id());
+    const float other[4] = {four.x, four.y, four.z, four.w};
+    for (int i = 0; i < 4; ++i) {
+      c[s + i] = kept[s + i] + other[i];
+      c[kPlanes + s + i] = sign * (kept[s + i] - other[i]);
+    }
+  }
+}
+
+// Of a lane's four pairs the warp with the even frequencies keeps the two of strip 2g, the other those of strip 2g + 1.
+template <int kHalf, int kPlanes>
+__device__ __forceinline__ void share_pairs(const float (&sum)[kPlanes][4], float* desk, float (&given)[kPlanes],
+                                            float (&kept)[2][kPlanes]) {
+  half_correlations<kHalf>(sum, 2 - 2 * kHalf, given);
+  store_pair(desk, given);
+  half_correlations<kHalf>(sum, 3 - 2 * kHalf, given);
+  half_correlations<kHalf>(sum, 2 * kHalf, kept[0]);
+  half_correlations<kHalf>(sum, 2 * kHalf + 1, kept[1]);
 }
 
 // A bank block after the other through the ring; see the head of this file and strip_topk_heuristics.h.
 template <int kColumns, int kTiles, bool kBf16>
 __global__ void __launch_bounds__(32 * kScreenWarps, 1)
     strip_topk_screen_kernel(const __grid_constant__ TopkWork work) {
+  constexpr int kSplit = screen_split(kColumns), kPlanes = kColumns / kSplit, kStages = screen_stages(kColumns);
   const StripTopkParams& p = work.p;
   const TopkPlan& plan = work.plan;
   const StripBankView& bank = p.bank;
   const ScreenShared layout = screen_layout<kColumns, kTiles>(plan);
-  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x / 32), deep = warp % plan.blocks_deep;
-  const int64_t group_tiles = static_cast<int64_t>(kTiles) * plan.tiles_across;
-  const int64_t groups = (plan.tiles + group_tiles - 1) / group_tiles;
+  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x / 32), half = warp % kSplit;
+  const int deep = warp / kSplit % plan.blocks_deep, across = warp / kSplit / plan.blocks_deep;
+  const int tiles = static_cast<int>(plan.tiles), group_tiles = kTiles * plan.tiles_across;
+  const int groups = (tiles + group_tiles - 1) / group_tiles;
   const int steps = static_cast<int>(plan.steps), words = static_cast<int>(bank.words);
-  const int32_t units = static_cast<int32_t>(unit_count<kColumns>(bank));
+  const int32_t units = unit_count<kColumns>(bank);
   const int64_t blocks = (bank.count + kStripLanes - 1) / kStripLanes;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * plan.blocks_deep;
   const int64_t first_block = static_cast<int64_t>(blockIdx.x) * plan.blocks_deep;
-  const int64_t rounds = first_block < blocks ? (blocks - first_block + stride - 1) / stride : 0;
-  const int64_t slot = first_block + deep;
+  const int64_t slot = (first_block + deep) * kSplit + half;
 
-  for (int64_t group = blockIdx.y; group < groups; group += gridDim.y) {
-    const int64_t first_tile = group * group_tiles, warp_tile = first_tile + warp / plan.blocks_deep * kTiles;
+  for (int group = static_cast<int>(blockIdx.y); group < groups; group += static_cast<int>(gridDim.y)) {
+    const int first_tile = group * group_tiles, warp_tile = first_tile + across * kTiles;
     // Operands: tiles past the last one are not read, and have no queries.
     const int tile_words = kColumns * steps * 64;
-    for (int64_t i = threadIdx.x; i < group_tiles * tile_words / 4; i += blockDim.x)
-      copy_async16(layout.operands + 4 * i, work.operands + first_tile * tile_words + 4 * i,
-                   first_tile + 4 * i / tile_words < plan.tiles);
+    const uint32_t* from_operands = work.operands + static_cast<int64_t>(first_tile) * tile_words;
+    for (int i = static_cast<int>(threadIdx.x); i < group_tiles * tile_words / 4; i += static_cast<int>(blockDim.x))
+      copy_async16(layout.operands + 4 * i, from_operands + 4 * i, first_tile + 4 * i / tile_words < tiles);
     copy_async_commit();
-    const int64_t width = warp_tile < plan.tiles ? work.tile_width[warp_tile] : 0;  // of all its tiles
+    const int width = warp_tile < tiles ? work.tile_width[warp_tile] : 0;  // of all its tiles
     for (int i = lane; i < kTiles * kTileQueries; i += 32) {
-      const int64_t query_slot = warp_tile * kTileQueries + i;
-      const bool live = warp_tile + i / kTileQueries < plan.tiles && work.slot_query[query_slot] >= 0;
+      const int64_t query_slot = static_cast<int64_t>(warp_tile) * kTileQueries + i;
+      const bool live = warp_tile + i / kTileQueries < tiles && work.slot_query[query_slot] >= 0;
       layout.thresholds[i] = live ? -kInfinite : kInfinite;
       layout.counts[i] = 0;
     }
@@ -531,12 +684,14 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
     int32_t fetch_unit = 0, fetch_stage = 0, stage = 0;
     int64_t fetch_block = first_block;
     auto fetch = [&] {
-      int64_t begin, bytes;
+      int64_t begin;
+      int32_t bytes;
       unit_range<kColumns>(bank, fetch_unit, &begin, &bytes);
       uint8_t* to = layout.ring + fetch_stage * plan.blocks_deep * plan.unit_bytes;
       for (int m = 0; m < plan.blocks_deep && fetch_block + m < blocks; ++m, to += plan.unit_bytes) {
         const uint8_t* from = bank.blocks + (fetch_block + m) * bank.block_bytes + begin;
-        for (int32_t at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) copy_async16(to + at, from + at);
+        for (int32_t at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x)
+          copy_async16(to + in_ring(at), from + at);
       }
       copy_async_commit();
       fetch_stage = fetch_stage + 1 < kStages ? fetch_stage + 1 : 0;
@@ -553,25 +708,35 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
     };
     for (int i = 0; i < kStages - 1; ++i) fetch();
 
-    const uint32_t* operands = layout.operands + warp / plan.blocks_deep * kTiles * tile_words;
-    for (int64_t round = 0; round < rounds; ++round) {
-      const int64_t block = first_block + round * stride + deep;
+    const uint32_t* operands = layout.operands + across * kTiles * tile_words;
+    for (int64_t at = first_block; at < blocks; at += stride) {
+      const int64_t block = at + deep;
       // What other slots have proven, asked for early.
       constexpr int kLooks = (kTiles * kTileQueries + 31) / 32;
       uint32_t proven[kLooks] = {};
       for (int i = 0; i < kLooks; ++i)
-        if (lane + 32 * i < kTiles * kTileQueries && warp_tile + (lane + 32 * i) / kTileQueries < plan.tiles)
-          proven[i] = load_changing(work.proven + warp_tile * kTileQueries + lane + 32 * i);
-      float sum[kTiles][kColumns][4] = {};
-      const float* energies;
-      uint32_t a[4], b[2];
+        if (lane + 32 * i < kTiles * kTileQueries && warp_tile + (lane + 32 * i) / kTileQueries < tiles)
+          proven[i] = load_changing(work.proven + static_cast<int64_t>(warp_tile) * kTileQueries + lane + 32 * i);
+      auto look = [&](const uint8_t* unit, int line) {
+        if (block >= blocks || width == 0) return BlockFacts{};
+        for (int i = 0; i < kLooks; ++i)
+          if (proven[i] != 0) {
+            float& threshold = layout.thresholds[lane + 32 * i];
+            threshold = fmaxf(threshold, from_ordered(proven[i]));
+          }
+        return look_at_block<kColumns>(p, block, half, unit, line, width, layout.norms);
+      };
+      BlockFacts facts;
       if constexpr (kColumns == 1) {
+        float sum[kTiles][1][4] = {};
         const uint8_t* unit = nullptr;
         for (int32_t u = 0; u < units; ++u) {
           unit = arrive();
           const int here = words - u * kFlatWords < kFlatWords ? words - u * kFlatWords : kFlatWords;
+          const uint8_t* strips = lane_strips(unit, 0);
           for (int step = 0; 8 * step < here; ++step) {
-            load_strips(a, unit, step, here);
+            uint32_t a[4], b[2];
+            load_strips(a, strips, step, here);
 #pragma unroll
             for (int i = 0; i < kTiles; ++i) {
               load_queries(b, operands + i * tile_words, u * (kFlatWords / 8) + step);
@@ -579,65 +744,61 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
             }
           }
         }
-        energies = reinterpret_cast<const float*>(unit + (words - (units - 1) * kFlatWords) * 64);
+        facts = look(unit, words - (units - 1) * kFlatWords);
+        if (facts.valid == 0) continue;
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i)
+          if (warp_tile + i < tiles) finish_pairs(work, layout, facts, block, warp_tile + i, i, slot, sum[i]);
       } else {
         static_assert(kTiles == 1, "the planes of two tiles fit no lane");
+        float sum[kPlanes][4] = {};
         const uint8_t* unit = arrive();
-        for (int step = 0; step < steps; ++step) {
-          load_strips(a, unit, step, words);
-          load_queries(b, operands, step);
-          mma_step<kBf16>(sum[0][0], a, b);
-        }
-#pragma unroll
-        for (int f = 1; f < kColumns / 2; ++f) {
-          unit = arrive();
-          for (int step = 0; step < steps; ++step) {
-            uint32_t a_im[4], b_im[2], b_minus[2];
-            load_strips(a, unit, step, words);
-            load_strips(a_im, unit + words * 64, step, words);
-            load_queries(b, operands, (2 * f - 1) * steps + step);
-            load_queries(b_im, operands, 2 * f * steps + step);
-            for (int i = 0; i < 2; ++i) b_minus[i] = b_im[i] ^ (kBf16 ? 0x80008000u : 0x80000000u);
-            mma_step<kBf16>(sum[0][2 * f - 1], a, b);
-            mma_step<kBf16>(sum[0][2 * f], a_im, b);
-            mma_step<kBf16>(sum[0][2 * f - 1], a_im, b_im);
-            mma_step<kBf16>(sum[0][2 * f], a, b_minus);
-          }
-        }
+        facts = look(unit, words);
+        if (half == 0) real_product<kBf16>(sum[kPlanes - 1], unit, 0, operands, kColumns - 1, steps, words);
         unit = arrive();
-        for (int step = 0; step < steps; ++step) {
-          load_strips(a, unit, step, words);
-          load_queries(b, operands, (kColumns - 1) * steps + step);
-          mma_step<kBf16>(sum[0][kColumns - 1], a, b);
-        }
-        energies = reinterpret_cast<const float*>(unit + words * 64);
-      }
-      if (block >= blocks || width == 0) continue;
-      for (int i = 0; i < kLooks; ++i)
-        if (proven[i] != 0) {
-          float& threshold = layout.thresholds[lane + 32 * i];
-          threshold = fmaxf(threshold, from_ordered(proven[i]));
-        }
-      sync_warp();
-      const BlockFacts facts = look_at_block<kColumns>(p, block, energies, width, layout.norms);
-      if (facts.valid == 0) continue;
+        if (half == 0)
+          real_product<kBf16>(sum[0], unit, 0, operands, 0, steps, words);
+        else
+          complex_product<kBf16>(sum[0], sum[kPlanes - 1], unit, words, operands, 1, steps, words);
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i)
-        if (warp_tile + i < plan.tiles)
-          finish_tile<kColumns, kTiles>(work, layout, facts, block, warp_tile + i, i, slot, sum[i]);
+        for (int i = 1; i < kPlanes / 2; ++i) {
+          unit = arrive();
+          complex_product<kBf16>(sum[2 * i - 1], sum[2 * i], unit, 2 * half * words, operands,
+                                 2 * (kSplit * i + half) - 1, steps, words);
+        }
+        if constexpr (kSplit == 1) {
+          if (facts.valid == 0) continue;
+          finish_pairs(work, layout, facts, block, warp_tile, 0, slot, sum);
+        } else {
+          const float sign = half == 0 ? 1.0f : -1.0f;
+          float given[kPlanes], kept[2][kPlanes], c[kColumns];
+          if (half == 0)
+            share_pairs<0>(sum, layout.desk, given, kept);
+          else
+            share_pairs<1>(sum, layout.desk, given, kept);
+          sync_block();
+          join_pair(layout.partner, kept[0], sign, c);
+          store_pair(layout.partner, given);  // where this lane has just read
+          sync_block();
+          if (facts.valid == 0) continue;
+          finish_pair(work, layout, facts, block, half, warp_tile, 0, slot, 0, 0, c);
+          join_pair(layout.desk, kept[1], sign, c);
+          finish_pair(work, layout, facts, block, half, warp_tile, 0, slot, 0, 1, c);
+        }
+      }
       for (int i = 0; i < kTiles * kTileQueries; ++i) {
         const int32_t count = layout.counts[i];
         if (count <= plan.list - kStripLanes) continue;
-        const int32_t left =
-            make_room<kColumns>(work, warp_tile * kTileQueries + i, slot, count, kStripLanes, layout.thresholds + i);
+        const int32_t left = make_room<kColumns>(work, static_cast<int64_t>(warp_tile) * kTileQueries + i, slot, count,
+                                                 kStripLanes, layout.thresholds + i);
         if (lane == 0) layout.counts[i] = left;
         sync_warp();
       }
     }
     copy_async_wait<0>();
     for (int i = lane; i < kTiles * kTileQueries; i += 32)
-      if (warp_tile + i / kTileQueries < plan.tiles)
-        work.count[(warp_tile * kTileQueries + i) * plan.slots + slot] = layout.counts[i];
+      if (warp_tile + i / kTileQueries < tiles)
+        work.count[(static_cast<int64_t>(warp_tile) * kTileQueries + i) * plan.slots + slot] = layout.counts[i];
     sync_block();
   }
 }

@@ -1,19 +1,34 @@
 // How strip_topk searches on a GPU: pure functions of its shape, testable without one.
 // SPDX-License-Identifier: Apache-2.0
 //
-// Queries stand in tiles of 8 of one width. A block of threads holds the operands of `tiles_across` warps' tiles in
-// shared memory for as long as it lives and streams `blocks_deep` blocks of the bank past them: a warp works on one
-// block of 16 strips and one tile (W = 16) or up to 8 tiles (W = 1).
+// Queries stand in tiles of 8 of one width. A block of threads holds the operands of `tiles_across` tiles (W = 1: eight
+// times as many) in shared memory for as long as it lives and streams `blocks_deep` blocks of the bank past them. The
+// figures are those of K = 64 in bf16 (W = 1: K = 1024) on an H200: 29.6 TB/s of shared memory, 4.3 of memory, 5.5
+// assumed of L2.
 //
-// W = 16, "spectral16": 30 mma a 16 channels give all 16 planes of 16 x 8 correlations: 64 accumulators a lane, 4
-//   pairs with all their frequencies. Inverse transform, norms, bounds and the test happen there.
-//   A pair costs 1920 multiply-adds on the tensor cores and 384 bytes out of shared memory (K = 64), which is what
-//   bounds it: 29.6 TB/s on an H200 make 77 G pairs/s. One query reads 2112 bytes a strip: 2.0 G strips/s at 4.3 TB/s.
+// W = 16, "spectral16": a warp works on one block of 16 strips and one tile. 30 mma a 16 channels give all 16 planes of
+//   16 x 8 correlations: 64 accumulators a lane, 4 pairs with all their frequencies. Inverse transform, norms, bounds
+//   and the test happen there. A pair costs 1920 multiply-adds on the tensor cores and 384 bytes out of shared memory,
+//   which is what bounds it: 77 G pairs/s. One query reads 2112 bytes a strip: 2.0 G strips/s.
+// W = 64, "spectral64": all 64 planes would be 256 accumulators a lane. So two warps work on a block of strips and a
+// tile,
+//   one with the 32 planes of the even frequencies, which give e[s] of period 32, the other with those of the odd ones,
+//   which give o[s + 32] = -o[s]: 128 accumulators each. Each transforms its half, they trade, and each has
+//   c[s] = e[s] + o[s], c[s + 32] = e[s] - o[s] of half the pairs, to finish as for W = 16.
+//   A pair costs 8064 multiply-adds; out of and into shared memory 1024 bytes of strips, 512 of operands, 528 to fill
+//   the ring, 256 of trade, 64 of norms: 12.4 G pairs/s. Operands (64 KiB a tile) leave room for two tiles, so a
+//   strip's 8448 bytes come to a multiprocessor once for 16 queries: 10.4 G pairs/s by L2, which is what bounds many
+//   queries. One query is bound by memory: 0.5 G strips/s. In fp32 one tile and one block of strips fit: 2.6 G pairs/s.
+//   Thought through and left: four passes, one for every fourth shift, with the frequencies folded into the operands
+//   (nothing to trade, but four times the multiply-adds, 9 G pairs/s by the tensor cores, and four times the operands);
+//   the inverse as an mma with the Fourier matrix (4096 multiply-adds more, its rounding on top of the bound, and the
+//   planes of a pair first to be laid out across lanes: 512 bytes); four warps of a quarter each and two tiles a warp
+//   (384 bytes of shared memory less, the same bytes from L2); strips that stay and queries that stream (640 bytes
+//   from L2 a pair at 64 queries).
 // W = 1, "flat": no transform, 4 accumulators a tile. With more than 8 queries a warp keeps 8 tiles: 160 bytes out of
-//   shared memory a pair at K = 1024, 185 G pairs/s. One query is bound by memory: 2.1 G strips/s.
+//   shared memory a pair, 185 G pairs/s. One query is bound by memory: 2.1 G strips/s.
 // Any other W, and any K whose operands do not fit, "exact": every pair by strip_score's routine, K W w float64
-//   multiply-adds. W = 64 belongs here too: its 256 accumulators a lane fit no warp, so the frequencies would have to
-//   be split over four warps and meet again in shared memory (512 bytes a pair there and back, 14 G pairs/s).
+//   multiply-adds.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -25,11 +40,27 @@
 namespace geoloc_fast::cuda {
 
 constexpr int kTileQueries = 8;
-constexpr int kStages = 6;       // of the ring the bank streams through
 constexpr int kFlatWords = 32;   // of a row of a block, at a time, for W = 1
 constexpr int kScreenWarps = 8;  // most warps of a block
 constexpr int64_t kListBytes = 256 << 20;
 constexpr float kScreenSlack = 64.0f / 16777216.0f;
+
+// Warps that share a tile, each with half the frequencies.
+constexpr int screen_split(int64_t columns) { return columns == 64 ? 2 : 1; }
+// Of the ring the bank streams through.
+constexpr int screen_stages(int64_t columns) { return columns == 64 ? 3 : 6; }
+// Where byte `at` of what the ring holds at a time lies there: a line of 64 bytes whose number has bit 1 set has its
+// halves swapped. The 16 lanes that an 8-byte load serves together want half of each of 4 lines, and so find every bank
+// once.
+constexpr int in_ring(int at) { return at ^ (at >> 2 & 32); }
+// Floats from one row of norms to the next: four of a row at once, and the banks of eight rows all different.
+constexpr int norm_pitch(int64_t columns) { return static_cast<int>(columns == 1 ? 1 : columns + 4); }
+// Shared floats of a warp: the norms of its rows, and what it gives to the warp with the other half of the frequencies,
+// one pair of each lane at a time.
+constexpr int norm_floats(int64_t columns) { return kStripLanes / screen_split(columns) * norm_pitch(columns); }
+constexpr int desk_floats(int64_t columns) {
+  return screen_split(columns) == 1 ? 0 : static_cast<int>(32 * columns / 2);
+}
 
 // A pair that may belong to the answer.
 struct Kept {
@@ -40,14 +71,15 @@ struct Kept {
 };
 static_assert(sizeof(Kept) == 24, "");
 
-enum class TopkForm { kExact, kSpectral16, kFlat };
+enum class TopkForm { kExact, kSpectral, kFlat };
 
 struct TopkPlan {
   TopkForm form;
   int64_t tiles;       // at most this many, whatever the widths are
   int tiles_a_warp;    // 1 or 8
-  int tiles_across;    // warps of a block with different tiles
-  int blocks_deep;     // warps of a block with different blocks of the bank
+  int tiles_across;    // groups of warps of a block with different tiles
+  int blocks_deep;     // groups of warps of a block with different blocks of the bank
+  int warps;           // of a block
   int64_t steps;       // 8 words each: k of an mma
   int64_t unit_bytes;  // of the ring, for one block of the bank
   int64_t shared;      // bytes
@@ -73,9 +105,22 @@ inline double screening_epsilon(int64_t steps, int64_t columns, bool bf16) {
 
 // Bytes of the shared memory of a block; laid out in strip_topk.cuh.
 inline int64_t screen_shared(const TopkPlan& plan, int64_t columns) {
-  const int64_t tiles = plan.tiles_a_warp * plan.tiles_across, warps = plan.tiles_across * plan.blocks_deep;
-  return tiles * columns * plan.steps * 256 + kStages * plan.blocks_deep * plan.unit_bytes +
-         warps * (columns * kStripLanes * 4 + plan.tiles_a_warp * kTileQueries * 8);
+  return plan.tiles_a_warp * plan.tiles_across * columns * plan.steps * 256 +
+         screen_stages(columns) * plan.blocks_deep * plan.unit_bytes +
+         plan.warps * 4 * (norm_floats(columns) + desk_floats(columns) + 2 * plan.tiles_a_warp * kTileQueries);
+}
+
+// Blocks of threads in both directions: x over the bank, y over groups of tiles. Groups side by side share what they
+// read of the bank, which lies in L2 for all but the first of them; so as many of them as cost at most 5 % in balance.
+inline void screen_grid(TopkPlan& plan, int64_t groups, int64_t pieces, int64_t most_x, int64_t multiprocessors) {
+  auto blocks_x = [&](int64_t y) { return std::max<int64_t>(1, std::min({multiprocessors / y, pieces, most_x})); };
+  auto turns = [&](int64_t y) { return (groups + y - 1) / y * ((pieces + blocks_x(y) - 1) / blocks_x(y)); };
+  const int64_t most_y = std::max<int64_t>(1, std::min(groups, multiprocessors));
+  int64_t least = turns(1);
+  for (int64_t y = 2; y <= most_y; ++y) least = std::min(least, turns(y));
+  plan.grid_y = most_y;
+  while (plan.grid_y > 1 && 20 * turns(plan.grid_y) > 21 * least) --plan.grid_y;
+  plan.grid_x = blocks_x(plan.grid_y);
 }
 
 inline TopkPlan strip_topk_plan(const StripTopkParams& p, const DeviceLimits& limits) {
@@ -88,41 +133,41 @@ inline TopkPlan strip_topk_plan(const StripTopkParams& p, const DeviceLimits& li
   plan.list = 2 * p.k + 64;
   plan.epsilon = static_cast<float>(screening_epsilon(plan.steps, bank.columns, bank.bf16));
   const int64_t blocks = (bank.count + kStripLanes - 1) / kStripLanes;
-  if (bank.columns == 16 || bank.columns == 1) {
+  const int split = screen_split(bank.columns), most_warps = kScreenWarps / split;
+  if (bank.columns == 64 || bank.columns == 16 || bank.columns == 1) {
     plan.unit_bytes =
-        bank.columns == 1 ? 64 * (kFlatWords + 1) : 64 * std::max(2 * bank.words, bank.words + bank.columns);
+        bank.columns == 1 ? 64 * (kFlatWords + 1) : 64 * std::max(2 * split * bank.words, bank.words + bank.columns);
     plan.tiles_a_warp = bank.columns == 1 && plan.tiles > 1 ? 8 : 1;
     int across = 1;
-    while (plan.tiles_a_warp == 1 && across < kScreenWarps && across < plan.tiles) across *= 2;
+    while (plan.tiles_a_warp == 1 && across < most_warps && across < plan.tiles) across *= 2;
     for (; across >= 1 && plan.form == TopkForm::kExact; across /= 2)
-      for (int deep = kScreenWarps / across; deep >= 1; deep /= 2) {
-        plan.tiles_across = across, plan.blocks_deep = deep;
+      for (int deep = most_warps / across; deep >= 1; deep /= 2) {
+        plan.tiles_across = across, plan.blocks_deep = deep, plan.warps = across * deep * split;
         plan.shared = screen_shared(plan, bank.columns);
         if (plan.shared > limits.shared_bytes) continue;
-        plan.form = bank.columns == 1 ? TopkForm::kFlat : TopkForm::kSpectral16;
+        plan.form = bank.columns == 1 ? TopkForm::kFlat : TopkForm::kSpectral;
         break;
       }
   }
   const int64_t most_slots = std::max<int64_t>(
       1, kListBytes / (int64_t{sizeof(Kept)} * plan.list * kTileQueries * std::max<int64_t>(plan.tiles, 1)));
   if (plan.form == TopkForm::kExact) {
+    plan.warps = kExactWarps;
     plan.slots = std::min({most_slots, int64_t{8} * multiprocessors, std::max<int64_t>(bank.count, 1)});
     plan.grid_x = (plan.slots + kExactWarps - 1) / kExactWarps;
     plan.grid_y = std::min<int64_t>(std::max<int64_t>(1, 8 * multiprocessors / (plan.grid_x * kExactWarps)), p.batch);
     return plan;
   }
-  const int64_t groups_tiles = plan.tiles_a_warp * plan.tiles_across;
-  const int64_t groups = (plan.tiles + groups_tiles - 1) / groups_tiles;
-  plan.grid_x = std::min({int64_t{multiprocessors}, (blocks + plan.blocks_deep - 1) / plan.blocks_deep,
-                          std::max<int64_t>(1, most_slots / plan.blocks_deep)});
-  plan.grid_x = std::max<int64_t>(plan.grid_x, 1);
-  plan.grid_y = std::min(groups, (multiprocessors + plan.grid_x - 1) / plan.grid_x);
-  plan.slots = plan.grid_x * plan.blocks_deep;
+  const int64_t group_tiles = plan.tiles_a_warp * plan.tiles_across, block_slots = plan.blocks_deep * split;
+  screen_grid(plan, (plan.tiles + group_tiles - 1) / group_tiles, (blocks + plan.blocks_deep - 1) / plan.blocks_deep,
+              most_slots / block_slots, multiprocessors);
+  plan.slots = plan.grid_x * block_slots;
   return plan;
 }
 
-inline const char* form_name(TopkForm form) {
-  return form == TopkForm::kSpectral16 ? "spectral16" : form == TopkForm::kFlat ? "flat" : "exact";
+inline const char* form_name(TopkForm form, int64_t columns) {
+  if (form == TopkForm::kSpectral) return columns == 16 ? "spectral16" : "spectral64";
+  return form == TopkForm::kFlat ? "flat" : "exact";
 }
 
 }  // namespace geoloc_fast::cuda

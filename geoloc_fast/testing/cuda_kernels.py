@@ -1,7 +1,7 @@
 """What nvcc made of the CUDA kernels: registers, stack, shared memory and instructions, read from the built module.
 
-`python -m geoloc_fast.testing.cuda_kernels` prints the table as Markdown; it needs cuobjdump and nvdisasm, of a CUDA
-toolkit or of the triton package, and no GPU.
+`python -m geoloc_fast.testing.cuda_kernels > bench/results/cuda_kernels.md` writes the report; it needs cuobjdump and
+nvdisasm, of a CUDA toolkit or of the triton package, and no GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from geoloc_fast import _native
 # What is not tuned: lengths of no kind, with tables and recursion, and packing, which happens once.
 GENERAL = re.compile(r"strip_\w+_kernel<0>|strip_pack_kernel")
 
+# Template arguments as the linker writes them; a later S3_ or so repeats the last type spelt out.
+_TYPES = {"13__nv_bfloat16": "bf16", "6__half": "half", "h": "uint8", "f": "float"}
+_ARGUMENT = re.compile(r"L(?:[ibln]|NS_?\w*?E)(\d+)E|(13__nv_bfloat16|6__half|S\w*_|[hf])")
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -32,6 +36,11 @@ class Kernel:
     @property
     def tuned(self) -> bool:
         return not GENERAL.search(self.name)
+
+    @property
+    def spills(self) -> int:
+        """Instructions that write registers to memory or read them back."""
+        return self.count("STL") + self.count("LDL")
 
     def count(self, instruction: str) -> int:
         return len(re.findall(rf"\b{instruction}", self.code))
@@ -59,8 +68,10 @@ def _readable(mangled: str) -> str:
     found = re.search(r"\d+((?:azimuth|gumbel|polar|strip)\w*?_kernel)(?:I(.*?)EE?v)?", mangled)
     if not found:
         return mangled
-    arguments = re.sub(r"L(?:[ibln]|NS_?\w*?E)(\d+)E", r"\1, ", found[2] or "").rstrip(", E")
-    return f"{found[1]}<{arguments}>" if arguments else found[1]
+    arguments: list[str] = []
+    for number, kind in _ARGUMENT.findall(found[2] or ""):
+        arguments.append(number or _TYPES.get(kind) or arguments[-1])
+    return f"{found[1]}<{', '.join(arguments)}>" if arguments else found[1]
 
 
 def _run(*arguments: str) -> str:
@@ -90,13 +101,19 @@ def kernels(architecture: str) -> list[Kernel]:
 def main() -> None:
     if problem():
         raise SystemExit(problem())
-    print("| kernel | | registers | stack | static shared | tensor-core instructions | 16-byte copies |")
-    print("|---|---|---|---|---|---|---|")
+    print("# What nvcc made of the CUDA kernels\n")
+    print(f"By nvcc {_native.native_cuda.nvcc}: `python -m geoloc_fast.testing.cuda_kernels`. ", end="")  # type: ignore[union-attr]
+    print("Bytes of stack a thread and of static shared memory a block; what a launch asks for besides is decided in")
+    print("`csrc/cuda/*_heuristics.h`. Spills, tensor-core instructions, 16-byte copies: places in the machine code.")
+    print("General kernels, for lengths without a transform of their own, may spill; no other kernel may.\n")
+    print("| kernel | | registers | stack | static shared | spills | tensor-core instructions | 16-byte copies |")
+    print("|---|---|---|---|---|---|---|---|")
     for architecture in ("sm_80", "sm_90"):
         for kernel in kernels(architecture):
             print(
-                f"| `{kernel.name}` | {architecture} | {kernel.registers} | {kernel.stack} | {kernel.shared} "
-                f"| {kernel.count('HMMA')} | {kernel.count(r'LDG(STS)?[.A-Z]*[.]128')} |"
+                f"| `{kernel.name}`{'' if kernel.tuned else ' (general)'} | {architecture} | {kernel.registers} "
+                f"| {kernel.stack} | {kernel.shared} | {kernel.spills} | {kernel.count('HMMA')} "
+                f"| {kernel.count(r'LDG(STS)?[.A-Z]*[.]128')} |"
             )
 
 

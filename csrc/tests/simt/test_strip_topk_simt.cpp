@@ -21,6 +21,7 @@ struct Case {
   int multiprocessors = 2;
   bool widths = true;  // of every kind; else all padded_width
   int64_t k = 7;
+  bool masked = false;  // a third of the columns of most strips are zeros
 };
 
 std::string g_plans;
@@ -37,6 +38,10 @@ void search(const Case& c) {
     for (int64_t i = 0; i < one; ++i)
       if (i % c.columns != 0) strips[12 * one + i] *= 1e-3f;
   }
+  if (c.masked)
+    for (int64_t r = 0; r < c.count; ++r)
+      for (int64_t i = 0; i < one; ++i)
+        if (r % 4 != 0 && (i + 5 * r) % c.columns < (c.columns + 2) / 3) strips[r * one + i] = 0.0f;
   const simt::Bank bank(strips, c.count, c.values, c.columns, c.bf16);
   std::vector<float> query = simt::random_values(c.batch * c.values * padded, 2);
   std::vector<int64_t> width;
@@ -98,9 +103,25 @@ void all_forms() {
     search({20, 5, 16, 2, bf16, 1.0f, 2, true, 30});  // k beyond the bank
     search({40, 6, 7, 3, bf16});
     search({0, 6, 16, 3, bf16});
+    search({70, 5, 64, 11, bf16});
+    search({41, 18, 64, 1, bf16, 1.0f, 3, false});
+    search({100, 3, 64, 20, bf16, 1.0f, 2, false, 5, true});
+    search({40, 3, 16, 9, bf16, 1.0f, 2, true, 5, true});
+    search({700, 1, 64, 1, bf16, bf16 ? 0.0f : 1e-4f, 1, false, 3});
   }
-  search({60, 5, 64, 3, true});
   search({400, 2, 3, 2, true, 0.0f, 1, false, 3});
+  search({1030, 1, 64, 1, true, 1.0f, 2, false, 1024});
+}
+
+// Lanes of one half of a warp, at any line of a bank's block: no two want different words of one bank.
+void banks() {
+  for (int line = 0; line < 8; ++line)
+    for (int half = 0; half < 2; ++half) {
+      uint32_t taken = 0;
+      for (int lane = 16 * half; lane < 16 * (half + 1); ++lane)
+        taken |= 3u << cuda::in_ring((line + lane % 4) * 64 + lane / 4 * 8) / 4 % 32;
+      CHECK(taken == 0xffffffffu, "line %d: banks %08x", line, taken);
+    }
 }
 
 void plans() {
@@ -118,18 +139,26 @@ void plans() {
     return plan;
   };
   TopkPlan plan = plan_of(1 << 20, 64, 16, true, 64, 10);
-  CHECK(plan.form == TopkForm::kSpectral16 && plan.tiles_across == 8 && plan.blocks_deep == 1 && plan.grid_x == 132);
-  CHECK(strip_topk_plan(p, {108, 163 << 10}).form == TopkForm::kSpectral16);
+  CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 8 && plan.blocks_deep == 1 && plan.grid_x == 132);
+  CHECK(strip_topk_plan(p, {108, 163 << 10}).form == TopkForm::kSpectral);
   CHECK(strip_topk_plan(p, {108, 163 << 10}).shared <= 163 << 10);
   plan = plan_of(4 << 20, 64, 16, true, 1, 10);
-  CHECK(plan.form == TopkForm::kSpectral16 && plan.tiles_across == 1 && plan.blocks_deep == 8);
+  CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 1 && plan.blocks_deep == 8);
   plan = plan_of(4 << 20, 64, 16, false, 1, 10);
-  CHECK(plan.form == TopkForm::kSpectral16 && plan.blocks_deep >= 2);
+  CHECK(plan.form == TopkForm::kSpectral && plan.blocks_deep >= 2);
   plan = plan_of(1 << 20, 1024, 1, true, 1000, 10);
   CHECK(plan.form == TopkForm::kFlat && plan.tiles_a_warp == 8);
   plan = plan_of(1 << 20, 512, 1, true, 1, 10);
   CHECK(plan.form == TopkForm::kFlat && plan.tiles_a_warp == 1 && plan.blocks_deep == 8);
-  CHECK(plan_of(1000, 64, 64, true, 64, 10).form == TopkForm::kExact);
+  plan = plan_of(250000, 64, 64, true, 64, 10);
+  CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 2 && plan.blocks_deep == 2 && plan.warps == 8);
+  CHECK(plan.grid_y == 4 && plan.grid_x == 33 && plan.slots == 33 * 4);  // one pass over the bank
+  plan = strip_topk_plan(p, {108, 163 << 10});
+  CHECK(plan.form == TopkForm::kSpectral && plan.warps == 4 && plan.shared <= 163 << 10);
+  plan = plan_of(250000, 64, 64, true, 1, 10);
+  CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 1 && plan.blocks_deep == 4 && plan.grid_x == 132);
+  plan = plan_of(250000, 64, 64, false, 64, 10);
+  CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 1 && plan.blocks_deep == 1 && plan.warps == 2);
   CHECK(plan_of(1000, 1 << 16, 16, true, 64, 10).form == TopkForm::kExact);  // operands beyond any shared memory
   plan_of(int64_t{1} << 40, 64, 16, true, 1 << 20, 1000);
   CHECK(plan_of(1 << 20, 64, 16, true, 64, 10).epsilon < 1e-4f);
@@ -142,6 +171,7 @@ void plans() {
 int main() {
   using namespace geoloc_fast;
   plans();
+  banks();
   for (const simt::Order order : {simt::Order::kForward, simt::Order::kBackward, simt::Order::kRandom}) {
     simt::set_order(order, 3);
     all_forms();
