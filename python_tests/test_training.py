@@ -293,7 +293,7 @@ def test_pairs_in_memory_are_those_of_the_loader(region: Path) -> None:
 
 
 def test_in_memory_turns_mirrors_and_cuts_keep_geometry(region: Path) -> None:
-    ready, pairs = in_memory(region, replace(PLAIN, turn=True, mirror=0.5), cut=0.5)
+    ready, _ = in_memory(region, replace(PLAIN, turn=True, mirror=0.5), cut=0.5)
     plain = drawn(in_memory(region, PLAIN)[0], list(range(8)))
     got = drawn(ready, list(range(8)), epoch=3)
     again = drawn(ready, [5, 2], epoch=3)
@@ -443,6 +443,21 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert parts == whole
     one, two = (Geolocalizer.load(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert one.fingerprint == two.fingerprint
+
+
+def test_the_end_may_move_until_the_rate_falls(region: Path, tmp_path: Path) -> None:
+    more = ("train.warmup=1", "train.decay=2", "data.in_memory=true")
+    geoloc.Trainer(configured(region, tmp_path / "whole", *more, "train.steps=5")).run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geoloc.Trainer, "_anyone_stops", lambda self: self.step == 3)
+        with pytest.raises(KeyboardInterrupt):
+            geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.steps=9")).run()
+    with pytest.raises(ValueError, match=r"got another train\.steps"):
+        geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.steps=4"), resume=True)
+    geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.steps=5"), resume=True).run()
+    whole = log_of(tmp_path / "whole")
+    assert log_of(tmp_path / "parts") == whole
+    assert [line["lr"] for line in whole] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 5e-4])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(region: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ Settings come from YAML files and from name=value, later ones winning; one that 
     tensorboard/           the same numbers, if tensorboard is installed
 
 all of them complete or not at all. `--resume` goes on where `last.safetensors` stands, with the same losses as if
-nothing had happened. Ctrl-C finishes the step, saves and ends with exit code 130. A loss that is not finite writes
+nothing had happened; with `train.decay` also to another last step, as long as the rate has not begun to fall. Ctrl-C
+finishes the step, saves and ends with exit code 130. A loss that is not finite writes
 the batch's ids to not_finite.<process>.json and stops; what was saved stays as it was.
 """
 
@@ -84,6 +85,7 @@ class TrainSettings:
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 50  # steps
+    decay: int = 0  # the rate is constant and falls to 0 in this many last steps; 0: a cosine over all steps
     clip: float = 1.0
     channels_last: bool = True
     device: str = "auto"
@@ -418,6 +420,8 @@ class Trainer:
         how = self.settings.train
         if self.step < how.warmup:
             return how.lr * (self.step + 1) / how.warmup
+        if how.decay:
+            return how.lr * min(max((how.steps - self.step) / how.decay, 1e-3), 1.0)
         done = (self.step - how.warmup) / max(1, how.steps - how.warmup)
         return how.lr * max(0.5 * (1 + math.cos(math.pi * done)), 1e-3)
 
@@ -581,6 +585,9 @@ class Trainer:
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path}: expected a checkpoint of training, got {metadata.get('format')}")
         theirs, ours = json.loads(metadata["settings"]), json.loads(self._same_run())
+        decay, ends = self.settings.train.decay, (theirs["train"]["steps"], ours["train"]["steps"])
+        if decay and json.loads(metadata["position"])["step"] <= min(ends) - decay:
+            theirs["train"]["steps"] = ours["train"]["steps"]  # nothing depends on the end before the rate falls
         if theirs != ours:
             changed = _first_difference(theirs, ours)
             raise ValueError(f"{path}: expected the settings it was made with, got another {changed}")
