@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -420,9 +421,9 @@ def test_the_floor_finds_what_is_there(views: CityViews) -> None:
     assert result["histogram_satellite"] < 0.3 and result["histogram_street"] < 0.3
     # With panoramas as photos the same features cannot miss, whichever way the photo looks.
     bank = floor.StripBank.pack(
-        floor.torch.from_numpy(np.stack([floor._strip(p) for p in views.panorama])), dtype="fp32"
+        floor.torch.from_numpy(np.stack([floor.ground_strip(p) for p in views.panorama])), dtype="fp32"
     )
-    parts = np.stack([floor._strip(np.roll(p, 40 - 96, axis=1)[:, :160]) for p in views.panorama])
+    parts = np.stack([floor.ground_strip(np.roll(p, 40 - 96, axis=1)[:, :160]) for p in views.panorama])
     top = floor.strip_topk(floor.torch.from_numpy(parts), bank, 1, select="cosine")
     assert (top.index[:, 0].numpy() == np.arange(PLACES)).mean() > 0.8
 
@@ -500,6 +501,12 @@ def test_an_interrupted_folder_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     make("whole")
+    make("area", area="test")
+    assert sorted(path.name for path in (tmp_path / "area").iterdir() if path.is_dir()) == ["01-grid"]
+    rows = [json.loads((tmp_path / name / "01-grid/city.json").read_text()) for name in ("whole", "area")]
+    assert rows[0] == rows[1]
+    with pytest.raises(ValueError, match="area: expected one that is among the 2 cities"):
+        make("none", area="north")
     with pytest.raises(KeyboardInterrupt):
         make("cut", progress=interrupt)
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["00-harbour"]

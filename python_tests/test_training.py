@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,15 @@ sys.path.insert(0, str(TRAIN))
 
 import geoloc  # noqa: E402
 import step as steps  # noqa: E402
+import tables  # noqa: E402
+from in_memory import PairsInMemory  # noqa: E402
+from street import chosen_street  # noqa: E402
 
+from geoloc_fast.data.augment import Augmentation  # noqa: E402
 from geoloc_fast.data.city.views import TIDY, Sizes  # noqa: E402
 from geoloc_fast.data.city.write import write_city  # noqa: E402
+from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, collate, finish  # noqa: E402
+from geoloc_fast.data.manifest import Manifest  # noqa: E402
 from geoloc_fast.losses import info_nce  # noqa: E402
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig  # noqa: E402
 from geoloc_fast.ops.choose import force_backend  # noqa: E402
@@ -139,10 +148,52 @@ def test_a_step_is_the_sum_of_its_losses() -> None:
     assert numbers["true_window"] == pytest.approx(float((window[known].abs() <= 1).float().mean()))
 
 
+def test_each_source_alone_answers_photos_too() -> None:
+    """What the weight adds: photos against one source, only of places that have it."""
+    model, batch = network(), some_batch(8)
+    photo, (above, street) = (
+        model.encode_photo(batch["photo"], batch["photo_width"]),
+        model.encode_sources(batch["polar"], batch["panorama"]),
+    )
+    truth = ((batch["heading_deg"] - 180 - batch["turn_deg"]) / 45 - photo.width / 2) % 8
+    near = torch.eye(8, dtype=torch.bool)
+    near[0, 1] = near[1, 0] = True
+    added = torch.zeros(())
+    for strips, has in ((above, torch.arange(8) != 2), (street, torch.tensor([1, 1, 1, 1, 0, 0, 1, 1]).bool())):
+        score = steps.azimuth_match(photo.strips, strips, query_width=photo.width, select="cosine").score
+        one = info_nce(score[has][:, has], temperature=model.temperature, mask=near[has][:, has])
+        known = has & (torch.arange(8) != 3)
+        turned = steps.shift_cross_entropy(
+            photo.strips[known], strips[known], truth[known], query_width=photo.width[known], temperature=0.07
+        )
+        added = added + one + turned
+    _, without = gradients(model, settings(loss=steps.LossSettings(select="cosine")), batch)
+    _, numbers = gradients(model, settings(loss=steps.LossSettings(select="cosine", alone=0.5)), batch)
+    assert numbers["loss"] - without["loss"] == pytest.approx(0.5 * float(added.detach()), rel=1e-4)
+
+
+def test_without_matching_only_the_middle_of_a_strip_counts() -> None:
+    model, batch = network(), some_batch(8)
+    batch["photo_width"][:] = 32  # two columns of eight
+    how = settings(loss=steps.LossSettings(select="fixed", heading=0.0, agreement=0.0), without_panorama=0.0)
+    _, numbers = gradients(model, how, batch)
+    photo = model.encode_photo(batch["photo"], batch["photo_width"]).strips
+    used = steps.sources_used(batch, how, 2)
+    places = model.encode_place(batch["polar"], batch["panorama"], has_satellite=used[0], has_panorama=used[1])
+    window = torch.nn.functional.normalize(places[..., 3:5].flatten(1), dim=1)
+    near = torch.eye(8, dtype=torch.bool)
+    near[0, 1] = near[1, 0] = True
+    loss = info_nce(photo.flatten(1) @ window.T, temperature=model.temperature, mask=near)
+    assert numbers["contrast"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    batch["photo_width"][0] = 44
+    with pytest.raises(ValueError, match=r"loss\.select: expected photos of one width"):
+        gradients(model, how, batch)
+
+
 @pytest.mark.parametrize("kind", steps.KINDS)
 def test_gradient_cache_is_the_plain_step(kind: str) -> None:
     model, batch = network(), some_batch(10)
-    loss = steps.LossSettings(kind=kind)
+    loss = steps.LossSettings(kind=kind, alone=0.5)
     plain, numbers = gradients(model, settings(loss=loss), batch)
     cached, cached_numbers = gradients(model, settings(loss=loss, chunk=3), batch)
     assert_same(plain, cached)
@@ -189,7 +240,8 @@ import test_training as t
 rank = dist.get_rank()
 model = t.network()
 for chunk in (0, 2):
-    grads, numbers = t.gradients(model, t.settings(chunk=chunk), t.some_batch(10, slice(5 * rank, 5 * rank + 5)))
+    part = t.some_batch(10, slice(5 * rank, 5 * rank + 5))
+    grads, numbers = t.gradients(model, t.settings(chunk=chunk, loss=t.steps.LossSettings(alone=0.5)), part)
     torch.save((grads, numbers), f"{out}/{{rank}}_{{chunk}}.pt")
 dist.destroy_process_group()
 """
@@ -201,12 +253,100 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    expected, numbers = gradients(network(), settings(), some_batch(10))
+    expected, numbers = gradients(network(), settings(loss=steps.LossSettings(alone=0.5)), some_batch(10))
     for rank in (0, 1):
         for chunk in (0, 2):
             grads, theirs = torch.load(tmp_path / f"{rank}_{chunk}.pt")
             assert_same(expected, grads)
             assert numbers == pytest.approx(theirs, rel=1e-4)
+
+
+# -- pairs in memory ---------------------------------------------------------------------------
+
+
+PLAIN = Augmentation(turn=False, brightness=0, contrast=0, saturation=0, tint=0, grey=0, blur=0, noise=0)
+
+
+def in_memory(region: Path, augment: Augmentation, **how: Any) -> tuple[PairsInMemory, PairDataset]:
+    manifest = Manifest.load(region)
+    photos = PhotoDataset(manifest, panorama_size=(32, 128))
+    pairs = PairDataset(photos, PlaceDataset(manifest, satellite_size=64, panorama_size=(32, 128)))
+    return PairsInMemory(pairs, [photos], augment, **how), pairs
+
+
+def drawn(ready: PairsInMemory, rows: list[int], epoch: int = 0) -> dict[str, Any]:
+    return ready.batch(rows, epoch=epoch, device=torch.device("cpu"))
+
+
+def test_pairs_in_memory_are_those_of_the_loader(region: Path) -> None:
+    ready, pairs = in_memory(region, PLAIN)
+    rows = [3, 0, 21]
+    expected = finish(collate([pairs[row] for row in rows]), "cpu")
+    got = drawn(ready, rows)
+    assert got.keys() == expected.keys() - {"calibration", "column0_deg", "fov_deg", "fov_known"}
+    for name, value in got.items():
+        if isinstance(value, Tensor):
+            # Bytes of the polar image are rounded before they are normalised.
+            torch.testing.assert_close(value, expected[name], atol=0.011 if name == "polar" else 1e-4, rtol=0)
+        else:
+            assert value == expected[name]
+
+
+def test_in_memory_turns_mirrors_and_cuts_keep_geometry(region: Path) -> None:
+    ready, _ = in_memory(region, replace(PLAIN, turn=True, mirror=0.5), cut=0.5)
+    plain = drawn(in_memory(region, PLAIN)[0], list(range(8)))
+    got = drawn(ready, list(range(8)), epoch=3)
+    again = drawn(ready, [5, 2], epoch=3)
+    assert torch.equal(again["polar"], got["polar"][[5, 2]])
+    assert torch.equal(again["heading_deg"], got["heading_deg"][[5, 2]])
+    assert got["mirrored"].any() and not got["mirrored"].all()
+    assert (got["photo_width"] < plain["photo_width"]).any()
+    for n in range(8):
+        turn = round(float(got["turn_deg"][n]) * 128 / 360)
+        mirrored = bool(got["mirrored"][n])
+        for name in ("polar", "panorama"):
+            image = plain[name][n]
+            image = image.flip(2).roll(1, 2) if mirrored else image  # column 0 looks south, and does in the mirror
+            torch.testing.assert_close(got[name][n], image.roll(-turn, 2))
+        # Where the photo's first column looks, from its heading, is where that column was before.
+        width, whole = int(got["photo_width"][n]), int(plain["photo_width"][n])
+        photo = plain["photo"][n, :, :, :whole]
+        photo = photo.flip(2) if mirrored else photo
+        heading = float(plain["heading_deg"][n])
+        heading = 360 / 128 - heading if mirrored else heading
+        ahead = (float(got["heading_deg"][n]) - heading + 180) % 360 - 180
+        first = round(ahead * 128 / 360 + whole / 2 - width / 2)
+        torch.testing.assert_close(got["photo"][n, :, :, :width], photo[:, :, first : first + width])
+        assert not got["photo"][n, :, :, width:].any()
+
+
+def test_street_views_as_an_experiment_wants_them(region: Path) -> None:
+    ready, _ = in_memory(region, PLAIN)
+    street, polar = (images.permute(0, 3, 2, 1) for images in (ready.panorama, ready.polar))
+    count = len(street)
+    unknown = torch.arange(count) % 4 == 0
+    lies = torch.stack([one.roll(-20, 2) if u else one for one, u in zip(street, unknown, strict=True)])
+    has = {"has_panorama": torch.arange(count) != 1, "has_satellite": torch.arange(count) != 2}
+
+    def chosen(how: str) -> tuple[Tensor, Tensor, Tensor]:
+        return chosen_street(
+            how, lies, polar, heading_known=~unknown & (torch.arange(count) != 1), column0_deg=180.0, **has
+        )
+
+    image, there, known = chosen("as_is")
+    assert torch.equal(image, lies) and torch.equal(there, has["has_panorama"]) and torch.equal(known, there)
+    image, there, known = chosen("azimuth")
+    assert torch.equal(there, has["has_panorama"]) and torch.equal(known, there)
+    assert torch.equal(image[~unknown], lies[~unknown])
+    better = (image[unknown].float() - street[unknown].float()).abs().mean((1, 2, 3))
+    worse = (lies[unknown].float() - street[unknown].float()).abs().mean((1, 2, 3))
+    assert (better < 0.7 * worse).float().mean() > 0.6
+    image, there, known = chosen("projected")
+    assert torch.equal(known, has["has_satellite"]) and torch.equal(there, known)
+    assert not image[:, :, :16].any()  # the sky
+    down = math.radians(8.5 * 360 / 128)
+    row = round(31 - 1.65 / math.tan(down) / 25 * 32)
+    assert torch.equal(image[:, :, 24], polar[:, :, row])
 
 
 # -- whole runs --------------------------------------------------------------------------------
@@ -305,6 +445,21 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert one.fingerprint == two.fingerprint
 
 
+def test_the_end_may_move_until_the_rate_falls(region: Path, tmp_path: Path) -> None:
+    more = ("train.warmup=1", "train.decay=2", "data.in_memory=true")
+    geoloc.Trainer(configured(region, tmp_path / "whole", *more, "train.steps=5")).run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geoloc.Trainer, "_anyone_stops", lambda self: self.step == 3)
+        with pytest.raises(KeyboardInterrupt):
+            geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.steps=9")).run()
+    with pytest.raises(ValueError, match=r"got another train\.steps"):
+        geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.steps=4"), resume=True)
+    geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.steps=5"), resume=True).run()
+    whole = log_of(tmp_path / "whole")
+    assert log_of(tmp_path / "parts") == whole
+    assert [line["lr"] for line in whole] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 5e-4])
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(region: Path, tmp_path: Path) -> None:
     trainer = geoloc.Trainer(configured(region, tmp_path, "train.steps=4", "train.save_every=1"))
     before = trainer._one_step
@@ -360,6 +515,10 @@ def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
         ("train.steps=many", "train.steps=many"),
         ("step.loss.kind=hinge", "loss.kind: expected one of"),
         ("data.field_of_view=guessed", "data.field_of_view: expected"),
+        ("data.field_of_view=mixed", "data.field_of_view: expected"),
+        ("data.cut=0.2", r"data\.cut: expected 0\.0 without data\.in_memory"),
+        ("data.street=orb", r"data\.street: expected 'known' without"),
+        ("data.street=paved", r"data\.street: expected one of"),
     ):
         with pytest.raises(ValueError, match=message):
             configured(region, tmp_path, more)
@@ -373,7 +532,105 @@ def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             geoloc.Trainer(configured(region, tmp_path, more))
-    for name in ("small", "base"):
+    for name in ("small", "base", "tables"):
         given = geoloc.read_settings([str(TRAIN / f"configs/{name}.yaml"), "out=x", "data.manifest=y"])
         GeolocalizerConfig(**given.model)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_that_cannot_be_trained_on_is_named(region: Path, tmp_path: Path) -> None:
+    whole = Manifest.load(region)
+    for name, places, photos, message in (
+        ("no_photos", whole.places, whole.photos.slice(0, 0), "data: expected photos with"),
+        ("one_place", whole.places.slice(0, 1), whole.photos.slice(0, 1), "place"),
+    ):
+        Manifest.from_rows(region, places.to_pylist(), photos.to_pylist()).save(tmp_path / name)
+        more = ("train.batch=1", f"data.manifest={tmp_path / name}", "data.train={city: 00-harbour}")
+        with pytest.raises(ValueError, match=message):
+            geoloc.Trainer(configured(region, tmp_path / "out", *more))
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(
+    region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("train.steps=4", "train.save_every=2")
+    before = geoloc.write_atomically
+
+    def full(path: Path, content: Any) -> None:
+        if path.name == "last.safetensors" and path.exists():
+            raise OSError(28, "No space left on device", str(path))
+        before(path, content)
+
+    monkeypatch.setattr(geoloc, "write_atomically", full)
+    monkeypatch.setattr(sys, "argv", ["geoloc.py", *given(region, tmp_path / "run", *more)])
+    assert geoloc.main() == 1
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.setattr(geoloc, "write_atomically", before)
+    assert geoloc.Trainer(configured(region, tmp_path / "run", *more), resume=True).step == 2
+
+
+def test_tables_run_once_go_on_and_print(
+    region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs of one table at toy size, from the command line."""
+    small = tables.Table("Toy", (tables.Row("aff", "aff", (9.0,), (9.0,)), tables.Row("iAFF", "ours", (8.0,), (8.0,))))
+    monkeypatch.setattr(tables, "TABLES", {"3": replace(small, protocols=("cross",)), "4": tables.TABLES["4"]})
+    monkeypatch.setattr(tables, "ProcessPoolExecutor", _InThisProcess)
+    config = tmp_path / "toy.yaml"
+    toy = {
+        "model": NETWORK,
+        "data": {"satellite_size": 64, "in_memory": True, "street": "azimuth"},
+        "step": {"bf16": False},
+        "train": {"steps": 2, "batch": 8, "device": "cpu", "evaluate_every": 0},
+    }
+    config.write_text(json.dumps(toy))
+    out, page = tmp_path / "runs", tmp_path / "page.md"
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["tables.py", *arguments, "--out", str(out)])
+        return tables.main()
+
+    assert run("page", "--page", str(page)) == 0
+    assert "No run has been made yet" in page.read_text()
+    command = ("run", "3", "--manifest", str(region), "--config", str(config))
+    assert run(*command) == 0
+    made = {path.name: path.read_text() for path in out.glob("*.json")}
+    assert sorted(made) == ["aff.cross.0.json", "ours.cross.0.json"]
+    one = json.loads(made["aff.cross.0.json"])
+    assert one["pairs"] == 20 and one["evaluation"]["assumed"]["photos"] == 20
+    (out / "aff.cross.0.json").unlink()  # as if the run had been interrupted before its evaluation
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert capsys.readouterr().out.splitlines() == ["aff.cross.0: done"]
+    again = json.loads((out / "aff.cross.0.json").read_text())
+    assert again["evaluation"] == one["evaluation"]
+    assert run("page", "--page", str(page)) == 0
+    text = page.read_text()
+    recall = 100 * one["evaluation"]["assumed"]["recall_at_1"]
+    assert f"| aff | 1 | {recall:.1f} [" in text and " / 9.0 |" in text
+    assert "The paper's order at R@1, cross area" in text and "Not run yet" not in text
+
+
+class _InThisProcess:
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __enter__(self) -> _InThisProcess:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def submit(self, what: Any, *arguments: Any) -> Any:
+        done: Any = Future()
+        done.set_result(what(*arguments))
+        return done
+
+
+def test_every_run_of_the_tables_has_settings_and_a_model() -> None:
+    runs = {run for table in tables.TABLES.values() for run in table.runs()}
+    assert {run.variant for run in runs} == set(tables.VARIANTS)
+    for run in sorted(runs):
+        made = tables.settings_of(run, tables.CONFIG, Path("m"), Path("o"), ())
+        assert made.step.seed == run.seed
+        if run.seed == 0 and run.protocol == "same":
+            with torch.device("meta"):
+                Geolocalizer(GeolocalizerConfig(**made.model))

@@ -14,7 +14,8 @@ Settings come from YAML files and from name=value, later ones winning; one that 
     tensorboard/           the same numbers, if tensorboard is installed
 
 all of them complete or not at all. `--resume` goes on where `last.safetensors` stands, with the same losses as if
-nothing had happened. Ctrl-C finishes the step, saves and ends with exit code 130. A loss that is not finite writes
+nothing had happened; with `train.decay` also to another last step, as long as the rate has not begun to fall. Ctrl-C
+finishes the step, saves and ends with exit code 130. A loss that is not finite writes
 the batch's ids to not_finite.<process>.json and stops; what was saved stays as it was.
 """
 
@@ -28,7 +29,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from in_memory import PairsInMemory
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from step import StepSettings, gradients, world
+from step import StepSettings, fixed_window, gradients, strip_widths, world
+from street import STREET, chosen_street
 from tqdm import tqdm
 
 from geoloc_fast import StripBank
@@ -50,8 +53,9 @@ from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, a
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.sampling import PlaceBatches, most_similar, nearest_on_ground
 from geoloc_fast.files import write_atomically
-from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
+from geoloc_fast.models import Geolocalizer, GeolocalizerConfig, PhotoStrips
 from geoloc_fast.ops.choose import force_backend
+from geoloc_fast.polar import polar_resample
 from geoloc_fast.protocol import PhotoBatch, measure, table
 
 _FORMAT = "geoloc_fast.training"
@@ -65,7 +69,10 @@ class DataSettings:
     evaluate: dict[str, str] = field(default_factory=dict)  # without any split: val
     satellite_size: int = 256
     extent_m: float | None = None
-    field_of_view: str = "assumed"  # or "known"
+    field_of_view: str = "assumed"  # or "known", or, in memory, "mixed": batches of either
+    street: str = "known"  # which street views places have: see `street.py`; others than known train in memory
+    in_memory: bool = False  # decode everything once; a pair at 64 x 256 takes 100 KB
+    cut: float = 0.0  # in memory: the largest share of a photo's columns to cut off
     search_fov_deg: list[float] = field(default_factory=list)  # evaluation also tries each of these
     workers: int = 0
     augment: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +85,7 @@ class TrainSettings:
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 50  # steps
+    decay: int = 0  # the rate is constant and falls to 0 in this many last steps; 0: a cosine over all steps
     clip: float = 1.0
     channels_last: bool = True
     device: str = "auto"
@@ -104,12 +112,15 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and what is left."""
 
 
-def read_settings(sources: list[str]) -> Settings:
-    """From YAML files and name=value. ValueError names what is wrong."""
+def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
+    """From YAML files, name=value and dictionaries. ValueError names what is wrong."""
     merged: Any = OmegaConf.structured(Settings)
     for source in sources:
         try:
-            given = OmegaConf.from_dotlist([source]) if "=" in source else OmegaConf.load(source)
+            if isinstance(source, dict):
+                given: Any = OmegaConf.create(source)
+            else:
+                given = OmegaConf.from_dotlist([source]) if "=" in source else OmegaConf.load(source)
             merged = OmegaConf.merge(merged, given)
         except OmegaConfBaseException as error:
             raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
@@ -118,8 +129,18 @@ def read_settings(sources: list[str]) -> Settings:
         raise ValueError(f"{missing[0]}: expected a value, got none; give {missing[0]}=...")
     settings: Any = OmegaConf.to_object(merged)
     settings.step.loss.check()
-    if settings.data.field_of_view not in ("assumed", "known"):
-        raise ValueError(f"data.field_of_view: expected assumed or known, got {settings.data.field_of_view!r}")
+    if settings.data.street not in STREET:
+        raise ValueError(f"data.street: expected one of {STREET}, got {settings.data.street!r}")
+    for name, plain in (("cut", 0.0), ("street", "known")):
+        if getattr(settings.data, name) != plain and not settings.data.in_memory:
+            got = getattr(settings.data, name)
+            raise ValueError(f"data.{name}: expected {plain!r} without data.in_memory, got {got!r}")
+    allowed = ("assumed", "known", "mixed") if settings.data.in_memory else ("assumed", "known")
+    if settings.data.field_of_view not in allowed:
+        raise ValueError(
+            f"data.field_of_view: expected one of {allowed} with in_memory={settings.data.in_memory}, "
+            f"got {settings.data.field_of_view!r}"
+        )
     return settings
 
 
@@ -140,35 +161,50 @@ def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
     return manifest.replace(places=places, photos=photos)
 
 
-def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig) -> PairDataset:
+def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig) -> PairDataset | PairsInMemory:
+    data = settings.data
     try:
-        augment = Augmentation(**settings.data.augment)
+        augment = Augmentation(**data.augment)
     except TypeError as error:
         raise ValueError(f"data.augment: expected settings of Augmentation, got {error}") from error
-    shared: dict[str, Any] = {"panorama_size": config.image_size, "augment": augment, "seed": settings.step.seed}
+    shared: dict[str, Any] = {
+        "panorama_size": config.image_size,
+        "augment": None if data.in_memory else augment,
+        "seed": settings.step.seed,
+    }
     places = PlaceDataset(
         manifest,
-        satellite_size=settings.data.satellite_size,
-        extent_m=settings.data.extent_m,
+        satellite_size=data.satellite_size,
+        extent_m=data.extent_m,
         column0_deg=config.column0_deg,
         **shared,
     )
-    known = settings.data.field_of_view == "known"
-    photos = PhotoDataset(manifest, assumed_fov_deg=config.assumed_fov_deg, use_fov=known, **shared)
-    pairs = PairDataset(photos, places)
+    readings = [
+        PhotoDataset(manifest, assumed_fov_deg=config.assumed_fov_deg, use_fov=known, **shared)
+        for known in {"assumed": [False], "known": [True], "mixed": [False, True]}[data.field_of_view]
+    ]
+    pairs = PairDataset(readings[0], places)
     if not len(pairs):
         raise ValueError("data: expected photos with a place, got none")
+    if data.in_memory:
+        return PairsInMemory(
+            pairs,
+            readings,
+            augment,
+            street=data.street,
+            cut=data.cut,
+            seed=settings.step.seed,
+            workers=data.workers,
+        )
     return pairs
 
 
 # -- evaluation --------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def encode_places(
-    model: Geolocalizer, manifest: Manifest, data: DataSettings, device: torch.device
-) -> tuple[StripBank, np.ndarray, np.ndarray]:
-    config = model.config
+def place_batches(
+    manifest: Manifest, config: GeolocalizerConfig, data: DataSettings, device: torch.device
+) -> Iterator[dict[str, Any]]:
     places = PlaceDataset(
         manifest,
         satellite_size=data.satellite_size,
@@ -176,17 +212,39 @@ def encode_places(
         extent_m=data.extent_m,
         column0_deg=config.column0_deg,
     )
-    strips = []
     for batch in loader(places, _ENCODE_BATCH, workers=data.workers):
-        batch = finish(batch, device)
+        if data.street != "known":
+            batch["panorama"], batch["has_panorama"], batch["heading_known"] = chosen_street(
+                data.street,
+                batch["panorama"],
+                polar_resample(
+                    batch["satellite"], config.image_size, column0_deg=config.column0_deg, border="replicate"
+                ),
+                has_panorama=batch["has_panorama"],
+                has_satellite=batch["has_satellite"],
+                heading_known=batch["heading_known"],
+                column0_deg=config.column0_deg,
+            )
+        yield finish(batch, device)
+
+
+@torch.inference_mode()
+def encode_places(model: Geolocalizer, batches: Iterable[dict[str, Any]], *, window: str = "best") -> StripBank:
+    strips = []
+    for batch in batches:
         known = batch["has_panorama"] & batch["heading_known"]
         strips.append(
             model.encode_place(
                 batch["polar"], batch["panorama"], has_satellite=batch["has_satellite"], has_panorama=known
             )
         )
-    bank = StripBank.pack(torch.cat(strips), column0_deg=config.column0_deg)
-    return bank, manifest.places["lat"].to_numpy(), manifest.places["lon"].to_numpy()
+    whole = torch.cat(strips)
+    if window == "fixed":
+        config = model.config
+        columns = config.assumed_fov_deg / 360 * config.image_size[1]
+        width = strip_widths(model, torch.tensor([round(columns)]))
+        whole = fixed_window(whole, int(width))
+    return StripBank.pack(whole, column0_deg=model.config.column0_deg)
 
 
 @torch.inference_mode()
@@ -198,6 +256,7 @@ def photo_batches(
     *,
     known: bool = False,
     tried_deg: Sequence[float] = (),
+    window: str = "best",
 ) -> Iterator[PhotoBatch]:
     """The field of view `known`, or tried at several angles, or the one the model assumes."""
     config = model.config
@@ -213,8 +272,11 @@ def photo_batches(
     for batches in zip(*readings, strict=True):
         finished = [finish(batch, device) for batch in batches]
         first = finished[0]
+        strips = [model.encode_photo(batch["photo"], batch["photo_width"]) for batch in finished]
+        if window == "fixed":
+            strips = [PhotoStrips(fixed_window(one, one.shape[3]), torch.ones_like(width)) for one, width in strips]
         yield PhotoBatch(
-            [tuple(model.encode_photo(batch["photo"], batch["photo_width"])) for batch in finished],
+            strips,
             first["photo_lat"].cpu().numpy(),
             first["photo_lon"].cpu().numpy(),
             first["heading_deg"].cpu().numpy(),
@@ -222,17 +284,23 @@ def photo_batches(
         )
 
 
-def evaluate(model: Geolocalizer, manifest: Manifest, data: DataSettings, device: torch.device) -> dict[str, Any]:
-    """All chosen photos against all places of their cities, the field of view assumed, known, and searched for."""
+def evaluate(
+    model: Geolocalizer, manifest: Manifest, data: DataSettings, device: torch.device, *, window: str = "best"
+) -> dict[str, Any]:
+    """All chosen photos against all places of their cities, the field of view assumed, known, and searched for.
+    `window`: of each place the best one, or "fixed", the middle of every strip."""
     training = model.training
     model.eval()
     try:
-        bank, lat, lon = encode_places(model, manifest, data, device)
+        bank = encode_places(model, place_batches(manifest, model.config, data, device), window=window)
+        lat, lon = (manifest.places[name].to_numpy() for name in ("lat", "lon"))
         ways: dict[str, dict[str, Any]] = {"assumed": {}, "known": {"known": True}}
         if data.search_fov_deg:
             ways["search"] = {"tried_deg": data.search_fov_deg}
+        if window == "fixed":
+            del ways["known"]  # no one window fits photos of many widths
         return {
-            name: measure(photo_batches(model, manifest, data, device, **how), bank, lat, lon).metrics()
+            name: measure(photo_batches(model, manifest, data, device, window=window, **how), bank, lat, lon).metrics()
             for name, how in ways.items()
         }
     finally:
@@ -241,18 +309,29 @@ def evaluate(model: Geolocalizer, manifest: Manifest, data: DataSettings, device
 
 @torch.inference_mode()
 def similar_places(
-    model: Geolocalizer, manifest: Manifest, settings: Settings, device: torch.device, count: int
+    model: Geolocalizer,
+    manifest: Manifest,
+    pairs: PairDataset | PairsInMemory,
+    settings: Settings,
+    device: torch.device,
+    count: int,
 ) -> np.ndarray:
     """Which places the photos of each place are taken for by the model as it is now."""
     model.eval()
-    bank, lat, lon = encode_places(model, manifest, settings.data, device)
-    known = settings.data.field_of_view == "known"
+    lat, lon = (manifest.places[name].to_numpy() for name in ("lat", "lon"))
+    if isinstance(pairs, PairsInMemory):
+        bank = encode_places(model, pairs.all_places(_ENCODE_BATCH, device))
+        photos = (model.encode_photo(b["photo"], b["photo_width"]) for b in pairs.all_photos(_ENCODE_BATCH, device))
+    else:
+        bank = encode_places(model, place_batches(manifest, model.config, settings.data, device))
+        known = settings.data.field_of_view == "known"
+        batches = photo_batches(model, manifest, settings.data, device, known=known)
+        photos = (PhotoStrips(*batch.readings[0]) for batch in batches)
     row_of = {name: row for row, name in enumerate(manifest.places["id"].to_pylist())}
     own = [row_of.get(name, -1) for name in manifest.photos["place"].to_pylist()]
     found = np.full((len(bank), count), -1, np.int64)
     begin = 0
-    for batch in photo_batches(model, manifest, settings.data, device, known=known):
-        strips, width = batch.readings[0]
+    for strips, width in photos:
         place = np.array(own[begin : begin + len(strips)])
         begin += len(strips)
         keep = torch.from_numpy(place >= 0)
@@ -324,6 +403,7 @@ class Trainer:
             self.sampler.neighbours = nearest_on_ground(
                 lat, lon, self.neighbour_count, beyond_m=settings.step.loss.threshold_m
             )
+        self.window = "fixed" if settings.step.loss.select == "fixed" else "best"
         self.step, self.best = 0, -math.inf
         self.stop = False
         last = self.out / "last.safetensors"
@@ -340,26 +420,32 @@ class Trainer:
         how = self.settings.train
         if self.step < how.warmup:
             return how.lr * (self.step + 1) / how.warmup
+        if how.decay:
+            return how.lr * min(max((how.steps - self.step) / how.decay, 1e-3), 1.0)
         done = (self.step - how.warmup) / max(1, how.steps - how.warmup)
         return how.lr * max(0.5 * (1 + math.cos(math.pi * done)), 1e-3)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """From where the run stands to its end, epoch after epoch."""
         how = self.settings.train
-        batches = loader(
-            self.pairs, self.settings.train.batch, workers=self.settings.data.workers, batches=self.sampler
-        )
+        batches: Iterable[Any] = self.sampler
+        if isinstance(self.pairs, PairDataset):
+            batches = loader(self.pairs, how.batch, workers=self.settings.data.workers, batches=self.sampler)
         while True:
-            self.pairs.set_epoch(self.sampler.epoch)
+            if isinstance(self.pairs, PairDataset):
+                self.pairs.set_epoch(self.sampler.epoch)
             for batch in batches:
-                yield batch
+                if isinstance(self.pairs, PairDataset):
+                    yield finish(batch, self.device)
+                else:
+                    yield self.pairs.batch(batch, epoch=self.sampler.epoch, device=self.device)
                 self.sampler.start += 1
             self.sampler.epoch += 1
             self.sampler.start = 0
             since = self.sampler.epoch - how.similar_after
             if how.hard and since >= 0 and since % how.similar_every == 0:
                 self.sampler.neighbours = similar_places(
-                    self.model, self.training, self.settings, self.device, self.neighbour_count
+                    self.model, self.training, self.pairs, self.settings, self.device, self.neighbour_count
                 )
 
     def run(self) -> None:
@@ -372,7 +458,7 @@ class Trainer:
             source = self._batches()
             with contextlib.closing(bar), contextlib.closing(source):
                 while self.step < how.steps:
-                    batch = finish(next(source), self.device)
+                    batch = next(source)
                     numbers = self._one_step(batch)
                     # The batch counts as done: a run that goes on begins with the next one.
                     self.step += 1
@@ -422,7 +508,7 @@ class Trainer:
 
     def _evaluate(self, log: _Log, bar: Any) -> None:
         if self.rank == 0 and self.held_out is not None:
-            found = evaluate(self.model, self.held_out, self.settings.data, self.device)
+            found = evaluate(self.model, self.held_out, self.settings.data, self.device, window=self.window)
             value = found["assumed"][self.settings.train.best]
             if value is None:
                 raise ValueError(f"train.best: {self.settings.train.best} has no value in this evaluation")
@@ -499,6 +585,9 @@ class Trainer:
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path}: expected a checkpoint of training, got {metadata.get('format')}")
         theirs, ours = json.loads(metadata["settings"]), json.loads(self._same_run())
+        decay, ends = self.settings.train.decay, (theirs["train"]["steps"], ours["train"]["steps"])
+        if decay and json.loads(metadata["position"])["step"] <= min(ends) - decay:
+            theirs["train"]["steps"] = ours["train"]["steps"]  # nothing depends on the end before the rate falls
         if theirs != ours:
             changed = _first_difference(theirs, ours)
             raise ValueError(f"{path}: expected the settings it was made with, got another {changed}")

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geoloc_fast import azimuth_match
+from geoloc_fast.azimuth import AzimuthMatch
 from geoloc_fast.data.augment import generator_of
 from geoloc_fast.geo import great_circle_m
 from geoloc_fast.losses import info_nce, shift_cross_entropy, soft_margin_triplet, triplet
@@ -33,6 +34,7 @@ from geoloc_fast.models import Geolocalizer
 from geoloc_fast.ops import gumbel_noise
 
 KINDS = ("info_nce", "decoupled", "triplet", "soft_margin_triplet")
+SELECT = ("gumbel", "correlation", "cosine", "fixed")  # fixed: the middle of every strip, without matching
 _SOURCES, _NETWORK, _WINDOWS = 101, 102, 103  # what a random number is for
 
 
@@ -47,13 +49,14 @@ class LossSettings:
     select: str = "gumbel"
     heading: float = 1.0  # weight: the photo's window must be where its heading says
     agreement: float = 0.3  # weight: the two sources of a place must agree as they lie
+    alone: float = 0.0  # weight: each source by itself must answer photos too, with place and heading
     threshold_m: float = 25.0  # nearer places are not negatives
 
     def check(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"loss.kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        if self.select not in ("gumbel", "correlation", "cosine"):
-            raise ValueError(f"loss.select: expected gumbel, correlation or cosine, got {self.select!r}")
+        if self.select not in SELECT:
+            raise ValueError(f"loss.select: expected one of {', '.join(SELECT)}, got {self.select!r}")
 
 
 @dataclass
@@ -165,9 +168,17 @@ def _encode(
         place = model.fuse(above, street, has_satellite=used[0][part], has_panorama=used[1][part])
         photo = model.encode_photo(batch["photo"][part], batch["photo_width"][part])
     strips = {"photo": F.pad(photo.strips, (0, widest - photo.strips.shape[3])), "place": place}
-    if above is not None and street is not None and settings.loss.agreement:
+    if above is not None and street is not None and (settings.loss.agreement or settings.loss.alone):
         strips |= {"above": above, "street": street}
     return strips
+
+
+def fixed_window(strips: Tensor, width: int) -> Tensor:
+    """The middle `width` columns of strips [N, C, H, W] as strips of one column [N, C H width, 1, 1] at unit norm:
+    matching them is a cosine, without a search over headings."""
+    start = (strips.shape[3] - width) // 2
+    flat = strips[..., start : start + width].flatten(1)
+    return F.normalize(flat, dim=1)[:, :, None, None]
 
 
 def strip_widths(model: Geolocalizer, photo_width: Tensor) -> Tensor:
@@ -220,20 +231,21 @@ def _losses(
     if how.select == "gumbel":
         noise = _window_noise(settings, step, count, len(places), columns, places)
         gumbel = {"noise": noise, "scale": model.scale}
-    match = azimuth_match(strips["photo"], places, query_width=width, select=how.select, **gumbel)
-    score = gather_own(match.score)
     lat, lon, at_lat, at_lon, row = (
         gathered(batch[name]) for name in ("photo_lat", "photo_lon", "place_lat", "place_lon", "place_row")
     )
     near = great_circle_m(lat[:, None], lon[:, None], at_lat, at_lon) <= how.threshold_m
     near |= row[:, None] == row
     temperature = model.temperature if how.learn_temperature else model.temperature.detach()
-    if how.kind == "triplet":
-        contrast = triplet(score, margin=how.margin, mask=near, symmetric=how.symmetric)
-    elif how.kind == "soft_margin_triplet":
-        contrast = soft_margin_triplet(score, sharpness=how.sharpness, mask=near, symmetric=how.symmetric)
-    else:
-        contrast = info_nce(
+    truth = true_shift(batch, width, model)
+    known = truth.isfinite()
+
+    def contrast(score: Tensor, near: Tensor) -> Tensor:
+        if how.kind == "triplet":
+            return triplet(score, margin=how.margin, mask=near, symmetric=how.symmetric)
+        if how.kind == "soft_margin_triplet":
+            return soft_margin_triplet(score, sharpness=how.sharpness, mask=near, symmetric=how.symmetric)
+        return info_nce(
             score,
             temperature=_shared(temperature),
             mask=near,
@@ -241,49 +253,79 @@ def _losses(
             label_smoothing=how.label_smoothing,
             decoupled=how.kind == "decoupled",
         )
-    total = contrast
-    numbers = {"contrast": contrast.detach()}
+
+    def heading(strip: Tensor, chosen: Tensor) -> Tensor:
+        """This process's part of the mean over all processes."""
+        share = chosen.sum() / gathered(chosen.byte()).sum().clamp(min=1)
+        if not chosen.any():
+            return torch.zeros((), device=chosen.device)
+        return share * shift_cross_entropy(
+            strips["photo"][chosen],
+            strip[chosen],
+            truth[chosen],
+            query_width=width[chosen],
+            temperature=temperature,
+        )
+
+    def matched(places: Tensor) -> AzimuthMatch:
+        if how.select != "fixed":
+            return azimuth_match(strips["photo"], places, query_width=width, select=how.select, **gumbel)
+        if int(width.min()) != int(width.max()):
+            raise ValueError("loss.select: expected photos of one width for fixed, got several; assume a field of view")
+        of_photos, of_places = (fixed_window(strip, int(width[0])) for strip in (strips["photo"], places))
+        return azimuth_match(of_photos, of_places, select="correlation")
+
+    match = matched(places)
+    score = gather_own(match.score)
+    total = contrast(score, near)
+    numbers = {"contrast": total.detach()}  # whole in every process
+    parts = {"heading": torch.zeros((), device=width.device)}  # each process has its part
+    if how.heading:
+        part = heading(strips["place"], known)
+        total = total + how.heading * part
+        parts["heading"] = part.detach()
 
     if "above" in strips:
-        both = gathered((batch["has_satellite"] & batch["has_panorama"] & batch["heading_known"]).byte()).bool()
-        if int(both.sum()) > 1:
+        has = {
+            "above": batch["has_satellite"],
+            "street": batch["has_panorama"] & batch["heading_known"],
+        }
+        both = gathered((has["above"] & has["street"]).byte()).bool()
+        if how.agreement and int(both.sum()) > 1:
             above, street = (gather_own(strips[name])[both].flatten(1) for name in ("above", "street"))
             same = great_circle_m(at_lat[both, None], at_lon[both, None], at_lat[both], at_lon[both])
             agreement = info_nce(above @ street.T, temperature=_shared(temperature), mask=same <= how.threshold_m)
             total = total + how.agreement * agreement
             numbers["agreement"] = agreement.detach()
+        for name in ("above", "street") if how.alone else ():
+            there = gathered(has[name].byte()).bool()
+            if int(there.sum()) < 2:
+                continue
+            only = matched(gather_sum(strips[name]))
+            alone = contrast(gather_own(only.score)[there][:, there], near[there][:, there])
+            turned = heading(strips[name], known & has[name])
+            total = total + how.alone * (alone + how.heading * turned)
+            numbers[name], parts[f"{name}_heading"] = alone.detach(), turned.detach()
 
-    truth = true_shift(batch, width, model)
-    known = truth.isfinite()
     known_everywhere = gathered(known.byte()).sum()
-    right_window = torch.zeros((), device=known.device)
+    parts["true_window"] = torch.zeros((), device=known.device)
     if known.any():
-        share = known.sum() / known_everywhere
-        if how.heading:
-            heading = share * shift_cross_entropy(
-                strips["photo"][known],
-                strips["place"][known],
-                truth[known],
-                query_width=width[known],
-                temperature=temperature,
-            )
-            total = total + how.heading * heading
-            numbers["heading"] = heading.detach()
         own = match.shift[torch.arange(count), rank * count + torch.arange(count)]
         off = ((own - truth + columns / 2) % columns - columns / 2).abs()[known]
-        right_window = share * (off <= 1).float().mean()
-    partial = torch.stack([numbers.get("heading", torch.zeros_like(right_window)).float(), right_window.float()])
+        parts["true_window"] = known.sum() / known_everywhere * (off <= 1).float().mean()
+    summed = torch.stack([part.float() for part in parts.values()])
     if processes > 1:
-        dist.all_reduce(partial)
-    if how.heading:
-        numbers["heading"] = partial[0]
-    numbers["true_window"] = partial[1] if int(known_everywhere) else torch.tensor(float("nan"))
+        dist.all_reduce(summed)
+    numbers |= dict(zip(parts, summed, strict=True))
+    if not int(known_everywhere):
+        numbers["true_window"] = torch.tensor(float("nan"))
     numbers["right"] = (score.argmax(1) == torch.arange(len(score), device=score.device)).float().mean()
     numbers["loss"] = (
-        numbers["contrast"]
-        + how.agreement * numbers.get("agreement", 0.0)
-        + (how.heading * numbers["heading"] if how.heading else 0.0)
+        numbers["contrast"] + how.agreement * numbers.get("agreement", 0.0) + how.heading * numbers["heading"]
     )
+    for name in ("above", "street"):
+        if name in numbers:
+            numbers["loss"] = numbers["loss"] + how.alone * (numbers[name] + how.heading * numbers[f"{name}_heading"])
     numbers["scale"], numbers["temperature"] = model.scale.detach(), model.temperature.detach()
     return total, {name: float(value) for name, value in numbers.items()}
 

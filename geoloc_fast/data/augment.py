@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Augmentation", "change_colours", "change_colours_of_batch", "generator_of", "turn_strips"]
+__all__ = ["Augmentation", "change_colours", "change_colours_of_batch", "colour_matrix", "generator_of", "turn_strips"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -92,15 +92,19 @@ def _matrix(light: np.ndarray, contrast: np.ndarray, saturation: np.ndarray, tin
     return np.concatenate([gain * contrast * mix, gain * (1 - contrast) * 128], axis=-1)
 
 
-def change_colours_of_batch(images: Tensor, how: Augmentation) -> Tensor:
-    """`change_colours` for [B, 3, H, W] where it lies: bytes in, floats from 0 to 255 out. No blur and no noise; black,
-    where an image shows nothing, stays black. Draws from torch's generator of the CPU, whatever the device."""
-    count = len(images)
-    draws = torch.rand(count, 7, dtype=torch.float64).numpy()
+def colour_matrix(draws: np.ndarray, how: Augmentation) -> Tensor:
+    """float32 [B, 3, 4], the change of colours of each image, an affine map of its bytes, from numbers [B, 7] in
+    [0, 1)."""
     light, contrast, saturation = 1 + (2 * draws[:, :3].T - 1) * [[how.brightness], [how.contrast], [how.saturation]]
     saturation = np.where(draws[:, 6] < how.grey, 0.0, saturation)
     matrix = _matrix(light, contrast, saturation, 1 + (2 * draws[:, 3:6] - 1) * how.tint)
-    weight = torch.from_numpy(matrix.astype(np.float32)).to(images.device)
+    return torch.from_numpy(matrix.astype(np.float32))
+
+
+def change_colours_of_batch(images: Tensor, how: Augmentation) -> Tensor:
+    """`change_colours` for [B, 3, H, W] where it lies: bytes in, floats from 0 to 255 out. No blur and no noise; black,
+    where an image shows nothing, stays black. Draws from torch's generator of the CPU, whatever the device."""
+    weight = colour_matrix(torch.rand(len(images), 7, dtype=torch.float64).numpy(), how).to(images.device)
     values = images.to(torch.float32)
     changed = torch.einsum("bij,bjhw->bihw", weight[:, :, :3], values) + weight[:, :, 3, None, None]
     return changed.clamp_(0, 255) * (images != 0).any(1, keepdim=True)

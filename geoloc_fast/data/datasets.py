@@ -341,6 +341,11 @@ class PairDataset(Dataset[dict[str, Any]]):
         self._place_rows = place_rows.take(self._photo_rows).to_numpy()
 
     @property
+    def photo_rows(self) -> np.ndarray:
+        """Of every row, the row of its photo."""
+        return self._photo_rows
+
+    @property
     def place_rows(self) -> np.ndarray:
         """Of every row, the row of its place."""
         return self._place_rows

@@ -39,9 +39,9 @@ def floors(views: CityViews) -> dict[str, Any]:
     away_m = great_circle_m(views.photo_lat[:, None], views.photo_lon[:, None], views.lat, views.lon)
     right = away_m <= THRESHOLD_M
     satellite = polar_resample(_channels_first(views.satellite), _IMAGE, column0_deg=180.0)
-    strips = {"satellite": np.stack([_strip(image) for image in satellite.permute(0, 2, 3, 1).numpy()])}
+    strips = {"satellite": np.stack([ground_strip(image) for image in satellite.permute(0, 2, 3, 1).numpy()])}
     there = ~views.street_missing
-    strips["street"] = np.stack([_strip(image) for image in views.panorama[there]])
+    strips["street"] = np.stack([ground_strip(image) for image in views.panorama[there]])
     images = {"satellite": views.satellite, "street": views.panorama[there]}
     answers = {"satellite": right, "street": right[:, there]}
     photos = np.stack([_histogram(image) for image in views.photo])
@@ -68,7 +68,7 @@ def _histogram(image: np.ndarray) -> np.ndarray:
     return (np.bincount(levels, minlength=512) / len(levels)).astype(np.float32)
 
 
-def _strip(image: np.ndarray) -> np.ndarray:
+def ground_strip(image: np.ndarray) -> np.ndarray:
     """Float32 [3, 8, columns]: the lower half in cells, rows standardised over what was seen."""
     image = image[image.shape[0] // 2 :].astype(np.float32)
     seen = (image.sum(axis=2) > 0).astype(np.float32)
@@ -88,7 +88,7 @@ def _strip(image: np.ndarray) -> np.ndarray:
 
 
 def _queries(photos: np.ndarray, fov_deg: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    strips = [_strip(to_cylindrical(photo, fov, size=_IMAGE)) for photo, fov in zip(photos, fov_deg, strict=True)]
+    strips = [ground_strip(to_cylindrical(photo, fov, size=_IMAGE)) for photo, fov in zip(photos, fov_deg, strict=True)]
     width = torch.tensor([strip.shape[2] for strip in strips])
     query = torch.zeros(len(strips), 3, _CELLS[0], int(width.max()))
     for row, strip in zip(query, strips, strict=True):

@@ -104,6 +104,7 @@ def write_city(
     seed: int,
     cities: int = 12,
     places: int = 100,
+    area: str | None = None,
     sizes: Sizes = REALISTIC,
     fov_range: tuple[float, float] = FIELD_OF_VIEW,
     capture: Capture = CROWD,
@@ -120,6 +121,8 @@ def write_city(
     Args:
         out: a new folder, or one in which the same cities were begun: cities already there are kept.
         seed, cities, places: how many places in each of how many cities.
+        area: "train" or "test": only the cities of this part of the cross-area protocol, under the names and with the
+            bytes they have among all of them.
         sizes, fov_range, capture: see `views`; the defaults are realistic sizes and a careless crowd.
         jobs: processes that render. The bytes do not depend on it.
         progress: called as progress(done, places of all cities).
@@ -128,6 +131,10 @@ def write_city(
         the manifest, already saved.
     """
     todo = recipes(seed=seed, cities=cities, places=places, sizes=sizes, fov_range=fov_range, capture=capture)
+    if area is not None:
+        todo = [recipe for recipe in todo if recipe.area == area]
+        if not todo:
+            raise ValueError(f"area: expected one that is among the {cities} cities (train, test), got {area!r}")
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs: expected an integer >= 1, got {jobs!r}")
     root = Path(out)

@@ -1,0 +1,183 @@
+"""The figures of a model's card: synthetic cities it never saw, and real pairs where they are at hand.
+
+    python train/card.py --model geoloc_fast/assets/small.safetensors --manifest cities/ --pairs real_pairs/
+
+Beside every figure stands what one gets without learning anything (`geoloc_fast.data.city.floor`).
+
+    benchmark   photos of the area test of a manifest against all its places
+    city        one tidy city of 800 places, photos of 50 to 130 degrees
+    pairs       NAME.aerial.* and NAME.ground.*, north in the middle of the panorama: cuts of the panorama at random
+                headings, against the satellite images alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import geoloc
+import numpy as np
+import torch
+from torch import Tensor
+
+from geoloc_fast.azimuth import azimuth_match
+from geoloc_fast.data.city import CityViews, make_city
+from geoloc_fast.data.city.floor import floors, ground_strip
+from geoloc_fast.data.cylindrical import to_cylindrical
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.models import Geolocalizer
+from geoloc_fast.polar import polar_resample
+from geoloc_fast.protocol import PhotoBatch, measure
+from geoloc_fast.retrieval import StripBank
+
+CITY, PLACES, FOV_DEG = 10_000, 800, (50.0, 130.0)
+TURNS = 20
+FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_1_percent", "heading_within_22.5_deg")
+
+
+def short(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Percent, with the interval of R@1."""
+    found = {name: round(100 * metrics[name], 1) for name in FIGURES if metrics[name] is not None}
+    found["interval"] = [round(100 * end, 1) for end in metrics["interval"]["recall_at_1"]]
+    found["median_error_m"] = metrics["median_error_m"]
+    return found
+
+
+def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
+    manifest = geoloc.chosen(Manifest.load(folder), {"area": "test"})
+    found: dict[str, Any] = {"photos": manifest.photos.num_rows, "places": manifest.places.num_rows}
+    for street in ("known", "azimuth"):
+        data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=[60.0, 80.0, 100.0, 120.0])
+        every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
+        found[f"street {street}"] = {name: short(one) for name, one in every.items()}
+        alone = []
+        for name in sorted(set(manifest.photos["city"].to_pylist())):
+            one = geoloc.evaluate(model, geoloc.chosen(manifest, {"city": name}), data, torch.device("cpu"))
+            alone.append(100 * one["assumed"]["recall_at_1"])
+            found[f"street {street}"][f"{name} by itself"] = round(alone[-1], 1)
+    return found
+
+
+@torch.inference_mode()
+def city(model: Geolocalizer, views: CityViews) -> dict[str, Any]:
+    config = model.config
+    polar = polar_resample(channels_first(views.satellite), config.image_size, column0_deg=config.column0_deg)
+    panorama = channels_first(views.panorama)  # tidy: all there, all in one frame
+    panorama = panorama.roll(-round((config.column0_deg - views.column0_deg) * config.image_size[1] / 360), 3)
+    sources: dict[str, dict[str, Tensor]] = {
+        "both": {"polar_satellite": polar, "panorama": panorama},
+        "satellite only": {"polar_satellite": polar},
+        "street view only": {"panorama": panorama},
+    }
+    photos = {
+        way: photo_strips(model, views.photo, fov)
+        for way, fov in (
+            ("assumed", np.full(len(views), config.assumed_fov_deg)),
+            ("known", views.fov_deg),
+        )
+    }
+    found: dict[str, Any] = {"floor": {n: round(100 * v, 1) for n, v in floors(views).items() if isinstance(v, float)}}
+    for source, images in sources.items():
+        parts = [model.encode_place(**{n: x[i : i + 64] for n, x in images.items()}) for i in range(0, len(views), 64)]
+        bank = StripBank.pack(torch.cat(parts), column0_deg=config.column0_deg)
+        for way, reading in photos.items():
+            batch = PhotoBatch([reading], views.photo_lat, views.photo_lon, views.heading_deg)
+            found[f"{source}, {way}"] = short(measure([batch], bank, views.lat, views.lon).metrics())
+    return found
+
+
+def photo_strips(model: Geolocalizer, photos: np.ndarray, fov_deg: np.ndarray) -> tuple[Tensor, Tensor]:
+    images = [
+        to_cylindrical(photo, fov, size=model.config.image_size) for photo, fov in zip(photos, fov_deg, strict=True)
+    ]
+    width = torch.tensor([image.shape[1] for image in images])
+    padded = torch.zeros(len(images), 3, model.config.image_size[0], int(width.max()), dtype=torch.uint8)
+    for row, image in zip(padded, images, strict=True):
+        row[:, :, : image.shape[1]] = torch.from_numpy(image).permute(2, 0, 1)
+    strips = [model.encode_photo(padded[i : i + 64], width[i : i + 64]) for i in range(0, len(images), 64)]
+    widest = max(part.strips.shape[3] for part in strips)
+    whole = [torch.nn.functional.pad(part.strips, (0, widest - part.strips.shape[3])) for part in strips]
+    return torch.cat(whole), torch.cat([part.width for part in strips])
+
+
+def channels_first(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def pairs(model: Geolocalizer, folder: Path) -> dict[str, Any]:
+    """Of cuts of a panorama: share whose own satellite image comes first, and whose heading in it is within 22.5."""
+    aerial, ground = [], []
+    for path in sorted(folder.glob("*.aerial.*")):
+        name = path.name.split(".")[0]
+        panorama = cv2.imread(str(next(folder.glob(f"{name}.ground.*"))))[:, :, ::-1]
+        ground.append(panorama[64:192] if name.startswith("cvact") else panorama)
+        image = cv2.imread(str(path))[:, :, ::-1]
+        aerial.append(
+            polar_resample(channels_first(image[None]), (128, 512), column0_deg=180.0)[0].permute(1, 2, 0).numpy()
+        )
+    height, columns = model.config.image_size
+    small = [
+        np.stack([cv2.resize(x, (columns, height), interpolation=cv2.INTER_AREA) for x in of])
+        for of in (aerial, ground)
+    ]
+    whole = np.stack([cv2.resize(x, (512, 128), interpolation=cv2.INTER_AREA) for x in ground])
+    floor = torch.from_numpy(np.stack([ground_strip(x) for x in aerial]))
+    places = model.encode_place(polar_satellite=channels_first(small[0]))
+    rng = np.random.default_rng(0)
+    count = len(aerial)
+    found: dict[str, Any] = {"pairs": count, "chance": round(100 / count, 1)}
+    for fov in (360, 180, 120, 90):
+        score: dict[str, list[tuple[bool, bool]]] = {"model": [], "floor": []}
+        for _ in range(TURNS):
+            turn = rng.integers(64, size=count)  # columns of 64, the floor's
+            cuts = {"model": (small[1], places), "floor": (whole, floor)}
+            for name, (images, bank) in cuts.items():
+                wide = images.shape[2]
+                cut = np.stack(
+                    [np.roll(x, -n * wide // 64, 1)[:, : wide * fov // 360] for x, n in zip(images, turn, strict=True)]
+                )
+                if name == "model":
+                    query = model.encode_photo(channels_first(cut)).strips
+                else:
+                    query = torch.from_numpy(np.stack([ground_strip(x) for x in cut]))
+                match = azimuth_match(query, bank, select="correlation" if name == "model" else "cosine")
+                own = match.shift.diagonal().double() * 360 / bank.shape[3] - torch.from_numpy(turn) * 360 / 64
+                near = ((own + 180) % 360 - 180).abs() <= 22.5
+                first = match.score.argmax(1) == torch.arange(count)
+                score[name] += list(zip(first.tolist(), near.tolist(), strict=True))
+        found[f"{fov} degrees"] = {
+            name: {
+                "rank_1": round(100 * np.mean([a for a, _ in one]), 1),
+                "heading": round(100 * np.mean([b for _, b in one]), 1),
+            }
+            for name, one in score.items()
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--manifest", type=Path, help="the benchmark: city make --places 400 --cities 12 --seed 2025")
+    parser.add_argument("--pairs", type=Path, help="folder of real pairs")
+    parser.add_argument("--places", type=int, default=PLACES, help="of the tidy city")
+    options = parser.parse_args()
+    model = Geolocalizer.load(options.model)
+    found: dict[str, Any] = {"model": model.fingerprint}
+    if options.pairs:
+        found["pairs"] = pairs(model, options.pairs)
+        print(json.dumps({"pairs": found["pairs"]}, indent=1), flush=True)
+    views = make_city(CITY, places=options.places, panorama_size=model.config.image_size, fov_range=FOV_DEG)
+    found["city"] = city(model, views)
+    print(json.dumps({"city": found["city"]}, indent=1), flush=True)
+    if options.manifest:
+        found["benchmark"] = benchmark(model, options.manifest)
+        print(json.dumps({"benchmark": found["benchmark"]}, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,467 @@
+"""The tables of the main paper, at a scale of one's own: a table is a list of runs and a way to print them.
+
+    geoloc-fast city make cities/ --places 400 --cities 12 --seed 2025     # the benchmark; or any manifest
+    python train/tables.py run 6 --manifest cities/ --out runs/            # all runs of table 6
+    python train/tables.py run all --manifest cities/ --out runs/ --jobs 2
+    python train/tables.py page --out runs/                                # docs/paper_tables.md
+
+Every run is a training with `geoloc.py` and an evaluation, and leaves `<variant>.<protocol>.<seed>.json`; one that is
+there is not done again, and one that was interrupted goes on. Tables share runs: "ours" is in nearly all of them. The
+scale is `configs/tables.yaml`; `--config` and name=value choose another one, for a GPU say, in another folder.
+
+    same    trains on the split train of every city and asks about the photos of the split test
+    cross   trains on the cities of the area train and asks about all photos of the others
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geoloc
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from geoloc_fast.data.calibration import calibrate
+from geoloc_fast.data.datasets import PlaceDataset, loader
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.files import write_atomically
+from geoloc_fast.models import Geolocalizer
+from geoloc_fast.polar import polar_resample
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG, PAGE, RUNS = ROOT / "train/configs/tables.yaml", ROOT / "docs/paper_tables.md", ROOT / "bench/results/tables"
+PROTOCOLS = {
+    "same": {"data.train": {"split": "train"}, "data.evaluate": {"split": "test"}},
+    "cross": {"data.train": {"area": "train"}, "data.evaluate": {"area": "test"}},
+}
+FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_1_percent")
+ONE_COLUMN = {"model.strip": [256, 1, 1], "step.loss.heading": 0.0, "step.loss.agreement": 0.3}
+
+# What each variant changes of the configuration; a value replaces what was there, dictionaries too.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "dsm": {"model.sources": "satellite", "model.sharing": "none", "step.loss.kind": "soft_margin_triplet"},
+    "global": ONE_COLUMN,
+    "projected": {"data.street": "projected", "model.fusion": "concat"},
+    **{name: {"model.fusion": name} for name in ("concat", "fcl", "awa", "aff")},
+    "uncalibrated": {"data.street": "as_is"},
+    "orb": {"data.street": "orb"},
+    "sift": {"data.street": "sift"},
+    "street": {"model.sources": "street"},
+    "satellite": {"model.sources": "satellite"},
+    "fixed": {"step.loss.select": "fixed", "step.loss.heading": 0.0},
+    "share_references": {"model.sharing": "references"},
+    "share_none": {"model.sharing": "none"},
+    "resnet": {
+        "model.backbone": "resnet18",
+        "model.backbone_kwargs": {"layers": [1, 1, 2, 1], "channels": [32, 64, 128, 128], "norm_layer": "groupnorm1"},
+    },
+    "mobilenet": {"model.backbone": "mobilenetv4_conv_small_050", "model.backbone_kwargs": {}},
+    "efficientnet": {"model.backbone": "efficientnet_lite0", "model.backbone_kwargs": {}},
+    "triplet": {"step.loss.kind": "triplet"},
+    "soft_margin": {"step.loss.kind": "soft_margin_triplet"},
+}
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    variant: str | None  # None: only the paper has it
+    same: Numbers = ()  # the paper's R@1, R@5, R@10, R@1 % in percent
+    cross: Numbers = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    rows: tuple[Row, ...]
+    note: str = ""
+    repeated: tuple[str, ...] = ()  # variants of three seeds; the others have one
+    protocols: tuple[str, ...] = ("same", "cross")
+
+    def runs(self) -> Iterator[Run]:
+        for row in self.rows:
+            if row.variant is not None:
+                for protocol in self.protocols:
+                    for seed in range(3 if row.variant in self.repeated else 1):
+                        yield Run(row.variant, protocol, seed)
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    variant: str
+    protocol: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.variant}.{self.protocol}.{self.seed}"
+
+
+OURS = ((54.27, 75.31, 84.64, 92.03), (32.12, 46.82, 63.51, 74.44))
+TABLES: dict[str, Table] = {
+    "2": Table(
+        "Comparison with other methods",
+        (
+            Row("Regmi and Shah (2019)", None, (28.34, 49.27, 62.13, 79.02), (13.19, 28.70, 41.55, 53.41)),
+            Row("SCN (Pro et al., 2024)", None, (38.12, 61.48, 75.34, 84.21), (19.44, 30.37, 46.28, 57.25)),
+            Row("SAN (Pro et al., 2024)", None, (47.38, 71.06, 81.81, 88.37), (25.83, 36.55, 55.09)),
+            Row("satellite only, as DSM (Shi et al., 2020)", "dsm"),
+            Row("one descriptor, no azimuth, as Sample4Geo", "global"),
+            Row(
+                "polar and projected satellite, after Shi et al. (2022)",
+                "projected",
+                (44.51, 68.22, 79.76, 87.16),
+                (23.67, 33.29, 52.44, 60.58),
+            ),
+            Row("ours", "ours", *OURS),
+        ),
+        "The first three rest on networks for segmentation or synthesis that nobody outside can run, so only the "
+        "paper's figures stand here.",
+    ),
+    "3": Table(
+        "Fusion",
+        (
+            Row("concatenation", "concat", (48.47, 68.00, 77.67, 88.98), (28.67, 41.14, 55.10, 70.27)),
+            Row("FCL", "fcl", (44.04, 62.57, 71.53, 85.33), (26.03, 37.82, 50.72, 67.25)),
+            Row("AWA", "awa", (48.36, 67.85, 77.41, 88.87), (28.62, 41.01, 54.92, 70.12)),
+            Row("AFF", "aff", (48.93, 68.74, 78.26, 89.32), (28.92, 41.44, 55.63, 70.75)),
+            Row("iAFF", "ours", *OURS),
+        ),
+        repeated=("aff", "ours"),
+    ),
+    "4": Table(
+        "Street views made from satellite images",
+        (
+            Row("strict", None, (60.62, 80.96, 90.51, 96.25), (37.90, 51.50, 68.37, 79.59)),
+            Row("hybrid", None, (46.34, 64.78, 76.90, 85.32), (26.44, 39.95, 57.18, 67.10)),
+            Row("nearest", None, (48.18, 68.05, 78.23, 87.40), (28.57, 42.29, 58.92, 70.16)),
+            Row("ours", None, *OURS),
+        ),
+        "Needs a trained generator of street views; there is none yet, so there are no runs.",
+    ),
+    "5": Table(
+        "Spatial feature calibration (SFC)",
+        (
+            Row(
+                "without: panoramas as they lie",
+                "uncalibrated",
+                (50.06, 70.09, 78.79, 88.97),
+                (29.67, 43.19, 59.12, 71.06),
+            ),
+            Row("with", "ours", *OURS),
+        ),
+        "Half of the synthetic street views have no known heading; the other half is in the frame in both rows.",
+        repeated=("uncalibrated", "ours"),
+    ),
+    "6": Table(
+        "Sources",
+        (
+            Row("street view only", "street", (40.54, 60.12, 70.33, 85.25), (22.41, 34.92, 49.13, 62.37)),
+            Row("satellite only", "satellite", (44.47, 66.12, 76.18, 88.24), (26.29, 40.08, 54.38, 68.13)),
+            Row("both", "ours", *OURS),
+        ),
+        "38 % of the synthetic places have no street view: from street views alone they cannot be found.",
+        repeated=("street", "satellite", "ours"),
+    ),
+    "7": Table(
+        "Matching over azimuth (CBM)",
+        (
+            Row("without: a fixed window", "fixed", (36.32, 57.21, 61.67, 70.13), (22.54, 35.33, 52.62, 64.25)),
+            Row("without: global pooling", "global", (36.32, 57.21, 61.67, 70.13), (22.54, 35.33, 52.62, 64.25)),
+            Row("with", "ours", *OURS),
+        ),
+        "The paper does not say what its row without matching does instead; both readings stand here.",
+        repeated=("fixed", "global", "ours"),
+    ),
+    "A1": Table(
+        "Methods of calibration",
+        (
+            Row("SIFT", "sift", (37.92, 52.79, 59.23, 64.45), (22.41, 32.76, 44.48, 52.12)),
+            Row("SuperPoint", None, (44.08, 61.14, 68.72, 74.76), (26.05, 38.03, 51.58, 60.47)),
+            Row("ORB", "orb", *OURS),
+            Row("correlation over azimuth (ours)", "ours"),
+        ),
+        "SuperPoint's weights may not be shipped. How often each method is right by itself is in the second part.",
+    ),
+    "C1": Table(
+        "Backbones and sharing of weights",
+        (
+            Row("ResNet-50 / a small ResNet", "resnet", (41.93,)),
+            Row("EfficientNet-B0 / EfficientNet-Lite0", "efficientnet", (40.98,)),
+            Row("VGG16", None, (37.48,)),
+            Row("ViT", None, (43.66,)),
+            Row("- / MobileNetV4 small", "mobilenet"),
+            Row("ConvNeXt, nothing shared", "share_none", (48.37,)),
+            Row("ConvNeXt, shared by satellite and street view", "share_references", (51.62,)),
+            Row("ConvNeXt, shared by all", "ours", (54.27,)),
+        ),
+        "The backbones are of the size of this scale, not the paper's. MobileNetV4 and EfficientNet have norms over "
+        "the batch. VGG16 and ViT have no form of this size in timm that gives a map of stride 16.",
+        protocols=("same",),
+    ),
+    "D1": Table(
+        "Losses",
+        (
+            Row("triplet", "triplet", (39.34, 47.14, 50.96, 55.55), (11.45, 16.42, 21.98, 28.05)),
+            Row("soft-margin triplet", "soft_margin", (51.08, 72.56, 82.62, 90.67), (20.15, 33.89, 49.42, 61.36)),
+            Row("InfoNCE", "ours", *OURS),
+        ),
+    ),
+}
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+def settings_of(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -> geoloc.Settings:
+    made: Any = OmegaConf.load(config)
+    changes = {**PROTOCOLS[run.protocol], **VARIANTS[run.variant], "step.seed": run.seed}
+    for name, value in changes.items():
+        OmegaConf.update(made, name, value, merge=False, force_add=True)
+    given = {"out": str(out / str(run)), "data": {"manifest": str(manifest)}}
+    return geoloc.read_settings([OmegaConf.to_container(made), given, *more])
+
+
+def do(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -> None:
+    """Trains, evaluates and writes the run's JSON. Goes on where an interrupted one stopped."""
+    torch.set_num_threads(1)
+    settings = settings_of(run, config, manifest, out, more)
+    began = time.perf_counter()
+    trainer = geoloc.Trainer(settings, resume=(Path(settings.out) / "last.safetensors").exists())
+    trainer.run()
+    held_out = geoloc.chosen(Manifest.load(manifest), settings.data.evaluate)
+    found = geoloc.evaluate(trainer.model, held_out, settings.data, trainer.device, window=trainer.window)
+    line = {
+        "variant": run.variant,
+        "protocol": run.protocol,
+        "seed": run.seed,
+        "steps": settings.train.steps,
+        "batch": settings.train.batch,
+        "pairs": len(trainer.sampler.place),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "query_ms": query_ms(trainer.model),
+        "seconds": round(time.perf_counter() - began),
+        "config": config.name,
+        "more": list(more),
+        "evaluation": found,
+    }
+    write_atomically(out / f"{run}.json", json.dumps(line, indent=1) + "\n")
+
+
+@torch.inference_mode()
+def query_ms(model: Geolocalizer) -> float:
+    """To encode one photo of the assumed field of view, the median of 20."""
+    model.eval()
+    height, columns = model.config.image_size
+    photo = torch.randn(1, 3, height, round(columns * model.config.assumed_fov_deg / 360))
+    photo = photo.to(next(model.parameters()).device)
+    spent = []
+    for _ in range(23):
+        begin = time.perf_counter()
+        model.encode_photo(photo).strips.cpu()
+        spent.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(spent[3:])
+
+
+def calibrations(manifest: Path, out: Path) -> None:
+    """How often each method of calibration is right, for the street views of the area test whose heading the manifest
+    does not give but the generator knows."""
+    path = out / "calibration.json"
+    whole = Manifest.load(manifest)
+    if path.exists() or "true_column0_deg" not in whole.places.column_names:
+        return
+    whole = geoloc.chosen(whole, PROTOCOLS["cross"]["data.evaluate"])
+    truth = np.array(whole.places["true_column0_deg"].to_pylist(), np.float64)
+    places = PlaceDataset(whole)
+    found: dict[str, dict[str, float]] = {}
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in ("azimuth", "orb", "sift")}
+    spent = dict.fromkeys(errors, 0.0)
+    for batch in tqdm(loader(places, 64), desc="calibration"):
+        todo = batch["has_panorama"] & ~batch["heading_known"]
+        polar = polar_resample(batch["satellite"][todo], (128, 512), border="replicate")
+        for name in errors:
+            begin = time.process_time()
+            got = calibrate(batch["panorama"][todo], polar, method=name).column0_deg
+            spent[name] += time.process_time() - begin
+            error = (got - truth[batch["place_row"][todo].numpy()] + 180) % 360 - 180
+            errors[name].append(np.abs(error))
+    for name, parts in errors.items():
+        error = np.concatenate(parts)
+        right = error <= 22.5  # NaN, where nothing could be measured, is wrong
+        found[name] = {"street_views": len(error), "right": float(right.mean()), "ms": 1000 * spent[name] / len(error)}
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+
+
+# -- the page ----------------------------------------------------------------------------------
+
+
+def read(out: Path) -> dict[Run, dict[str, Any]]:
+    lines = [json.loads(path.read_text()) for path in sorted(out.glob("*.*.*.json"))]
+    return {Run(line["variant"], line["protocol"], line["seed"]): line for line in lines}
+
+
+def figures(lines: Sequence[dict[str, Any]], name: str) -> tuple[float, float, float] | None:
+    """Percent: the mean over seeds, and the interval (that of photos, averaged, widened to all seeds)."""
+    found = [line["evaluation"]["assumed"] for line in lines]
+    if not found or found[0].get(name) is None:
+        return None
+    values = [100 * one[name] for one in found]
+    ends = [[100 * end for end in one["interval"][name]] for one in found]
+    low, high = (statistics.mean(side) for side in zip(*ends, strict=True))
+    return statistics.mean(values), min(low, *values), max(high, *values)
+
+
+def cells(lines: Sequence[dict[str, Any]], paper: Numbers) -> list[str]:
+    made = []
+    for n, name in enumerate(FIGURES):
+        ours = figures(lines, name)
+        text = "-" if ours is None else f"{ours[0]:.1f} [{ours[1]:.1f}, {ours[2]:.1f}]"
+        made.append(text + (f" / {paper[n]:.1f}" if n < len(paper) else " / -"))
+    return made
+
+
+def order(table: Table, protocol: str, done: dict[Run, dict[str, Any]]) -> str:
+    """Which of the paper's orders at R@1 come out here."""
+    known = []
+    for row in table.rows:
+        paper = getattr(row, protocol)
+        lines = [line for run, line in done.items() if (run.variant, run.protocol) == (row.variant, protocol)]
+        ours = figures(lines, "recall_at_1")
+        if paper and ours is not None:
+            known.append((paper[0], ours, row.label))
+    known.sort()
+    turned, near, held = [], [], []
+    for (less, worse, low_name), (more, better, high_name) in itertools.pairwise(known):
+        if less == more:
+            continue
+        pair = f"{high_name} over {low_name}"
+        if better[0] < worse[0]:
+            turned.append(pair)
+        else:
+            (held if better[1] > worse[2] else near).append(pair)
+    said = [
+        f"{what}: {', '.join(pairs)}"
+        for what, pairs in (
+            ("comes out", held),
+            ("comes out, but within the intervals", near),
+            ("does NOT come out", turned),
+        )
+        if pairs
+    ]
+    return "; ".join(said)
+
+
+def section(number: str, done: dict[Run, dict[str, Any]], out: Path) -> list[str]:
+    table = TABLES[number]
+    page = [f"## Table {number}: {table.title}", ""]
+    wanted = list(table.runs())
+    if wanted:
+        page += [f"`python train/tables.py run {number} --manifest cities/ --out runs/`", ""]
+    if table.note:
+        page += [table.note, ""]
+    timed = number == "C1"
+    for protocol in table.protocols:
+        page += [f"| {protocol} area | seeds | R@1 | R@5 | R@10 | R@1 % |" + (" ms a photo |" if timed else "")]
+        page += ["|---" * (7 if timed else 6) + "|"]
+        for row in table.rows:
+            lines = [line for run, line in done.items() if (run.variant, run.protocol) == (row.variant, protocol)]
+            if row.variant not in table.repeated:
+                lines = lines[:1]
+            ms = f" {statistics.mean(line['query_ms'] for line in lines):.1f} |" if lines else " - |"
+            page.append(
+                f"| {row.label} | {len(lines) or '-'} | {' | '.join(cells(lines, getattr(row, protocol)))} |"
+                + (ms if timed else "")
+            )
+        said = order(table, protocol, done)
+        page += ["", *([f"The paper's order at R@1, {protocol} area: {said}.", ""] if said else [])]
+    if number == "A1" and (out / "calibration.json").exists():
+        measured = json.loads((out / "calibration.json").read_text())
+        page += ["| method | street views | heading within 22.5 degrees | ms |", "|---|---|---|---|"]
+        page += [
+            f"| {name} | {one['street_views']} | {100 * one['right']:.1f} % | {one['ms']:.1f} |"
+            for name, one in measured.items()
+        ]
+        page.append("")
+    missing = [str(run) for run in wanted if run not in done]
+    if missing:
+        page += [f"Not run yet ({len(missing)} of {len(wanted)}): {', '.join(missing)}.", ""]
+    return page
+
+
+def page_of(out: Path) -> str:
+    done = read(out)
+    page = [
+        "# The paper's tables, on synthetic cities",
+        "",
+        "Made by `python train/tables.py page`. **Figures on synthetic cities say nothing about real ones**, and the "
+        "paper's figures, behind the stroke, are of other data and a network 100 times as large: only the order of "
+        "rows can be compared. Percent; field of view and heading unknown; in brackets the middle 95 % of a bootstrap "
+        "over photos, widened to the least and the greatest seed where there are several.",
+        "",
+    ]
+    if done:
+        scales = sorted({(line["config"], line["steps"], line["batch"], *line["more"]) for line in done.values()})
+        said = [f"`{' '.join(map(str, s[:1] + s[3:]))}`, {s[1]} steps of {s[2]} pairs" for s in scales]
+        for protocol in PROTOCOLS:
+            pairs = sorted({line["pairs"] for line in done.values() if line["protocol"] == protocol})
+            said += [f"{' or '.join(map(str, pairs))} pairs to train on in the {protocol} area"] if pairs else []
+        spent = [line["seconds"] for line in done.values()]
+        said.append(f"{statistics.mean(spent) / 60:.0f} minutes a run on one core")
+        page += [f"Scale: {'; '.join(said)}.", ""]
+    else:
+        page += ["No run has been made yet.", ""]
+    for number in TABLES:
+        page += section(number, done, out)
+    return "\n".join(page).rstrip() + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="make the runs of a table")
+    running.add_argument("table", choices=[*TABLES, "all"])
+    running.add_argument("more", nargs="*", help="name=value, for all runs")
+    running.add_argument("--manifest", type=Path, required=True)
+    running.add_argument("--config", type=Path, default=CONFIG)
+    running.add_argument("--jobs", type=int, default=1, help="runs at the same time, of one core each")
+    writing = commands.add_parser("page", help="write the page of what has been run")
+    writing.add_argument("--page", type=Path, default=PAGE)
+    for one in (running, writing):
+        one.add_argument("--out", type=Path, default=RUNS, help="folder of the runs")
+    given = parser.parse_args()
+    if given.command == "page":
+        write_atomically(given.page, page_of(given.out))
+        return 0
+    given.out.mkdir(parents=True, exist_ok=True)
+    tables = list(TABLES) if given.table == "all" else [given.table]
+    # The first seed of everything before the second of anything.
+    wanted = sorted({run for name in tables for run in TABLES[name].runs()}, key=lambda run: (run.seed, run))
+    todo = [run for run in wanted if not (given.out / f"{run}.json").exists()]
+    if "A1" in tables:
+        calibrations(given.manifest, given.out)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = [pool.submit(do, run, given.config, given.manifest, given.out, given.more) for run in todo]
+        for run, future in zip(todo, futures, strict=True):
+            future.result()
+            print(f"{run}: done", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
