@@ -28,7 +28,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,9 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and what is left."""
 
 
-def read_settings(sources: list[str]) -> Settings:
-    """From YAML files and name=value. ValueError names what is wrong."""
-    merged: Any = OmegaConf.structured(Settings)
+def merged_settings(sources: list[str], kind: Any) -> Any:
+    """An object of the dataclass `kind` from YAML files and name=value. ValueError names what is wrong."""
+    merged: Any = OmegaConf.structured(kind)
     for source in sources:
         try:
             given = OmegaConf.from_dotlist([source]) if "=" in source else OmegaConf.load(source)
@@ -116,7 +116,11 @@ def read_settings(sources: list[str]) -> Settings:
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ValueError(f"{missing[0]}: expected a value, got none; give {missing[0]}=...")
-    settings: Any = OmegaConf.to_object(merged)
+    return OmegaConf.to_object(merged)
+
+
+def read_settings(sources: list[str]) -> Settings:
+    settings: Settings = merged_settings(sources, Settings)
     settings.step.loss.check()
     if settings.data.field_of_view not in ("assumed", "known"):
         raise ValueError(f"data.field_of_view: expected assumed or known, got {settings.data.field_of_view!r}")
@@ -276,13 +280,11 @@ def similar_places(
 class Trainer:
     """One run. The position in it is (step, epoch, batch); all randomness is drawn from seed and position."""
 
+    shown: tuple[str, ...] = ("loss", "true_window", "right")  # beside the bar
+
     def __init__(self, settings: Settings, *, resume: bool = False) -> None:
-        self.settings, how = settings, settings.train
-        self.rank, self.processes = world()
-        self.out = Path(settings.out)
-        name = how.device if how.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        self._place(settings)
+        how = settings.train
         try:
             config = GeolocalizerConfig(**settings.model)
         except TypeError as error:
@@ -324,6 +326,20 @@ class Trainer:
             self.sampler.neighbours = nearest_on_ground(
                 lat, lon, self.neighbour_count, beyond_m=settings.step.loss.threshold_m
             )
+        self._begin(resume)
+
+    def _place(self, settings: Any) -> None:
+        """Where this process is among others, on which device, and where it writes."""
+        self.settings = settings
+        self.rank, self.processes = world()
+        self.out = Path(settings.out)
+        name = settings.train.device
+        name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+
+    def _begin(self, resume: bool) -> None:
+        """At the start, or where the checkpoint stands."""
         self.step, self.best = 0, -math.inf
         self.stop = False
         last = self.out / "last.safetensors"
@@ -333,7 +349,7 @@ class Trainer:
             raise FileExistsError(f"out: {last} is there already; add --resume to go on, or choose another folder")
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(settings)))
+            write_atomically(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.settings)))
             _cut_log(self.out / "log.jsonl", self.step)
 
     def _rate(self) -> float:
@@ -372,12 +388,12 @@ class Trainer:
             source = self._batches()
             with contextlib.closing(bar), contextlib.closing(source):
                 while self.step < how.steps:
-                    batch = finish(next(source), self.device)
+                    batch = self._finished(next(source))
                     numbers = self._one_step(batch)
                     # The batch counts as done: a run that goes on begins with the next one.
                     self.step += 1
                     bar.update(1)
-                    bar.set_postfix({k: f"{numbers[k]:.3f}" for k in ("loss", "true_window", "right")})
+                    bar.set_postfix({k: f"{numbers[k]:.3f}" for k in self.shown})
                     for name, value in numbers.items():
                         sums[name] = sums.get(name, 0.0) + value
                     sums["steps"] = sums.get("steps", 0) + 1
@@ -400,19 +416,24 @@ class Trainer:
             if self.rank == 0:
                 self.model.save(self.out / "model.safetensors")
 
+    def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return finish(batch, self.device)
+
+    def _gradients(self, batch: dict[str, Any]) -> dict[str, float]:
+        return gradients(self.model, batch, self.settings.step, step=self.step, epoch=self.sampler.epoch)
+
     def _one_step(self, batch: dict[str, Any]) -> dict[str, float]:
         rate = self._rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        numbers = gradients(self.model, batch, self.settings.step, step=self.step, epoch=self.sampler.epoch)
+        numbers = self._gradients(batch)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip))
         # The same in every process, so that all stop together.
         if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
             ids = {"step": self.step, "loss": str(numbers["loss"]), "gradient_norm": str(norm)}
+            ids |= {name: batch[name] for name in ("photo_id", "place_id") if name in batch}
             path = self.out / f"not_finite.{self.rank}.json"
-            write_atomically(
-                path, json.dumps({**ids, "photo_id": batch["photo_id"], "place_id": batch["place_id"]}, indent=1)
-            )
+            write_atomically(path, json.dumps(ids, indent=1))
             raise TrainingStopped(
                 f"the loss is {numbers['loss']} and the gradient's norm {norm} at step {self.step}; the "
                 f"batch's ids are in {path}, the last checkpoint is as it was"
@@ -572,8 +593,8 @@ def _flat(values: dict[str, Any], name: str = "") -> Iterator[tuple[str, float]]
             yield name + key, value
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+def main(about: str, train: Callable[[list[str], bool], None]) -> int:
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("settings", nargs="+", help="YAML files and name=value")
     parser.add_argument("--resume", action="store_true", help="go on from out/last.safetensors")
     parser.add_argument("--ops", choices=("fast", "reference"), default="fast", help="which operators")
@@ -585,7 +606,7 @@ def main() -> int:
     operators = force_backend("reference") if arguments.ops == "reference" else contextlib.nullcontext()
     try:
         with operators:
-            Trainer(read_settings(arguments.settings), resume=arguments.resume).run()
+            train(arguments.settings, arguments.resume)
     except KeyboardInterrupt:
         print("stopped; --resume goes on from here", file=sys.stderr)
         return 130
@@ -599,4 +620,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(str(__doc__), lambda given, resume: Trainer(read_settings(given), resume=resume).run()))

@@ -17,7 +17,7 @@ Images are in [-1, 1]. Everything closes on itself along azimuth: all convolutio
 sample. So rolling the condition by `roll_columns` (32, or 16 with one pass) rolls the panorama by as much.
 
 The generator's multiply-adds for one panorama, with c = `channels`, n0 + n1 = `blocks` and P = H W, the first and the
-last convolution and the feedback left out: P c^2 (13.5 + 4.5 n0 + passes (29.25 + 4.5 n1)).
+last convolution and the feedback left out: P c^2 (13.5 + 4.5 n0 + passes (24.75 + 4.5 n1)).
 """
 
 from __future__ import annotations
@@ -194,12 +194,14 @@ class Generator(nn.Module):
         self.before = nn.Sequential(*(_Block(8 * c) for _ in range(before)))
         self.after = nn.Sequential(*(_Block(8 * c) for _ in range(after)))
         self.up = nn.ModuleList(_conv(given, made) for given, made in ((12 * c, 4 * c), (6 * c, 2 * c), (3 * c, c)))
-        self.last = _conv(c, c)
-        self.out = _conv(c, 3 + config.classes, bias=True)
+        fine = max(1, c // 2)  # at full resolution most of the time goes
+        self.last = _conv(c, fine)
+        self.out = _conv(fine, 3 + config.classes, bias=True)
         if config.passes > 1:
             judges = 2 if config.classes else 1
             self.corrections = nn.ModuleList(
-                _Correction(judges * config.features, width, config.feedback) for width in (c, c, 2 * c, 4 * c, 8 * c)
+                _Correction(judges * config.features, width, config.feedback)
+                for width in (fine, c, 2 * c, 4 * c, 8 * c)
             )
 
     def encode(self, condition: Tensor) -> list[Tensor]:
@@ -237,7 +239,8 @@ class Discriminator(nn.Module):
         if self.pyramid:
             self.across = nn.ModuleList(_conv(width, f, 1, bias=True) for width in widths)
             self.smooth = nn.ModuleList(_conv(f, f, bias=True) for _ in widths)
-            self.embedding = _conv(f, f, 1, bias=True)
+            if config.classes:
+                self.embedding = _conv(f, f, 1, bias=True)
         self.patch = _conv(f if self.pyramid else widths[-1], 1, bias=True)
 
     def forward(self, image: Tensor, condition: Tensor) -> list[Tensor]:
