@@ -254,7 +254,7 @@ class Discriminator(nn.Module):
             return levels[-1:]
         made: list[Tensor] = []
         above: Tensor | None = None
-        for level, across, smooth in zip(levels[::-1], self.across[::-1], self.smooth[::-1], strict=True):  # type: ignore[arg-type]
+        for level, across, smooth in zip(levels[::-1], self.across[::-1], self.smooth[::-1], strict=True):
             own = across(level)
             above = own if above is None else own + F.interpolate(above, scale_factor=2.0, mode="nearest")
             made.append(F.leaky_relu(smooth(above), 0.2))
