@@ -30,14 +30,18 @@ _NOTHING_TO_GO_BY = (
 
 @dataclass
 class Added:
-    """What came of the places of a manifest: each is in exactly one of these."""
+    """What came of the places of a manifest: each is added, was there already, or is a problem."""
 
     added: int = 0
+    synthetic: int = 0
+    """Of those added: places whose street view is made by a generator."""
     there_already: int = 0
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         text = f"{self.added} places added"
+        if self.synthetic:
+            text += f" ({self.synthetic} with a synthetic street view)"
         if self.there_already:
             text += f", {self.there_already} were there already"
         if self.problems:
@@ -85,6 +89,7 @@ def add_places(
                 **values,
             )
             result.added += len(rows)
+            result.synthetic += sum(row["street_synthetic"] is not None for row in rows)
             waiting.clear()
 
     for rows, strips, problems in encode_places(model, manifest, todo):

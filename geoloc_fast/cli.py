@@ -195,6 +195,44 @@ def show(
 
 
 @app.command()
+def synthesize(
+    manifest: Annotated[Path, typer.Argument(help="Folder with a places table; it is completed in place.")],
+    model: Annotated[Path, typer.Option(help="A bundle of train/panogan.py.")],
+    date: Annotated[
+        str | None, typer.Option(help="2024-05-31: street views a year away from it are replaced too.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default one a core.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make street views of satellite images where there is no real one that counts, and mark them as synthetic.
+
+    Example: geoloc-fast synthesize region/ --model panogan.safetensors --date 2024-05-31
+    """
+    import dataclasses
+    import datetime
+
+    from geoloc_fast.models import PanoGAN
+    from geoloc_fast.synthesize import synthesize as run
+
+    with _arguments():
+        when = None if date is None else datetime.date.fromisoformat(date)
+    network = PanoGAN.load(model, device=device)
+    with _bar(None, "street views") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = run(manifest, network, date=when, workers=workers, progress=progress)
+    for problem in found.problems:
+        typer.echo(problem, err=True)
+    _say(dataclasses.asdict(found), found.summary(), as_json)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder to write predictions.geojson, metrics.json, report.html to.")
@@ -633,7 +671,12 @@ def _add(places: Any, index: Path, network: Any, as_json: bool) -> None:
             done = add_places(opened, network, places, progress=bar.update)
         for problem in done.problems:
             typer.echo(problem, err=True)
-        said = {"added": done.added, "there_already": done.there_already, "left_out": done.problems}
+        said = {
+            "added": done.added,
+            "synthetic": done.synthetic,
+            "there_already": done.there_already,
+            "left_out": done.problems,
+        }
         _say({**said, "places": len(opened)}, f"{done.summary()}; {index} holds {len(opened)} places", as_json)
     if done.problems:
         raise typer.Exit(1)

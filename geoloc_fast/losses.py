@@ -1,14 +1,14 @@
-"""Training losses over a matrix of scores `[queries, references]`."""
+"""Training losses over a matrix of scores `[queries, references]`, and over scores of patches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["info_nce", "shift_cross_entropy", "soft_margin_triplet", "triplet"]
+__all__ = ["adversarial", "info_nce", "shift_cross_entropy", "soft_margin_triplet", "triplet"]
 
 
 def info_nce(
@@ -169,3 +169,12 @@ def shift_cross_entropy(
     left = left.long() % columns
     target = F.one_hot(left, columns) * (1 - part) + F.one_hot((left + 1) % columns, columns) * part
     return F.cross_entropy(cosine.float() / temperature, target)
+
+
+def adversarial(scores: Sequence[Tensor], target: float) -> Tensor:
+    """Binary cross-entropy of patches' scores (logits) against `target` (1 real, 0 made), the mean over the levels of
+    their means: a level counts the same however many patches it has."""
+    if not scores:
+        raise ValueError("scores: expected those of at least one level, got none")
+    losses = [F.binary_cross_entropy_with_logits(level, torch.full_like(level, target)) for level in scores]
+    return torch.stack(losses).mean()

@@ -38,6 +38,7 @@ ALLOWED = {
     "confidence": {"files"},
     "locate": {"index", "data", "models", "operators", "confidence", "geo"},
     "build": {"index", "data", "models"},
+    "synthesize": {"data", "models", "files"},
     "answers": {"locate", "files", "geoparquet"},
     "evaluate": {"index", "models", "locate", "confidence", "metrics", "protocol", "geo"},
     "report": {"index", "data", "operators", "confidence", "locate", "answers", "evaluate", "files", "geo", "metrics"},
@@ -53,6 +54,7 @@ ALLOWED = {
         "evaluate",
         "report",
         "demo",
+        "synthesize",
     },
     "demo": {"index", "data", "models", "operators", "confidence", "locate", "evaluate", "geo", "files", "report"},
 }

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from geoloc_fast.losses import info_nce, shift_cross_entropy, soft_margin_triplet, triplet
+from geoloc_fast.losses import adversarial, info_nce, shift_cross_entropy, soft_margin_triplet, triplet
 
 
 def one_way(
@@ -160,3 +160,17 @@ def test_arguments_are_named() -> None:
         info_nce(torch.zeros(3, 3), torch.zeros(2, dtype=torch.long), temperature=1.0)
     with pytest.raises(ValueError, match="mask: expected"):
         info_nce(torch.zeros(3, 3), temperature=1.0, mask=torch.zeros(3, 3))
+
+
+def test_adversarial_is_the_mean_of_the_levels_means() -> None:
+    levels = [torch.tensor([[0.5, -2.0, 30.0]]), torch.tensor([[1.0]])]
+
+    def one(score: float, target: float) -> float:
+        p = 1 / (1 + math.exp(-score))
+        return -target * math.log(p) - (1 - target) * math.log1p(-p) if p < 1 else (1 - target) * score
+
+    for target in (0.0, 0.9, 1.0):
+        expected = sum(sum(one(s, target) for s in level[0].tolist()) / level.numel() for level in levels) / 2
+        assert float(adversarial(levels, target)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="at least one level"):
+        adversarial([], 1.0)

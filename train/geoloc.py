@@ -29,7 +29,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,9 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and what is left."""
 
 
-def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
-    """From YAML files, name=value and dictionaries. ValueError names what is wrong."""
-    merged: Any = OmegaConf.structured(Settings)
+def merged_settings(sources: Sequence[str | dict[str, Any]], kind: Any) -> Any:
+    """The dataclass `kind` from YAML files, name=value and dictionaries; ValueError names what is wrong."""
+    merged: Any = OmegaConf.structured(kind)
     for source in sources:
         try:
             if isinstance(source, dict):
@@ -127,7 +127,11 @@ def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ValueError(f"{missing[0]}: expected a value, got none; give {missing[0]}=...")
-    settings: Any = OmegaConf.to_object(merged)
+    return OmegaConf.to_object(merged)
+
+
+def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
+    settings: Settings = merged_settings(sources, Settings)
     settings.step.loss.check()
     if settings.data.street not in STREET:
         raise ValueError(f"data.street: expected one of {STREET}, got {settings.data.street!r}")
@@ -355,13 +359,11 @@ def similar_places(
 class Trainer:
     """One run. The position in it is (step, epoch, batch); all randomness is drawn from seed and position."""
 
+    shown: tuple[str, ...] = ("loss", "true_window", "right")  # beside the bar
+
     def __init__(self, settings: Settings, *, resume: bool = False) -> None:
-        self.settings, how = settings, settings.train
-        self.rank, self.processes = world()
-        self.out = Path(settings.out)
-        name = how.device if how.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        self._place(settings)
+        how = settings.train
         try:
             config = GeolocalizerConfig(**settings.model)
         except TypeError as error:
@@ -404,6 +406,20 @@ class Trainer:
                 lat, lon, self.neighbour_count, beyond_m=settings.step.loss.threshold_m
             )
         self.window = "fixed" if settings.step.loss.select == "fixed" else "best"
+        self._begin(resume)
+
+    def _place(self, settings: Any) -> None:
+        """Where this process is among others, on which device, and where it writes."""
+        self.settings = settings
+        self.rank, self.processes = world()
+        self.out = Path(settings.out)
+        name = settings.train.device
+        name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+
+    def _begin(self, resume: bool) -> None:
+        """At the start, or where the checkpoint stands."""
         self.step, self.best = 0, -math.inf
         self.stop = False
         last = self.out / "last.safetensors"
@@ -413,7 +429,7 @@ class Trainer:
             raise FileExistsError(f"out: {last} is there already; add --resume to go on, or choose another folder")
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(settings)))
+            write_atomically(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.settings)))
             _cut_log(self.out / "log.jsonl", self.step)
 
     def _rate(self) -> float:
@@ -429,16 +445,16 @@ class Trainer:
         """From where the run stands to its end, epoch after epoch."""
         how = self.settings.train
         batches: Iterable[Any] = self.sampler
-        if isinstance(self.pairs, PairDataset):
+        if not isinstance(self.pairs, PairsInMemory):
             batches = loader(self.pairs, how.batch, workers=self.settings.data.workers, batches=self.sampler)
         while True:
-            if isinstance(self.pairs, PairDataset):
+            if not isinstance(self.pairs, PairsInMemory):
                 self.pairs.set_epoch(self.sampler.epoch)
             for batch in batches:
-                if isinstance(self.pairs, PairDataset):
-                    yield finish(batch, self.device)
-                else:
+                if isinstance(self.pairs, PairsInMemory):
                     yield self.pairs.batch(batch, epoch=self.sampler.epoch, device=self.device)
+                else:
+                    yield self._finished(batch)
                 self.sampler.start += 1
             self.sampler.epoch += 1
             self.sampler.start = 0
@@ -463,7 +479,7 @@ class Trainer:
                     # The batch counts as done: a run that goes on begins with the next one.
                     self.step += 1
                     bar.update(1)
-                    bar.set_postfix({k: f"{numbers[k]:.3f}" for k in ("loss", "true_window", "right")})
+                    bar.set_postfix({k: f"{numbers[k]:.3f}" for k in self.shown})
                     for name, value in numbers.items():
                         sums[name] = sums.get(name, 0.0) + value
                     sums["steps"] = sums.get("steps", 0) + 1
@@ -486,19 +502,24 @@ class Trainer:
             if self.rank == 0:
                 self.model.save(self.out / "model.safetensors")
 
+    def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return finish(batch, self.device)
+
+    def _gradients(self, batch: dict[str, Any]) -> dict[str, float]:
+        return gradients(self.model, batch, self.settings.step, step=self.step, epoch=self.sampler.epoch)
+
     def _one_step(self, batch: dict[str, Any]) -> dict[str, float]:
         rate = self._rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        numbers = gradients(self.model, batch, self.settings.step, step=self.step, epoch=self.sampler.epoch)
+        numbers = self._gradients(batch)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip))
         # The same in every process, so that all stop together.
         if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
             ids = {"step": self.step, "loss": str(numbers["loss"]), "gradient_norm": str(norm)}
+            ids |= {name: batch[name] for name in ("photo_id", "place_id") if name in batch}
             path = self.out / f"not_finite.{self.rank}.json"
-            write_atomically(
-                path, json.dumps({**ids, "photo_id": batch["photo_id"], "place_id": batch["place_id"]}, indent=1)
-            )
+            write_atomically(path, json.dumps(ids, indent=1))
             raise TrainingStopped(
                 f"the loss is {numbers['loss']} and the gradient's norm {norm} at step {self.step}; the "
                 f"batch's ids are in {path}, the last checkpoint is as it was"
@@ -661,8 +682,8 @@ def _flat(values: dict[str, Any], name: str = "") -> Iterator[tuple[str, float]]
             yield name + key, value
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+def main(about: str, train: Callable[[list[str], bool], None]) -> int:
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("settings", nargs="+", help="YAML files and name=value")
     parser.add_argument("--resume", action="store_true", help="go on from out/last.safetensors")
     parser.add_argument("--ops", choices=("fast", "reference"), default="fast", help="which operators")
@@ -674,7 +695,7 @@ def main() -> int:
     operators = force_backend("reference") if arguments.ops == "reference" else contextlib.nullcontext()
     try:
         with operators:
-            Trainer(read_settings(arguments.settings), resume=arguments.resume).run()
+            train(arguments.settings, arguments.resume)
     except KeyboardInterrupt:
         print("stopped; --resume goes on from here", file=sys.stderr)
         return 130
@@ -688,4 +709,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(str(__doc__), lambda given, resume: Trainer(read_settings(given), resume=resume).run()))

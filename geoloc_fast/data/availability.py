@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geoloc_fast.data.manifest import DEFAULTS, PLACES, STREET_COLUMNS, superseded_street
 from geoloc_fast.geo import great_circle_m
 
-__all__ = ["MAX_AGE_DAYS", "MAX_DISTANCE_M", "available", "street_distance_m"]
+__all__ = ["MAX_AGE_DAYS", "MAX_DISTANCE_M", "available", "real_street_views", "street_distance_m"]
 
 MAX_DISTANCE_M = 50.0
 MAX_AGE_DAYS = 365
@@ -64,3 +65,22 @@ def available(
     when = np.asarray(np.datetime64("NaT") if date is None else date, "datetime64[D]")
     age_days = np.abs(taken - when) / np.timedelta64(1, "D")  # NaN of NaT
     return real & ~(distance > max_distance_m) & ~(age_days > max_age_days)
+
+
+def real_street_views(places: pa.Table) -> pa.Table:
+    """The places with real street views only: those that synthetic ones stood in for are back in their columns, and
+    where there was none there is none."""
+    made = places["street_synthetic"].is_valid().to_numpy(zero_copy_only=False)
+    if not made.any():
+        return places
+    columns = {name: places[name].to_pylist() for name in STREET_COLUMNS}
+    superseded = places["street_superseded"].to_pylist()
+    for row in np.flatnonzero(made):
+        real = {} if superseded[row] is None else superseded_street(superseded[row])
+        for name in STREET_COLUMNS:
+            columns[name][row] = real.get(name, DEFAULTS.get(name))
+    columns |= dict.fromkeys(("street_synthetic", "street_superseded"), [None] * len(places))
+    for name, values in columns.items():
+        at = places.schema.get_field_index(name)
+        places = places.set_column(at, name, pa.array(values, PLACES.field(name).type))
+    return places

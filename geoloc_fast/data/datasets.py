@@ -190,7 +190,12 @@ class PlaceDataset(_Images):
             column0 = 315.0 if column0 is None else column0
         else:
             return np.zeros((rows, columns, 3), np.uint8), False
-        width = image.shape[1]
+        image = self._turned(image, column0, turn_deg, mirrored)
+        return self._coloured(fit_panorama(image, (rows, columns)), row, _PANORAMA), column0 is not None
+
+    def _turned(self, image: np.ndarray, column0: float | None, turn_deg: float, mirrored: bool) -> np.ndarray:
+        """A panorama, or a map of one, whose column 0 looks at `column0`, in the frame of the sample."""
+        width, columns = image.shape[1], self.panorama_size[1]
         if mirrored:
             # Pixel j is sampled at its left edge, so the mirror image begins one pixel after the mirrored beginning.
             image = image[:, ::-1]
@@ -198,10 +203,8 @@ class PlaceDataset(_Images):
         if column0 is not None:
             # A pixel of the result is the mean of width / columns pixels; its middle is what must lie at the angle.
             beyond = (width / columns - 1) / 2
-            image = np.roll(image, -round((self.column0_deg + turn_deg - column0) * width / 360.0 - beyond), axis=1)
-        elif turn_deg:
-            image = np.roll(image, -round(turn_deg * width / 360.0), axis=1)
-        return self._coloured(fit_panorama(image, (rows, columns)), row, _PANORAMA), column0 is not None
+            return np.roll(image, -round((self.column0_deg + turn_deg - column0) * width / 360.0 - beyond), axis=1)
+        return np.roll(image, -round(turn_deg * width / 360.0), axis=1)
 
 
 class PhotoDataset(_Images):

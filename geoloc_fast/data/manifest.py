@@ -56,6 +56,7 @@ PLACES = pa.schema(
         ("calibration_quality", NUMBER),
         ("calibration_status", TEXT),
         ("street_synthetic", TEXT),
+        ("street_superseded", TEXT),
     ]
 )
 PHOTOS = pa.schema(
@@ -76,6 +77,11 @@ REQUIRED = {"places": ("id", "lat", "lon"), "photos": ("id", "image")}
 SCHEMAS = {"places": PLACES, "photos": PHOTOS}
 # What an empty cell stands for, where that is not "unknown".
 DEFAULTS = {"city": "", "calibration_status": "none"}
+# What belongs to a street view, and goes with it when another stands in for it.
+STREET_COLUMNS = (
+    "street", "street_views", "street_lat", "street_lon", "street_date", "street_column0_deg",
+    "calibration_column0_deg", "calibration_quality", "calibration_status",
+)  # fmt: skip
 _HEADINGS = ("street_column0_deg", "calibration_column0_deg", "heading_deg")
 
 
@@ -529,6 +535,21 @@ def _texts(value: Any) -> list[str | None]:
     return [None if part is None else _text(part) for part in value]
 
 
+def superseded_street(text: str) -> dict[str, Any]:
+    """The columns of the real street view in `street_superseded`, in their types. ValueError if it is not one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected the columns of a street view as JSON, got {text[:60]!r}") from error
+    if not isinstance(found, dict) or not set(found) <= set(STREET_COLUMNS):
+        raise ValueError(f"expected only columns of a street view, {', '.join(STREET_COLUMNS)}, got {text[:60]!r}")
+    convert = {TEXT: _text, NUMBER: _number, DATE: _date, TEXTS: _texts}
+    try:
+        return {n: None if v is None else convert[PLACES.field(n).type](v) for n, v in found.items()}
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
 # --- checks ----------------------------------------------------------------------------------------------
 
 
@@ -620,6 +641,7 @@ def _check(name: str, table: pa.Table, file: str) -> list[Problem]:
         )
         unfounded = pc.and_(pc.not_equal(checks.column("calibration_status"), "none"), pc.invert(known))
         checks.add("calibration_status", unfounded, lambda value: f"{value!r}, but no heading of column 0 is given")
+        _check_superseded(checks)
         images = [checks.column(column).is_null() for column in ("satellite", "street", "street_views")]
         nothing = pc.and_(pc.and_(images[0], images[1]), images[2])
         checks.add("satellite", nothing, "there is no image: expected satellite, street or street_views")
@@ -631,6 +653,20 @@ def _check(name: str, table: pa.Table, file: str) -> list[Problem]:
         checks.number("fov_deg", lambda x: (x > 0) & (x <= 360), "degrees above 0, at most 360")
         checks.choice("split", SPLITS)
     return checks.problems
+
+
+def _check_superseded(checks: _Checks) -> None:
+    column = checks.column("street_superseded")
+    if column.null_count == len(column):
+        return
+    unmarked = pc.and_(column.is_valid(), checks.column("street_synthetic").is_null())
+    checks.add("street_superseded", unmarked, "is given, but no street_synthetic that stands in for it")
+    for row, value in enumerate(column.to_pylist(), start=1):
+        if value is not None:
+            try:
+                superseded_street(value)
+            except ValueError as error:
+                checks.problems.append(Problem(checks.file, row, "street_superseded", str(error)))
 
 
 def _check_street_views(checks: _Checks) -> None:

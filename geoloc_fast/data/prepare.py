@@ -338,6 +338,8 @@ def _prepare_places(shard: _Shard) -> _Outcome:
             if image is not None:
                 update[name] = _add(images, shard, n, name, image)
         row = shard.rows[n]
+        if place.street is not None and row["street_synthetic"] is not None:
+            notes["street views are synthetic"] += 1
         metres_known = _metres_per_pixel(row, settings) is not None
         update["metres_per_pixel"] = (
             settings.side_m / settings.satellite_px if place.satellite is not None and metres_known else None

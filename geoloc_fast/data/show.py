@@ -35,6 +35,7 @@ _SATELLITE = 420
 _GAP, _LABEL, _TITLE = 14, 20, 34
 _PAPER, _INK, _FAINT, _BLANK = (250, 250, 247), (25, 25, 25), (110, 110, 110), (226, 226, 222)
 _HEADING, _EDGE = (255, 60, 0), (255, 170, 0)
+_MADE = (150, 0, 150)  # what a generator made is said in this colour
 _STATUS = {"known": (0, 110, 40), "measured": (0, 110, 40), "low quality": (190, 90, 0), "none": (190, 0, 0)}
 _COMPASS = {"N": 0, "NE": 45, "E": 90, "SE": 135, "S": 180, "SW": 225, "W": 270, "NW": 315}
 
@@ -128,6 +129,10 @@ def _tile(
         polar = polar_resample(above, settings.size, column0_deg=POLAR_COLUMN0_DEG)
     column0_deg, status, about_street = _calibration(row, found, settings)
 
+    made = row["street_synthetic"] is not None
+    view = "synthetic street view" if made else "street view"
+    about_street = about_street.replace("street view", view, 1)
+
     width = _PHOTO[0] + _SATELLITE + _STRIP[0] + 4 * _GAP
     height = _TITLE + 3 * (_STRIP[1] + _LABEL) + 2 * _GAP
     tile = Image.new("RGB", (width, height), _PAPER)
@@ -161,8 +166,10 @@ def _tile(
     frame = None if polar is None else polar[0].permute(1, 2, 0).numpy()
     strips = (
         (
-            "street view, as stored" + ("" if row["street_date"] is None else f", {row['street_date']}"),
-            _FAINT,
+            f"{view}, as stored"
+            + (f", made by model {row['street_synthetic'][:12]}" if made else "")
+            + ("" if row["street_date"] is None else f", {row['street_date']}"),
+            _MADE if made else _FAINT,
             found.street,
             column0_deg if status == "known" else None,
             _why(problems, "street"),

@@ -1,17 +1,18 @@
-"""The networks: encoder, fusion and the geolocalizer made of them.
+"""The networks: encoder, fusion and the geolocalizer made of them; PanoGAN, which makes street views.
 
 Imports timm, which `import geoloc_fast` alone never does.
 """
 
+from geoloc_fast.models.bundle import BundleError
 from geoloc_fast.models.circular import circular_twin
 from geoloc_fast.models.encoder import IMAGE_MEAN, IMAGE_STD, Encoder
 from geoloc_fast.models.fusion import AFF, AWA, FCL, FUSIONS, IAFF, MSCAM, Concat
 from geoloc_fast.models.geolocalizer import (
-    BundleError,
     Geolocalizer,
     GeolocalizerConfig,
     PhotoStrips,
 )
+from geoloc_fast.models.panogan import PanoGAN, PanoGANConfig
 
 __all__ = [
     "AFF",
@@ -27,6 +28,8 @@ __all__ = [
     "Encoder",
     "Geolocalizer",
     "GeolocalizerConfig",
+    "PanoGAN",
+    "PanoGANConfig",
     "PhotoStrips",
     "circular_twin",
 ]

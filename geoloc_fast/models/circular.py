@@ -15,7 +15,7 @@ from timm.layers import Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 
-__all__ = ["circular_twin"]
+__all__ = ["CircularConv2d", "circular_twin"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -37,7 +37,7 @@ def _wrapped(input: Tensor, left: int, right: int) -> Tensor:
     return torch.cat((input[..., columns - left :], input, input[..., :right]), dim=-1)
 
 
-class _CircularConv2d(nn.Conv2d):
+class CircularConv2d(nn.Conv2d):
     """A Conv2d whose padding is circular along width and zero along height."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,7 +134,7 @@ def _twin_class(module: nn.Module, name: str) -> type[Any]:
         if module.padding_mode != "zeros":
             raise refuse(f"with padding_mode={module.padding_mode!r}")
         if any(module._reversed_padding_repeated_twice):
-            return _CircularConv2d
+            return CircularConv2d
     elif isinstance(module, nn.modules.conv._ConvNd):
         if any(p != 0 for p in module.padding):
             raise refuse(f"with padding={module.padding}")

@@ -9,37 +9,27 @@ Everything is in one frame: column 0 of polar image, panorama and strip looks at
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geoloc_fast.files import write_atomically
+from geoloc_fast.models.bundle import load_bundle, write_bundle
 from geoloc_fast.models.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, normalise_image
 from geoloc_fast.models.fusion import FUSIONS
 
-__all__ = ["BundleError", "Geolocalizer", "GeolocalizerConfig", "PhotoStrips"]
+__all__ = ["Geolocalizer", "GeolocalizerConfig", "PhotoStrips"]
 
 _FORMAT = "geoloc_fast.geolocalizer"
-_VERSION = "1"
 SHARING = ("all", "references", "none")
 SOURCES = ("both", "satellite", "street")
 # Settings of timm that fetch or unpickle files: a config, which may come with a stranger's bundle, must not.
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-_STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class BundleError(ValueError):
-    """A file is not a model bundle this version can load, or it is damaged."""
 
 
 class PhotoStrips(NamedTuple):
@@ -293,43 +283,13 @@ class Geolocalizer(nn.Module):
         Floating-point weights are stored as `dtype` (float32, float16 or bfloat16). The file
         appears under its name complete or not at all.
         """
-        if dtype not in _STORED_DTYPES:
-            raise ValueError(f"dtype: expected one of {_STORED_DTYPES}, got {dtype}")
-        tensors = {
-            name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
-            for name, value in self.state_dict().items()
-        }
-        config = self.config.to_json()
-        fingerprint = _fingerprint(config, tensors)
-        metadata = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "config": config,
-            "fingerprint": fingerprint,
-        }
-        write_atomically(path, safetensors.torch.save(tensors, metadata))
-        return fingerprint
+        return write_bundle(path, _FORMAT, self.config.to_json(), self.state_dict(), dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Geolocalizer:
         """The model of a bundle, in float32 and eval mode. BundleError if the file is not a whole,
         unaltered bundle of this version; OSError if it cannot be read."""
-        config_text, fingerprint, tensors = _read_bundle(Path(path))
-        try:
-            model = cls(GeolocalizerConfig.from_json(config_text))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise BundleError(f"{path}: expected a usable config, got {error}") from error
-        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in tensors.items()}
-        if expected != found:
-            wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-            raise BundleError(
-                f"{path}: expected the weights of its config, got {wrong} with shape "
-                f"{found.get(wrong)} instead of {expected.get(wrong)}"
-            )
-        model.load_state_dict(tensors)
-        model.fingerprint = fingerprint
-        return model.to(device).eval()
+        return load_bundle(path, _FORMAT, lambda config: cls(GeolocalizerConfig.from_json(config))).to(device).eval()
 
 
 def _centred(photo: Tensor, width: list[int], target: int) -> Tensor:
@@ -345,31 +305,3 @@ def _centred(photo: Tensor, width: list[int], target: int) -> Tensor:
     taken = photo.gather(3, column[:, None, None, :].expand(-1, *photo.shape[1:3], -1))
     black = torch.tensor([-m / s for m, s in zip(IMAGE_MEAN, IMAGE_STD, strict=True)])
     return torch.where(inside[:, None, None, :], taken, black.to(photo).view(1, 3, 1, 1))
-
-
-def _fingerprint(config: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {_VERSION}\n{config}\n".encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _read_bundle(path: Path) -> tuple[str, str, dict[str, Tensor]]:
-    with open(path, "rb"):  # a missing or unreadable file is an OSError, not a bad bundle
-        pass
-    try:
-        with safetensors.safe_open(path, framework="pt") as bundle:
-            metadata = bundle.metadata() or {}
-            tensors = {name: bundle.get_tensor(name) for name in bundle.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise BundleError(f"{path}: expected a safetensors file, got {error}") from error
-    kind = (metadata.get("format"), metadata.get("version"))
-    if kind != (_FORMAT, _VERSION):
-        raise BundleError(f"{path}: expected {_FORMAT} version {_VERSION}, got {kind[0]} {kind[1]}")
-    config, fingerprint = metadata.get("config", ""), metadata.get("fingerprint", "")
-    actual = _fingerprint(config, tensors)
-    if actual != fingerprint:
-        raise BundleError(f"{path}: expected fingerprint {fingerprint}, got {actual}: the file was altered")
-    return config, fingerprint, tensors

@@ -1,0 +1,104 @@
+"""A model in one file: config, weights and a fingerprint of both, as safetensors.
+
+The fingerprint is the sha256 of the format's name, the config and every tensor's bytes. An index, a confidence file or
+a synthetic street view says by it which model it belongs to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from geoloc_fast.files import write_atomically
+
+__all__ = ["BundleError", "load_bundle", "write_bundle"]
+
+_VERSION = "1"
+_STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class BundleError(ValueError):
+    """A file is not a model bundle this version can load, or it is damaged."""
+
+
+def write_bundle(
+    path: str | os.PathLike[str], kind: str, config: str, state: Mapping[str, Tensor], dtype: torch.dtype
+) -> str:
+    """Writes config and weights to one file, complete or not at all, and returns its fingerprint.
+
+    Args:
+        kind: the name of the format, "geoloc_fast.geolocalizer" for instance.
+        config: canonical JSON.
+        dtype: what floating-point weights are stored as: float32, float16 or bfloat16.
+    """
+    if dtype not in _STORED_DTYPES:
+        raise ValueError(f"dtype: expected one of {_STORED_DTYPES}, got {dtype}")
+    tensors = {
+        name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+        for name, value in state.items()
+    }
+    fingerprint = _fingerprint(kind, config, tensors)
+    metadata = {"format": kind, "version": _VERSION, "config": config, "fingerprint": fingerprint}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    return fingerprint
+
+
+def load_bundle(path: str | os.PathLike[str], kind: str, build: Callable[[str], M]) -> M:
+    """The model that `build` makes of the config, with the file's weights in float32 and its `fingerprint` set.
+
+    BundleError if the file is not a whole, unaltered bundle of this kind and version; OSError if it cannot be read.
+    """
+    config, fingerprint, tensors = _read(Path(path), kind)
+    try:
+        model = build(config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{path}: expected a usable config, got {error}") from error
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found:
+        wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise BundleError(
+            f"{path}: expected the weights of its config, got {wrong} with shape "
+            f"{found.get(wrong)} instead of {expected.get(wrong)}"
+        )
+    model.load_state_dict(tensors)
+    model.fingerprint = fingerprint  # type: ignore[assignment]
+    return model
+
+
+def _fingerprint(kind: str, config: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{kind} {_VERSION}\n{config}\n".encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, kind: str) -> tuple[str, str, dict[str, Any]]:
+    with open(path, "rb"):  # a missing or unreadable file is an OSError, not a bad bundle
+        pass
+    try:
+        with safetensors.safe_open(path, framework="pt") as bundle:
+            metadata = bundle.metadata() or {}
+            tensors = {name: bundle.get_tensor(name) for name in bundle.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{path}: expected a safetensors file, got {error}") from error
+    found = (metadata.get("format"), metadata.get("version"))
+    if found != (kind, _VERSION):
+        raise BundleError(f"{path}: expected {kind} version {_VERSION}, got {found[0]} {found[1]}")
+    config, fingerprint = metadata.get("config", ""), metadata.get("fingerprint", "")
+    actual = _fingerprint(kind, config, tensors)
+    if actual != fingerprint:
+        raise BundleError(f"{path}: expected fingerprint {fingerprint}, got {actual}: the file was altered")
+    return config, fingerprint, tensors

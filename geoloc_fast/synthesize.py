@@ -1,0 +1,255 @@
+"""A street view for every place: `geoloc-fast synthesize`.
+
+Where a place has no real street view, or none that counts (`data.availability`), one is made of its satellite image
+and marked with the fingerprint of the model that made it (`street_synthetic`), in the manifest and in the image file.
+A real street view that a synthetic one stands in for keeps its file, and all that is known of it, in
+`street_superseded`. Every run decides anew from the real street views: what comes of a manifest depends on these, the
+model and the date, and not on the runs before.
+
+An image is named after the model and the satellite image's bytes, and computed by itself on one thread. So its bytes
+do not depend on the number of workers, and a run that was interrupted finds what it had finished. The table is
+replaced at the end, at once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from geoloc_fast.data.availability import available, real_street_views
+from geoloc_fast.data.cache import HEADER
+from geoloc_fast.data.images import decode_image, read_header
+from geoloc_fast.data.manifest import PLACES, STREET_COLUMNS, Manifest
+from geoloc_fast.data.storage import ImageError
+from geoloc_fast.data.street_views import satellite_square
+from geoloc_fast.files import write_atomically
+from geoloc_fast.models.panogan import PanoGAN
+
+__all__ = ["FOLDER", "Synthesized", "synthesize"]
+
+FOLDER = "synthetic"
+_VERSION = 1  # of what is made of the same model and image
+_QUALITY = 95
+
+
+@dataclass
+class Synthesized:
+    """What came of the places of a manifest: each is in exactly one of the counts, or has a problem."""
+
+    made: int = 0
+    there_already: int = 0
+    real: int = 0
+    without_satellite: int = 0
+    older_satellite: int = 0
+    superseded: int = 0  # of made and there_already: those that stand in for a real street view
+    problems: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        lines = [f"{self.made} street views made, {self.there_already} were there already; {self.real} are real"]
+        if self.superseded:
+            lines.append(f"{self.superseded} of them stand in for a real one that does not count")
+        if self.older_satellite:
+            lines.append(
+                f"{self.older_satellite} real ones are out of date and stay: their satellite image is no nearer in time"
+            )
+        if self.without_satellite:
+            lines.append(f"{self.without_satellite} places have no satellite image to make one of")
+        if self.problems:
+            lines.append(f"{len(self.problems)} places are left as they were")
+        return "\n".join(lines)
+
+
+def synthesize(
+    manifest: Manifest | str | os.PathLike[str],
+    model: PanoGAN,
+    *,
+    date: datetime.date | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Synthesized:
+    """Completes the street views of a manifest, in its folder, or goes on where an earlier run stopped.
+
+    Args:
+        manifest: one that is loaded, or its path: a folder, or its table `places`.
+        model: one that was loaded from a bundle.
+        date: as of which street views are to be true; without it none counts as out of date.
+        workers: threads; default one a core. The images are the same for any number.
+        progress: called as progress(done, all).
+    """
+    if model.fingerprint is None:
+        raise ValueError("model: expected one loaded from a bundle, got a fresh one without a fingerprint to mark by")
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}")
+    if not isinstance(manifest, Manifest):
+        path = Path(manifest)
+        if not path.is_dir() and path.stem != "places":
+            raise ValueError(f"manifest: expected a folder or its table of places, got {path}")
+        manifest = Manifest.load(path)
+    _check_prepared(manifest, model)
+    places = real_street_views(manifest.places)
+    result = Synthesized()
+    todo = _wanting(places, date, result)
+    taken = {path for path in places["street"].to_pylist() if path is not None}
+
+    made: dict[int, str] = {}
+    for done, (row, outcome) in enumerate(_all(_Maker(manifest, model, taken), todo, places, workers), start=1):
+        if isinstance(outcome, ImageError):
+            result.problems.append(f"place {places['id'][row].as_py()}: {outcome}")
+        else:
+            made[row], new = outcome
+            result.made += new
+            result.there_already += not new
+        if progress is not None:
+            progress(done, len(todo))
+    result.problems.sort()
+    table = _marked(places, made, model, result)
+    if not table.equals(manifest.places):
+        manifest.replace(places=table).save(tables=("places",))
+    return result
+
+
+def _check_prepared(manifest: Manifest, model: PanoGAN) -> None:
+    if (manifest.root / HEADER).exists():
+        raise ValueError(
+            f"{manifest.root}: its packed cache holds the street views as they are; complete the manifest that it was "
+            "prepared from, and prepare again"
+        )
+    polar = [path for path in manifest.places.to_pydict().get("polar", []) if path is not None][:1]
+    for path in polar:
+        header = read_header(manifest.open_image(path), path)
+        if (header.height, header.width) != model.config.image_size:
+            rows, columns = model.config.image_size
+            raise ValueError(
+                f"{manifest.root}: is prepared at {header.height} x {header.width}, but the model makes "
+                f"{rows} x {columns}; "
+                "use a model of that size, or complete the manifest that this was prepared from"
+            )
+
+
+def _wanting(places: pa.Table, date: datetime.date | None, result: Synthesized) -> list[int]:
+    """The rows to make a street view for; counts the others."""
+    counts = available(places, date)
+    there = ~(places["street"].is_null().to_numpy() & places["street_views"].is_null().to_numpy())
+    # A satellite image from further away in time would not bring the place up to date.
+    when = np.datetime64("NaT") if date is None else np.datetime64(date, "D")
+    street, satellite = (
+        np.abs(places[name].to_numpy().astype("datetime64[D]") - when) for name in ("street_date", "satellite_date")
+    )
+    near = available(places, None)
+    older = there & ~counts & near & (satellite >= street)
+    below = places["satellite"].is_valid().to_numpy()
+    result.older_satellite = int(older.sum())
+    result.real = int(counts.sum()) + result.older_satellite
+    rest = ~counts & ~older
+    result.without_satellite = int((rest & ~below).sum())
+    return np.flatnonzero(rest & below).tolist()
+
+
+class _Maker:
+    """Makes one image; shared by all threads."""
+
+    def __init__(self, manifest: Manifest, model: PanoGAN, taken: set[str]) -> None:
+        self.manifest, self.model, self.taken = manifest, model, taken
+        self.device = next(model.parameters()).device
+        self.note = f"Synthetic street view, generated from a satellite image by model {model.fingerprint}"
+        self._writing = threading.Lock()
+
+    def __call__(self, satellite: str, metres_per_pixel: float | None) -> tuple[str, bool] | ImageError:
+        """(path below the manifest's folder, whether it was made just now)"""
+        # The order of sums, and so the last bit, would depend on how many threads share a convolution.
+        torch.set_num_threads(1)
+        try:
+            content = self.manifest.open_image(satellite)
+            seed = f"{_VERSION} {self.model.fingerprint} {metres_per_pixel!r}\n".encode()
+            name = hashlib.sha256(seed + content).hexdigest()
+            path = f"{FOLDER}/{str(self.model.fingerprint)[:12]}/{name[:2]}/{name[2:26]}.jpg"
+            if path in self.taken:
+                raise ImageError(path, "would be overwritten, and is in use as a real street view")
+            if self._is_there(path):
+                return path, False
+            config = self.model.config
+            square = satellite_square(
+                decode_image(content, satellite),
+                satellite,
+                metres_per_pixel,
+                extent_m=config.extent_m,
+                size=config.satellite_size,
+            )
+        except ImageError as error:
+            return error
+        images = torch.from_numpy(square).permute(2, 0, 1)[None].to(self.device)
+        pixels = self.model.generate(images)[0].permute(1, 2, 0).cpu().numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, subsampling=0, comment=self.note.encode())
+        where = self.manifest.root / path
+        where.parent.mkdir(parents=True, exist_ok=True)
+        with self._writing:  # two places may share a satellite image
+            write_atomically(where, file.getvalue())
+        return path, True
+
+    def _is_there(self, path: str) -> bool:
+        """Whether an earlier run finished it: the file can be read to its end and is of the right size."""
+        try:
+            image = decode_image(self.manifest.open_image(path), path)
+        except ImageError:
+            return False
+        return image.shape[:2] == self.model.config.image_size
+
+
+def _all(
+    maker: _Maker, rows: list[int], places: pa.Table, workers: int
+) -> Iterator[tuple[int, tuple[str, bool] | ImageError]]:
+    """Every row with what came of it, in any order."""
+    satellite, metres = places["satellite"].to_pylist(), places["metres_per_pixel"].to_pylist()
+    threads = torch.get_num_threads()
+    waiting = iter(rows)
+    running: dict[Future[Any], int] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                while len(running) < 4 * workers and (row := next(waiting, None)) is not None:
+                    running[pool.submit(maker, satellite[row], metres[row])] = row
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(done), done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def _marked(places: pa.Table, made: dict[int, str], model: PanoGAN, result: Synthesized) -> pa.Table:
+    names = (*STREET_COLUMNS, "street_synthetic", "street_superseded")
+    columns = {name: places[name].to_pylist() for name in names}
+    for row, path in made.items():
+        old = {name: columns[name][row] for name in STREET_COLUMNS if columns[name][row] is not None}
+        if "street" in old or "street_views" in old:
+            columns["street_superseded"][row] = json.dumps(old, default=str, sort_keys=True)
+            result.superseded += 1
+        for name in STREET_COLUMNS:
+            columns[name][row] = None
+        columns["street"][row] = path
+        columns["street_synthetic"][row] = model.fingerprint
+        # It is made in the compass's frame.
+        columns["street_column0_deg"][row] = columns["calibration_column0_deg"][row] = model.config.column0_deg
+        columns["calibration_quality"][row], columns["calibration_status"][row] = 1.0, "known"
+    for name in names:
+        at = places.schema.get_field_index(name)
+        places = places.set_column(at, name, pa.array(columns[name], PLACES.field(name).type))
+    return places

@@ -1,0 +1,453 @@
+"""From a few training steps to a manifest with a street view at every place: train/panogan.py and `synthesize`."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from geoloc_fast import cli, synthesize
+from geoloc_fast.data.availability import real_street_views
+from geoloc_fast.data.city.views import TIDY, Sizes
+from geoloc_fast.data.city.write import write_city
+from geoloc_fast.data.datasets import PlaceDataset
+from geoloc_fast.data.manifest import Manifest, ManifestError
+from geoloc_fast.data.prepare import Settings as PrepareSettings
+from geoloc_fast.data.prepare import prepare
+from geoloc_fast.data.show import contact_sheet
+from geoloc_fast.data.street_views import StreetViewDataset, learnable, satellite_square
+from geoloc_fast.models import PanoGAN, PanoGANConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "train"
+NETWORK: dict[str, Any] = {
+    "image_size": [32, 128],
+    "condition": "polar",
+    "channels": 4,
+    "blocks": [1, 1],
+    "judge_channels": 4,
+    "features": 4,
+}
+OLD, NEW = datetime.date(2015, 1, 1), datetime.date(2024, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A city of 6 places, all with street views."""
+    out = tmp_path_factory.mktemp("region")
+    sizes = Sizes(satellite_px=64, panorama=(32, 128), photo=(48, 64))
+    write_city(out, seed=5, cities=1, places=6, sizes=sizes, fov_range=(80.0, 100.0), capture=TIDY)
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PanoGAN:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "panogan.safetensors"
+    PanoGAN(PanoGANConfig(**NETWORK)).save(path)
+    return PanoGAN.load(path)
+
+
+@pytest.fixture
+def gaps(region: Path, tmp_path: Path) -> Path:
+    """The same city with trouble: place 0 has no street view, that of 1 is of 2015, that of 2 stands 60 m off."""
+    root = tmp_path / "gaps"
+    shutil.copytree(region, root)
+    manifest = Manifest.load(root)
+    rows = manifest.places.to_pylist()
+    for row in rows:
+        row["street_date"] = row["satellite_date"] = NEW
+        row["street_lat"] = row["street_lon"] = None
+    rows[0] |= dict.fromkeys(("street", "street_date", "street_column0_deg"))
+    rows[1]["street_date"] = OLD
+    rows[2] |= {"street_lat": rows[2]["lat"] + 60 / 111_195, "street_lon": rows[2]["lon"]}
+    Manifest.from_rows(root, rows, manifest.photos.to_pylist()).save()
+    return root
+
+
+def tree(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# -- what is learned from ----------------------------------------------------------------------
+
+
+def test_class_maps_lie_on_their_panoramas(region: Path, tmp_path: Path) -> None:
+    """Turned and mirrored alike: a panorama whose pixels say their class, and its map."""
+    shutil.copytree(region, tmp_path / "r")
+    manifest = Manifest.load(tmp_path / "r")
+    rows = manifest.places.to_pylist()
+    for n, row in enumerate(rows):
+        classes = cv2.imread(str(tmp_path / "r" / row["classes"]), cv2.IMREAD_GRAYSCALE)
+        row["street"], row["street_column0_deg"] = f"{n}.png", 33.75 * n
+        cv2.imwrite(str(tmp_path / "r" / f"{n}.png"), np.repeat(20 * classes[..., None], 3, 2))
+    manifest = Manifest.from_rows(tmp_path / "r", rows, [])
+    from geoloc_fast.data.augment import Augmentation
+
+    augment = Augmentation(mirror=0.5, brightness=0, contrast=0, saturation=0, tint=0, grey=0, blur=0, noise=0)
+    given: dict[str, Any] = {"image_size": (32, 128), "satellite_size": 32, "extent_m": 50.0, "column0_deg": 180.0}
+    for quarter_turns in (False, True):
+        views = StreetViewDataset(manifest, classes=9, quarter_turns=quarter_turns, augment=augment, **given)
+        samples = [views[n] for n in range(6)]
+        assert len({(sample["turn_deg"], sample["mirrored"]) for sample in samples}) > 3
+        assert all(sample["turn_deg"] % 90 == 0 for sample in samples) == quarter_turns
+        for sample in samples:
+            assert torch.equal(20 * sample["classes"].expand(3, -1, -1), sample["panorama"])
+            assert sample["satellite"].shape == (3, 32, 32)
+    with pytest.raises(ValueError, match=r"holds class \d; there are 3"):
+        [StreetViewDataset(manifest, classes=3, **given)[n] for n in range(6)]
+
+
+def test_only_real_near_and_recent_views_teach(gaps: Path, model: PanoGAN) -> None:
+    manifest = Manifest.load(gaps)
+    assert learnable(manifest)["id"].to_pylist() == manifest.places["id"].to_pylist()[3:]
+    synthesize.synthesize(gaps, model, workers=1)
+    assert len(learnable(Manifest.load(gaps))) == 3
+
+
+def test_satellite_images_that_are_too_small() -> None:
+    image = np.zeros((100, 120, 3), np.uint8)
+    assert satellite_square(image, "a", 0.5, extent_m=50, size=64).shape == (64, 64, 3)
+    assert satellite_square(image, "a", None, extent_m=50, size=200).shape == (200, 200, 3)
+    with pytest.raises(ValueError, match="a: shows 40 m across; 50 m are needed"):
+        satellite_square(image, "a", 0.4, extent_m=50, size=64)
+    with pytest.raises(ValueError, match="a: has 100 pixels across 50 m; 128 are needed"):
+        satellite_square(image, "a", 0.5, extent_m=50, size=256)
+
+
+# -- training ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def panogan() -> Any:
+    pytest.importorskip("omegaconf")
+    if not TRAIN.is_dir():
+        pytest.skip("not in a checkout: there are no scripts to train with")
+    if str(TRAIN) not in sys.path:
+        sys.path.insert(0, str(TRAIN))
+    import panogan
+
+    return panogan
+
+
+def given(region: Path, out: Path, *more: str) -> list[str]:
+    return [
+        f"data.manifest={region}",
+        f"out={out}",
+        f"model={json.dumps(NETWORK)}",
+        "data.train={city: 00-harbour}",
+        "data.evaluate={split: val}",
+        "data.column0=true_column0_deg",
+        "data.max_distance_m=20",
+        "data.augment={mirror: 0.5}",
+        "step.bf16=false",
+        "train.device=cpu",
+        "train.batch=2",
+        "train.log_every=1",
+        "train.evaluate_every=0",
+        *more,
+    ]
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def test_a_step_is_the_sum_of_its_losses(panogan: Any, model: PanoGAN) -> None:
+    """Gradients of generator and judges, against losses that are written down again and differentiated as a whole."""
+    torch.manual_seed(1)
+    network = PanoGAN(model.config)
+    real, seen = 2 * torch.rand(2, 3, 32, 128) - 1, 2 * torch.rand(2, 3, 32, 128) - 1
+    classes = panogan.signed_classes(torch.randint(0, 9, (2, 1, 32, 128)), 9)
+    assert classes.shape == (2, 9, 32, 128) and bool((classes.sum(1) == -7).all())
+    how = panogan.StepSettings(bf16=False, l1=10.0)
+    numbers = panogan.gradients(network, {"condition": seen, "panorama": real, "classes": classes}, how)
+    grads = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    assert len(grads) == len(list(network.parameters()))
+
+    def entropy(scores: list[list[torch.Tensor]], target: float) -> torch.Tensor:
+        total = torch.zeros(())
+        for own in scores:
+            for level in own:
+                p = level.sigmoid()
+                total = total - (target * p.log() + (1 - target) * (1 - p).log()).mean() / len(own)
+        return total
+
+    made = network.passes(seen, judge_last=True)
+    maker = sum(
+        entropy(network.scores(one.features), 1.0)
+        + 10 * (one.image - real).abs().mean()
+        + 10 * (one.classes - classes).abs().mean()
+        for one in made
+    ) / len(made)
+    judge = entropy(network.scores(network.judge(real, classes, seen)), 0.9)
+    for one in made:
+        shown = network.judge(one.image.detach(), one.classes.detach(), seen)
+        judge = judge + entropy(network.scores(shown), 0.0) / len(made)
+    judges = {p for part in network.judges for p in part.parameters()}
+    assert numbers["loss"] == pytest.approx(float(maker.detach()), rel=1e-4)
+    assert numbers["judges"] == pytest.approx(float(judge.detach()) / 2, rel=1e-4)
+    mine = torch.autograd.grad(maker, list(network.generator.parameters()), retain_graph=True)
+    theirs = torch.autograd.grad(judge / 2, [p for p in network.parameters() if p in judges])
+    expected = torch.cat([g.flatten() for g in (*mine, *theirs)])
+    found = torch.cat([g.flatten() for g in grads])
+    assert float((found - expected).norm()) < 1e-4 * float(expected.norm())
+
+
+def test_a_tiny_run_learns_and_an_interruption_leaves_no_trace(
+    panogan: Any, region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("train.steps=8", "train.evaluate_every=4", "train.lr=2e-3")
+    panogan.Trainer(panogan.read_settings(given(region, tmp_path / "whole", *more))).run()
+    before = panogan.Trainer._gradients
+
+    def gradients(self: Any, batch: dict[str, Any]) -> dict[str, float]:
+        if self.step == 4:
+            self.stop = True
+        return before(self, batch)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(panogan.Trainer, "_gradients", gradients)
+    with pytest.raises(KeyboardInterrupt):
+        panogan.Trainer(panogan.read_settings(given(region, tmp_path / "parts", *more))).run()
+    monkeypatch.undo()
+    settings = panogan.read_settings(given(region, tmp_path / "parts", *more))
+    panogan.Trainer(settings, resume=True).run()
+    log = log_of(tmp_path / "whole")
+    assert log == log_of(tmp_path / "parts")
+    assert tree(tmp_path / "whole/samples") == tree(tmp_path / "parts/samples")
+    assert sorted(path.name for path in (tmp_path / "whole/samples").iterdir()) == [
+        f"epoch-000{n}.png" for n in (1, 2, 3)
+    ]
+    one, two = (PanoGAN.load(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert one.fingerprint == two.fingerprint
+    losses = [line["image"] for line in log if "image" in line]
+    assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
+    (_, last) = [line["evaluation"] for line in log if "evaluation" in line]
+    assert set(last) == {"psnr", "ssim", "sharpness_difference", "classes_right"}
+    assert PanoGAN.load(tmp_path / "whole/best.safetensors").config == one.config
+
+
+def test_without_class_maps_it_trains_and_says_so(
+    panogan: Any, region: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "r"
+    shutil.copytree(region, root)
+    manifest = Manifest.load(root)
+    rows = manifest.places.to_pylist()
+    rows[0]["classes"] = None
+    Manifest.from_rows(root, rows, manifest.photos.to_pylist()).save()
+    trainer = panogan.Trainer(panogan.read_settings(given(root, tmp_path / "some", "train.steps=1")))
+    assert trainer.model.config.classes == 9 and len(trainer.pairs) == 5
+    assert "1 of 6 places have no class map and are left out" in capsys.readouterr().err
+    manifest.replace(places=manifest.places.drop_columns(["classes"])).save(root)
+    trainer = panogan.Trainer(panogan.read_settings(given(root, tmp_path / "none", "train.steps=1")))
+    assert "no place has a class map; training without" in capsys.readouterr().err
+    trainer.run()
+    assert PanoGAN.load(tmp_path / "none/model.safetensors").config.classes == 0
+    for wrong, message in (
+        ("data.train={city: nowhere}", "got none of 0"),
+        ("data.column0=north", "data.column0: expected a column"),
+        ("model={channels: 0}", "channels: expected an integer"),
+        ("model={width: 3}", "model: expected settings of PanoGANConfig"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            panogan.Trainer(panogan.read_settings(given(root, tmp_path / "wrong", wrong)))
+
+
+WORKER = """
+import sys
+sys.path.insert(0, {train!r})
+import torch, torch.distributed as dist
+import panogan
+from geoloc_fast.models import PanoGAN
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+model, batch = torch.load(f"{out}/given.pt", weights_only=False)
+own = slice(dist.get_rank(), dist.get_rank() + 1)
+numbers = panogan.gradients(model, {{k: v[own] for k, v in batch.items()}}, panogan.StepSettings(bf16=False))
+if dist.get_rank() == 1:
+    torch.save((numbers, [p.grad for p in model.parameters()]), f"{out}/found.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_gradients_of_one(panogan: Any, model: PanoGAN, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = PanoGAN(model.config)
+    batch = {name: 2 * torch.rand(2, 3, 32, 128) - 1 for name in ("condition", "panorama")}
+    batch["classes"] = panogan.signed_classes(torch.randint(0, 9, (2, 1, 32, 128)), 9)
+    torch.save((network, batch), tmp_path / "given.pt")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(train=str(TRAIN), out=tmp_path))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = panogan.gradients(network, batch, panogan.StepSettings(bf16=False))
+    numbers, grads = torch.load(tmp_path / "found.pt")
+    assert numbers == pytest.approx(expected, rel=1e-4)
+    for p, grad in zip(network.parameters(), grads, strict=True):
+        assert p.grad is not None and torch.allclose(p.grad, grad, rtol=1e-2, atol=1e-3 * float(p.grad.abs().max()))
+
+
+# -- use ---------------------------------------------------------------------------------------
+
+
+def test_training_and_synthesis_end_to_end(
+    panogan: Any, gaps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands: a city learns from the street views it has, and gets those it has not."""
+    out = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["panogan.py", *given(gaps, out, "train.steps=2", "data.max_distance_m=3")])
+    assert panogan.main("", lambda s, resume: panogan.Trainer(panogan.read_settings(s), resume=resume).run()) == 0
+    before, files = Manifest.load(gaps), tree(gaps)
+    bundle = out / "model.safetensors"
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["geoloc-fast", "synthesize", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    code, text, _ = run(gaps, "--model", bundle, "--date", NEW)
+    assert code == 0
+    assert text.splitlines() == [
+        "3 street views made, 0 were there already; 3 are real",
+        "2 of them stand in for a real one that does not count",
+    ]
+    after = Manifest.load(gaps)
+    assert after.validate(images=True) == []
+    fingerprint = PanoGAN.load(bundle).fingerprint
+    assert after.places["street_synthetic"].to_pylist() == [fingerprint] * 3 + [None] * 3
+    assert after.places.slice(3).equals(before.places.slice(3))
+    assert after.places["street"].null_count == 0
+    now = tree(gaps)
+    assert {name: now[name] for name in files if name != "places.parquet"} == {
+        name: digest for name, digest in files.items() if name != "places.parquet"
+    }
+    made = sorted(set(now) - set(files))
+    assert len(made) == 3 and all(name.startswith(f"synthetic/{str(fingerprint)[:12]}/") for name in made)
+    for name in made:
+        image = Image.open(gaps / name)
+        assert image.size == (128, 32) and str(fingerprint).encode() in image.info["comment"]
+    assert real_street_views(after.places).equals(before.places)
+    code, text, _ = run(gaps, "--model", bundle, "--date", NEW, "--json")
+    assert code == 0 and json.loads(text)["there_already"] == 3 and json.loads(text)["made"] == 0
+    assert tree(gaps) == now
+    # A date the old view counts for brings it back; the synthetic ones for the others stay.
+    run(gaps, "--model", bundle, "--date", "2015-06-01")
+    assert Manifest.load(gaps).places["street_date"].to_pylist()[1] == OLD
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    gaps: Path, model: PanoGAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Manifest.load(gaps).places.to_pylist()
+    for row in rows:
+        row |= dict.fromkeys(("street", "street_date", "street_lat", "street_lon", "street_column0_deg"))
+    Manifest.from_rows(gaps, rows, []).save(tables=("places",))
+    for name in ("cut", "two"):
+        shutil.copytree(gaps, tmp_path / name)
+    synthesize.synthesize(gaps, model, workers=1)
+    whole = tree(gaps)
+    assert len(set(whole) - set(tree(tmp_path / "two"))) == 6
+    assert synthesize.synthesize(tmp_path / "two", model, workers=2).made == 6
+    assert tree(tmp_path / "two") == whole
+
+    def stop(done: int, total: int) -> None:
+        assert total == 6
+        if done == 2:
+            raise KeyboardInterrupt
+
+    before = (tmp_path / "cut/places.parquet").read_bytes()
+    threads = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        synthesize.synthesize(tmp_path / "cut", model, workers=1, progress=stop)
+    assert torch.get_num_threads() == threads
+    assert (tmp_path / "cut/places.parquet").read_bytes() == before
+    finished = sorted((tmp_path / "cut/synthetic").rglob("*.jpg"))
+    assert 2 <= len(finished) < 6
+    finished[0].write_bytes(finished[0].read_bytes()[:300])  # half-written by something else
+    again = synthesize.synthesize(tmp_path / "cut", model, workers=2)
+    assert again.there_already == len(finished) - 1 and again.made == 7 - len(finished)
+    assert tree(tmp_path / "cut") == whole
+
+
+def test_what_cannot_be_made_stays_as_it_was(gaps: Path, model: PanoGAN) -> None:
+    manifest = Manifest.load(gaps)
+    rows = manifest.places.to_pylist()
+    rows[0]["metres_per_pixel"] = 0.1  # of 64 pixels
+    rows[1]["satellite_date"] = OLD  # no nearer to the date than the street view
+    rows[3] |= {"satellite": None, "street_date": OLD}
+    rows[4] |= {"street_date": OLD, "metres_per_pixel": 0.1}
+    Manifest.from_rows(gaps, rows, []).save(tables=("places",))
+    found = synthesize.synthesize(gaps, model, date=NEW, workers=1)
+    assert (found.made, found.real, found.without_satellite, found.older_satellite) == (1, 2, 1, 1)
+    names = [row["id"] for row in rows]
+    assert len(found.problems) == 2 and all("shows 6.4 m across; 50 m are needed" in text for text in found.problems)
+    assert [text.split(":")[0] for text in found.problems] == [f"place {names[0]}", f"place {names[4]}"]
+    after = Manifest.load(gaps).places.to_pylist()
+    assert [after[n]["street"] for n in (0, 1, 3, 4, 5)] == [rows[n]["street"] for n in (0, 1, 3, 4, 5)]
+    assert "2 places are left as they were" in found.summary()
+
+
+def test_the_mark_is_known_everywhere(gaps: Path, model: PanoGAN, tmp_path: Path) -> None:
+    synthesize.synthesize(gaps, model, date=NEW, workers=1)
+    manifest = Manifest.load(gaps)
+    manifest.save(tmp_path / "csv", format="csv")
+    assert Manifest.load(tmp_path / "csv").places["street_superseded"].equals(manifest.places["street_superseded"])
+    settings = PrepareSettings(size=(32, 128), satellite_px=64)
+    ready = prepare(manifest, tmp_path / "ready", settings=settings, workers=1, progress=False)
+    assert "3 street views are synthetic" in ready.summary() and ready.calibration["known"] >= 3
+    prepared = Manifest.load(tmp_path / "ready")
+    assert prepared.places["street_synthetic"].equals(manifest.places["street_synthetic"])
+    sample = PlaceDataset(prepared, satellite_size=32, panorama_size=(32, 128))[0]
+    assert sample["has_panorama"] and sample["heading_known"]
+    names = manifest.places["id"].to_pylist()
+    plain, _ = contact_sheet(manifest, places=names[3:4], settings=settings)
+    marked, _ = contact_sheet(manifest, places=names[:1], settings=settings)
+    count = [(np.abs(sheet.astype(int) - (150, 0, 150)).max(axis=2) < 12).sum() for sheet in (plain, marked)]
+    assert count[1] > count[0] + 50
+    other = PanoGANConfig(**{**NETWORK, "image_size": [64, 256]})
+    torch.manual_seed(0)
+    PanoGAN(other).save(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="is prepared at 32 x 128, but the model makes 64 x 256"):
+        synthesize.synthesize(tmp_path / "ready", PanoGAN.load(tmp_path / "other.safetensors"))
+    cached = PrepareSettings(size=(32, 128), satellite_px=64, cache=True)
+    prepare(manifest, tmp_path / "cached", settings=cached, workers=1, progress=False)
+    with pytest.raises(ValueError, match="its packed cache holds the street views"):
+        synthesize.synthesize(tmp_path / "cached", model)
+    with pytest.raises(ValueError, match="model: expected one loaded from a bundle"):
+        synthesize.synthesize(gaps, PanoGAN(model.config))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", "expected the columns of a street view as JSON"),
+        ('{"id": "x"}', "expected only columns of a street view"),
+        ('{"street_lat": "north"}', "expected a number, got 'north'"),
+        ('{"street_date": 7}', "expected a date as YYYY-MM-DD"),
+    ],
+)
+def test_a_superseded_view_is_checked(value: str, message: str) -> None:
+    row = {"id": "a", "lat": 1.0, "lon": 2.0, "street": "a.jpg", "street_synthetic": "m", "street_superseded": value}
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_rows(".", [row], [])
+    row |= {"street_superseded": "{}", "street_synthetic": None}
+    with pytest.raises(ManifestError, match="no street_synthetic that stands in for it"):
+        Manifest.from_rows(".", [row], [])
