@@ -17,16 +17,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from geoloc_fast.answers import as_dict, as_feature, as_line, locate_folder
 from geoloc_fast.build import add_places
 from geoloc_fast.cli import main
 from geoloc_fast.confidence import FEATURES, Confidence, ConfidenceError, calibration_error, ranking_quality
+from geoloc_fast.data.city import make_city
 from geoloc_fast.data.city.views import Sizes
 from geoloc_fast.data.city.write import write_city
 from geoloc_fast.data.images import decode_image
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.demo import default_model
+from geoloc_fast.demo import default_model, make_index
 from geoloc_fast.evaluate import evaluate, summary
 from geoloc_fast.geo import great_circle_m, move_m
 from geoloc_fast.index import Circle, Neighbours, OtherModelError, PlaceIndex, PlaceIndexError
@@ -165,6 +167,22 @@ def test_too_few_answers_to_learn_from_are_refused() -> None:
 def test_the_confidence_that_ships_belongs_to_the_model_that_ships() -> None:
     model = Geolocalizer.load(default_model())
     Confidence.load(Confidence.path_for(default_model()), model=model.fingerprint)
+
+
+@pytest.mark.slow
+def test_the_confidence_that_ships_holds_in_cities_it_was_not_fitted_on(model: Geolocalizer, tmp_path: Path) -> None:
+    ours, other = (make_city(seed, places=200, panorama_size=model.config.image_size) for seed in (41_000, 41_001))
+    index = make_index(tmp_path / "index", model, ours, tqdm(disable=True))
+    locator = Locator(
+        index, model, confidence=Confidence.load(Confidence.path_for(default_model()), model=model.fingerprint)
+    )
+    sure = evaluate(locator, ours.photo, lat=ours.photo_lat, lon=ours.photo_lon).metrics()["confidence"]
+    # Of 200 photos: the figures themselves, of thousands, are in train/README.md.
+    assert sure["calibration_error"] < 0.1
+    assert sure["auroc"] > 0.65
+    assert sure["precision"] is None or sure["precision"] > 0.75
+    abroad = [answer.status for answer in locator.locate(other.photo)]
+    assert abroad.count("unknown") >= 0.8 * len(abroad)
 
 
 # --- a city ----------------------------------------------------------------------------------------------------

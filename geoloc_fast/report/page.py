@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from bokeh.embed import json_item
 from bokeh.resources import Resources
+from tqdm import tqdm
 
 from geoloc_fast.answers import printable
 from geoloc_fast.confidence import RIGHT_M
@@ -222,8 +223,8 @@ def _map(
     found = np.array([offset_m(*origin, photo.first.lat, photo.first.lon) for photo in drawn]).reshape(-1, 2)
     # Photos from elsewhere do not stretch the map: it is of the region.
     box = _framed(float(east.min()), float(north.min()), float(east.max()), float(north.max()))
-    rows = _spread(len(ids), _MOSAIC_TILES)
-    tiles = ((float(east[n]), float(north[n]), lambda n=n: pictures.tile(int(ids[n]))) for n in rows)
+    bar = tqdm(_spread(len(ids), _MOSAIC_TILES), desc="satellite images", unit="", leave=False, disable=None)
+    tiles = ((float(east[n]), float(north[n]), lambda n=n: pictures.tile(int(ids[n]))) for n in bar)
     picture = mosaic(tiles, box, longer_px=_MOSAIC_PX)  # type: ignore[arg-type]
     columns: dict[str, dict[str, list[Any]]] = {}
     for kind in CLASSES:
