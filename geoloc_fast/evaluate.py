@@ -199,7 +199,7 @@ def fit_confidence(
         rows = np.arange(len(lat)) if region is None else np.flatnonzero(region.contains(lat, lon))
         if not len(rows) or not len(index.ids(region)):
             continue
-        fov = [fov_deg[row] for row in rows] if isinstance(fov_deg, Sequence) else fov_deg
+        fov = [fov_deg[int(row)] for row in rows] if isinstance(fov_deg, Sequence) else fov_deg
         answers = Locator(index, model, within=region).locate(images(rows), fov_deg=fov, candidates=NEIGHBOURS)
         for row, answer in zip(rows, answers, strict=True):
             if answer.features is not None:

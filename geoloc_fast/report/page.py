@@ -225,7 +225,7 @@ def _map(
     box = _framed(float(east.min()), float(north.min()), float(east.max()), float(north.max()))
     bar = tqdm(_spread(len(ids), _MOSAIC_TILES), desc="satellite images", unit="", leave=False, disable=None)
     tiles = ((float(east[n]), float(north[n]), lambda n=n: pictures.tile(int(ids[n]))) for n in bar)
-    picture = mosaic(tiles, box, longer_px=_MOSAIC_PX)  # type: ignore[arg-type]
+    picture = mosaic(tiles, box, longer_px=_MOSAIC_PX)
     columns: dict[str, dict[str, list[Any]]] = {}
     for kind in CLASSES:
         of_kind = [n for n, photo in enumerate(drawn) if photo.kind == kind]

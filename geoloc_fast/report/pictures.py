@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -112,7 +112,7 @@ class ManifestPictures:
             return None
         return np.ascontiguousarray(np.moveaxis(np.asarray(sample["panorama"]), 0, 2))
 
-    def _row(self, place: int) -> dict[str, object] | None:
+    def _row(self, place: int) -> dict[str, Any] | None:
         return self._manifest.place(self._rows[place]) if place in self._rows else None
 
 
