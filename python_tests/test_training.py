@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -259,6 +260,21 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
             grads, theirs = torch.load(tmp_path / f"{rank}_{chunk}.pt")
             assert_same(expected, grads)
             assert numbers == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_papers_network_takes_a_step_on_a_cpu() -> None:
+    """ConvNeXt-Base at 128 x 512, four pairs: the memory of an ordinary machine is enough."""
+    made = geoloc.read_settings([str(TRAIN / "configs/base.yaml"), "out=x", "data.manifest=y", "step.chunk=2"])
+    model = Geolocalizer(GeolocalizerConfig(**made.model))
+    batch = some_batch(4)
+    for name in ("photo", "polar", "panorama"):
+        batch[name] = torch.randn(4, 3, 128, 128 if name == "photo" else 512)
+    batch["photo_width"][:] = 128
+    numbers = steps.gradients(model, batch, made.step, step=0, epoch=0)
+    assert math.isfinite(numbers["loss"])
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 << 20  # KiB
 
 
 # -- pairs in memory ---------------------------------------------------------------------------
