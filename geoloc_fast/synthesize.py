@@ -19,8 +19,9 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,16 @@ def synthesize(
     taken = {path for path in places["street"].to_pylist() if path is not None}
 
     made: dict[int, str] = {}
-    for done, (row, outcome) in enumerate(_all(_Maker(manifest, model, taken), todo, places, workers), start=1):
-        if isinstance(outcome, ImageError):
-            result.problems.append(f"place {places['id'][row].as_py()}: {outcome}")
-        else:
-            made[row], new = outcome
-            result.made += new
-            result.there_already += not new
-        if progress is not None:
-            progress(done, len(todo))
+    with closing(_all(_Maker(manifest, model, taken), todo, places, workers)) as outcomes:
+        for done, (row, outcome) in enumerate(outcomes, start=1):
+            if isinstance(outcome, ImageError):
+                result.problems.append(f"place {places['id'][row].as_py()}: {outcome}")
+            else:
+                made[row], new = outcome
+                result.made += new
+                result.there_already += not new
+            if progress is not None:
+                progress(done, len(todo))
     result.problems.sort()
     table = _marked(places, made, model, result)
     if not table.equals(manifest.places):
@@ -130,8 +132,8 @@ def _check_prepared(manifest: Manifest, model: PanoGAN) -> None:
             f"{manifest.root}: its packed cache holds the street views as they are; complete the manifest that it was "
             "prepared from, and prepare again"
         )
-    polar = [path for path in manifest.places.to_pydict().get("polar", []) if path is not None][:1]
-    for path in polar:
+    prepared = "polar" in manifest.places.column_names
+    for path in manifest.places["polar"].drop_null().to_pylist()[:1] if prepared else ():
         header = read_header(manifest.open_image(path), path)
         if (header.height, header.width) != model.config.image_size:
             rows, columns = model.config.image_size
@@ -214,7 +216,7 @@ class _Maker:
 
 def _all(
     maker: _Maker, rows: list[int], places: pa.Table, workers: int
-) -> Iterator[tuple[int, tuple[str, bool] | ImageError]]:
+) -> Generator[tuple[int, tuple[str, bool] | ImageError], None, None]:
     """Every row with what came of it, in any order."""
     satellite, metres = places["satellite"].to_pylist(), places["metres_per_pixel"].to_pylist()
     threads = torch.get_num_threads()

@@ -190,7 +190,7 @@ def test_what_is_refused(
     assert tree(tmp_path) == before, "a refusal writes nothing"
 
 
-@pytest.mark.parametrize("command", [["read"], ["prepare"], ["show"], ["city", "make"]])
+@pytest.mark.parametrize("command", [["read"], ["prepare"], ["show"], ["synthesize"], ["city", "make"]])
 def test_help_has_an_example_that_names_the_command(run: Run, command: list[str]) -> None:
     done = run(*command, "--help")
     assert done.code == 0 and f"Example: geoloc-fast {' '.join(command)} " in " ".join(done.out.split())
