@@ -147,7 +147,11 @@ def test_the_readme_shows_what_the_demo_prints(demo_run: tuple[dict, Path]) -> N
 def test_interrupting_leaves_nothing_half_written(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*COMMAND, "demo", "--out", str(out), "--places", "2000"], stderr=subprocess.PIPE, text=True
+        [*COMMAND, "demo", "--out", str(out), "--places", "2000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs in the background of a shell ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(6)
     os.kill(process.pid, signal.SIGINT)
