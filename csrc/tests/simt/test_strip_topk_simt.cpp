@@ -107,9 +107,14 @@ void all_forms() {
     search({41, 18, 64, 1, bf16, 1.0f, 3, false});
     search({100, 3, 64, 20, bf16, 1.0f, 2, false, 5, true});
     search({40, 3, 16, 9, bf16, 1.0f, 2, true, 5, true});
-    search({700, 1, 64, 1, bf16, bf16 ? 0.0f : 1e-4f, 1, false, 3});
   }
   search({400, 2, 3, 2, true, 0.0f, 1, false, 3});
+}
+
+// Many pairs are scored here, which takes long: in one order only.
+void near_ties() {
+  search({700, 1, 64, 1, true, 0.0f, 1, false, 3});
+  search({700, 1, 64, 1, false, 1e-4f, 1, false, 3});
   search({1030, 1, 64, 1, true, 1.0f, 2, false, 1024});
 }
 
@@ -176,6 +181,7 @@ int main() {
     simt::set_order(order, 3);
     all_forms();
     if (tests::failure_count() > 0) break;  // a mutant has shown itself
+    if (order == simt::Order::kRandom) near_ties();
   }
   std::printf("ran:%s\n", g_plans.c_str());
   return tests::failures();
