@@ -42,7 +42,7 @@ _SERIES = ("#0072b2", "#cc79a7", "#e69f00", "#56b4e9")
 _CONE = 1 / 62  # radius of a view, of the width of the map
 _BINS = 10
 _TOOLBAR = """
-:host { background: rgb(255 255 255 / .82); height: fit-content !important; align-self: start; border-radius: 0 0 0 8px }
+:host { background: rgb(255 255 255 / .82); height: fit-content !important; align-self: start }
 """
 _MAP_HOVER = """
 <div class="tip"><b>@name</b><br>@verdict<br>heading @heading, found @found<br>@sure</div>
@@ -126,8 +126,8 @@ def map_figure(
     plot.add_tools(HoverTool(renderers=pointed, tooltips=_MAP_HOVER, mode="mouse"))
     plot.add_layout(
         ScaleBar(
-            range=plot.x_range, unit="m", dimensional=Metric(base_unit="m", include=["m", "km"]), location="bottom_left",
-            background_fill_color="#ffffff", background_fill_alpha=0.85, border_line_color=None,
+            range=plot.x_range, unit="m", dimensional=Metric(base_unit="m", include=["m", "km"]),
+            location="bottom_left", background_fill_color="#ffffff", background_fill_alpha=0.85, border_line_color=None,
             bar_length=0.12, bar_line_color="#1d2024", label_text_color="#1d2024",
         )
     )  # fmt: skip
