@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -84,9 +84,9 @@ class ManifestPictures:
 
     def tile(self, place: int) -> Tile | None:
         row = self._row(place)
-        path = row and row["satellite"]
-        if not row or not path:
+        if row is None or row["satellite"] is None:
             return None
+        path = str(row["satellite"])
         try:
             content = self._manifest.open_image(path)
             header = read_header(content, path)
@@ -112,7 +112,7 @@ class ManifestPictures:
             return None
         return np.ascontiguousarray(np.moveaxis(np.asarray(sample["panorama"]), 0, 2))
 
-    def _row(self, place: int) -> dict[str, object] | None:
+    def _row(self, place: int) -> dict[str, Any] | None:
         return self._manifest.place(self._rows[place]) if place in self._rows else None
 
 
