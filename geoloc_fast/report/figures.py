@@ -39,9 +39,11 @@ CLASSES = {
     "unknown-wrong": "unknown, best guess wrong",
 }
 _SERIES = ("#0072b2", "#cc79a7", "#e69f00", "#56b4e9")
-_CONE_PX = 22
+_CONE = 1 / 62  # radius of a view, of the width of the map
 _BINS = 10
-_TOOLBAR = ":host { background: rgb(255 255 255 / .82); height: fit-content; border-bottom-left-radius: 8px }"
+_TOOLBAR = """
+:host { background: rgb(255 255 255 / .82); height: fit-content !important; align-self: start }
+"""
 _MAP_HOVER = """
 <div class="tip"><b>@name</b><br>@verdict<br>heading @heading, found @found<br>@sure</div>
 """
@@ -104,16 +106,19 @@ def map_figure(
         colour, sure = COLOURS[kind.removeprefix("unknown-")], not kind.startswith("unknown")
         faint = {"line_alpha": 0.9 if sure else 0.35}
         plot.segment("x", "y", "fx", "fy", source=source, name=kind, line_color="#ffffff", line_width=1, **faint)
-        for x, y, begin, end, fill in (("fx", "fy", "fbegin", "fend", 0.15), ("x", "y", "begin", "end", 0.6)):
+        for x, y, begin, end, fill in (
+            ("fx", "fy", "fbegin", "fend", 0.15),
+            ("x", "y", "begin", "end", 0.35 if kind == "unknown-wrong" else 0.6),
+        ):
             plot.wedge(
-                x, y, radius=_CONE_PX, radius_units="screen", start_angle=begin, end_angle=end, source=source,
+                x, y, radius=(east - west) * _CONE, start_angle=begin, end_angle=end, source=source,
                 name=kind, fill_color=colour, fill_alpha=fill, line_color="#ffffff", line_alpha=0.9, line_width=1,
             )  # fmt: skip
         style = {"source": source, "name": kind, "line_width": 1.8}
         inside = {"fill_color": colour, "line_color": "#ffffff"}
         hollow = {"fill_color": "#ffffff", "line_color": colour}
-        guess = plot.scatter("fx", "fy", marker="diamond", size=9, **style, **hollow)
-        truth = plot.scatter("x", "y", marker="circle", size=10, **style, **(inside if sure else hollow))
+        guess = plot.scatter("fx", "fy", marker="diamond", size=8, **style, **hollow)
+        truth = plot.scatter("x", "y", marker="circle", size=9, **style, **(inside if sure else hollow))
         for drawn in (guess, truth):
             drawn.nonselection_glyph = None
         pointed += [truth, guess]
@@ -121,8 +126,9 @@ def map_figure(
     plot.add_tools(HoverTool(renderers=pointed, tooltips=_MAP_HOVER, mode="mouse"))
     plot.add_layout(
         ScaleBar(
-            range=plot.x_range, unit="m", dimensional=Metric(base_unit="m"), location="bottom_left",
-            background_fill_alpha=0.85, border_line_color=None, bar_length=0.12,
+            range=plot.x_range, unit="m", dimensional=Metric(base_unit="m", include=["m", "km"]),
+            location="bottom_left", background_fill_color="#ffffff", background_fill_alpha=0.85, border_line_color=None,
+            bar_length=0.12, bar_line_color="#1d2024", label_text_color="#1d2024",
         )
     )  # fmt: skip
     return plot

@@ -19,8 +19,6 @@
         } else if (model.type === "Legend") {
           Object.assign(model, { background_fill_color: card, background_fill_alpha: 0.8, border_line_color: null,
             label_text_color: ink, label_text_font_size: "12px" });
-        } else if (model.type === "ScaleBar") {
-          Object.assign(model, { background_fill_color: card, bar_line_color: ink, label_text_color: ink });
         } else if (model.type === "GlyphRenderer" && model.name === "ink") {
           model.glyph.line_color = soft;
         }

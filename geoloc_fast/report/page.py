@@ -12,6 +12,7 @@ import html
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -224,7 +225,7 @@ def _map(
     # Photos from elsewhere do not stretch the map: it is of the region.
     box = _framed(float(east.min()), float(north.min()), float(east.max()), float(north.max()))
     bar = tqdm(_spread(len(ids), _MOSAIC_TILES), desc="satellite images", unit="", leave=False, disable=None)
-    tiles = ((float(east[n]), float(north[n]), lambda n=n: pictures.tile(int(ids[n]))) for n in bar)
+    tiles = ((float(east[n]), float(north[n]), partial(pictures.tile, int(ids[n]))) for n in bar)
     picture = mosaic(tiles, box, longer_px=_MOSAIC_PX)
     columns: dict[str, dict[str, list[Any]]] = {}
     for kind in CLASSES:
@@ -374,7 +375,7 @@ def _card(photo: _Photo, index: PlaceIndex, pictures: Pictures) -> str:
         _picture("taken", taken, "photo", 400),
         _picture("street", window, "street view", 400),
         _picture("polar", polar, "satellite, polar", 400),
-        _picture("above", tile and tile.image, "matched place", 260, overlay),
+        _picture("above", None if tile is None else tile.image, "matched place", 260, overlay),
     )
     name = html.escape(f"{photo.name} → {_named(place.key, place.id)}")
     return (

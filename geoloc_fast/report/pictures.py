@@ -84,9 +84,9 @@ class ManifestPictures:
 
     def tile(self, place: int) -> Tile | None:
         row = self._row(place)
-        path = row and row["satellite"]
-        if not row or not path:
+        if row is None or row["satellite"] is None:
             return None
+        path = str(row["satellite"])
         try:
             content = self._manifest.open_image(path)
             header = read_header(content, path)
