@@ -53,11 +53,6 @@ def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
         data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=[60.0, 80.0, 100.0, 120.0])
         every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
         found[f"street {street}"] = {name: short(one) for name, one in every.items()}
-        alone = []
-        for name in sorted(set(manifest.photos["city"].to_pylist())):
-            one = geoloc.evaluate(model, geoloc.chosen(manifest, {"city": name}), data, torch.device("cpu"))
-            alone.append(100 * one["assumed"]["recall_at_1"])
-            found[f"street {street}"][f"{name} by itself"] = round(alone[-1], 1)
     return found
 
 

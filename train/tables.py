@@ -304,7 +304,8 @@ def calibrations(manifest: Path, out: Path) -> None:
         error = np.concatenate(parts)
         right = error <= 22.5  # NaN, where nothing could be measured, is wrong
         found[name] = {"street_views": len(error), "right": float(right.mean()), "ms": 1000 * spent[name] / len(error)}
-    write_atomically(path, json.dumps(found, indent=1) + "\n")
+    cities = sorted(set(whole.places["city"].to_pylist()))
+    write_atomically(path, json.dumps({"cities": cities, "methods": found}, indent=1) + "\n")
 
 
 # -- the page ----------------------------------------------------------------------------------
@@ -391,10 +392,11 @@ def section(number: str, done: dict[Run, dict[str, Any]], out: Path) -> list[str
         page += ["", *([f"The paper's order at R@1, {protocol} area: {said}.", ""] if said else [])]
     if number == "A1" and (out / "calibration.json").exists():
         measured = json.loads((out / "calibration.json").read_text())
+        page += [f"By themselves, on {', '.join(measured['cities'])}:", ""]
         page += ["| method | street views | heading within 22.5 degrees | ms |", "|---|---|---|---|"]
         page += [
             f"| {name} | {one['street_views']} | {100 * one['right']:.1f} % | {one['ms']:.1f} |"
-            for name, one in measured.items()
+            for name, one in measured["methods"].items()
         ]
         page.append("")
     missing = [str(run) for run in wanted if run not in done]
