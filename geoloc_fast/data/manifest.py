@@ -322,7 +322,7 @@ def _read_parquet(path: Path, problems: list[Problem]) -> pa.Table:
             )
             return pa.table({})
         table = file.read()
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         problems.append(Problem(path.name, None, None, f"is not a readable Parquet file: {error}"))
         return pa.table({})
     return _positions_from_geometry(path.name, table, problems)
