@@ -60,8 +60,8 @@ def test_loader(benchmark: Any, sized: tuple[str, Manifest], workers: int) -> No
     def epoch() -> int:
         return sum(len(finish(batch, "cpu")["polar"]) for batch in batches)
 
-    assert benchmark.pedantic(epoch, rounds=2, warmup_rounds=1) == SAMPLES[name]
     benchmark.group = f"the training loader, {SAMPLES[name]} samples of {name} sizes, augmented"
     benchmark.extra_info["entry"] = f"geoloc_fast, {workers} workers" if workers else "geoloc_fast, in the process"
+    assert benchmark.pedantic(epoch, rounds=2, warmup_rounds=1) == SAMPLES[name]
     if benchmark.stats:
         benchmark.extra_info["note"] = f"{SAMPLES[name] / benchmark.stats.stats.median:.0f} samples/s"

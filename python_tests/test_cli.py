@@ -41,7 +41,7 @@ def test_every_command_is_there_and_shows_an_example(capsys: pytest.CaptureFixtu
     names = set(commands())
     verbs = ("build", "add", "remove", "slice", "compact", "verify", "info", "export")
     assert names == {
-        "info", "city make", "read", "prepare", "show", "demo", "locate", "evaluate", "fit-confidence",
+        "info", "city make", "read", "prepare", "show", "synthesize", "demo", "locate", "evaluate", "fit-confidence",
         *(f"index {verb}" for verb in verbs),
     }  # fmt: skip
     for name in names:

@@ -682,7 +682,12 @@ def _flat(values: dict[str, Any], name: str = "") -> Iterator[tuple[str, float]]
             yield name + key, value
 
 
-def main(about: str, train: Callable[[list[str], bool], None]) -> int:
+def run(settings: list[str], resume: bool) -> None:
+    Trainer(read_settings(settings), resume=resume).run()
+
+
+def main(about: str = str(__doc__), train: Callable[[list[str], bool], None] = run) -> int:
+    """A training script: its arguments, processes and exit codes."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("settings", nargs="+", help="YAML files and name=value")
     parser.add_argument("--resume", action="store_true", help="go on from out/last.safetensors")
@@ -709,4 +714,4 @@ def main(about: str, train: Callable[[list[str], bool], None]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(str(__doc__), lambda given, resume: Trainer(read_settings(given), resume=resume).run()))
+    sys.exit(main())
