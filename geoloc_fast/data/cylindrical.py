@@ -72,18 +72,14 @@ def to_cylindrical(photo: np.ndarray, fov_deg: float, *, size: tuple[int, int] =
     azimuth = np.clip(azimuth, *np.radians((-fov_deg / 2, fov_deg / 2)))
     elevation = np.radians(degrees) * (rows / 2 - 0.5 - np.arange(rows)[:, None] + spread).ravel()
     elevation = np.clip(elevation, *np.radians((-89.9, 89.9)))
-    x = (small_size[0] - 1) / 2 + focal_x * np.tan(azimuth)
-    y = (small_size[1] - 1) / 2 - focal_y * np.tan(elevation)[:, None] / np.cos(azimuth)
+    x = ((small_size[0] - 1) / 2 + focal_x * np.tan(azimuth)).astype(np.float32)
+    y = np.multiply.outer((-focal_y * np.tan(elevation)).astype(np.float32), (1 / np.cos(azimuth)).astype(np.float32))
+    y += np.float32((small_size[1] - 1) / 2)
     inside = (y >= -0.5) & (y <= small_size[1] - 0.5)
-    y = np.clip(y, -1, small_size[1])
-    fine = cv2.remap(
-        small,
-        np.broadcast_to(x, y.shape).astype(np.float32),
-        y.astype(np.float32),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    fine[~inside] = 0
+    np.clip(y, -1, small_size[1], out=y)
+    x = np.repeat(x[None], len(y), axis=0)
+    fine = cv2.remap(small, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    fine = cv2.bitwise_and(fine, fine, mask=inside.view(np.uint8))
     # Means over blocks of rays x rays: exact, since sums of 16 bytes and bits are exact in float32.
     mean = cv2.resize(fine.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
     covered = cv2.resize(inside.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)[..., None]
