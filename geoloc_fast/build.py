@@ -86,6 +86,7 @@ def add_places(
                 torch.cat([strips for _, strips in waiting]),
                 model=model.fingerprint,
                 key=[row["id"] for row in rows],
+                street_synthetic=[row["street_synthetic"] or "" for row in rows],
                 **values,
             )
             result.added += len(rows)

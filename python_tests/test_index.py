@@ -61,6 +61,7 @@ def make(path: Path, parts: tuple[int, ...] = (COUNT,), dtype: str = "bf16") -> 
             key=[f"place {n}" for n in range(sum(parts))[part]],
             city=["Würzburg" if n % 2 else "" for n in range(size)],
             street_date=[datetime.date(1969, 12, 31) if n % 3 else None for n in range(size)],
+            street_synthetic=["" if n % 2 else "f00d" for n in range(size)],
         )
         assert ids.tolist() == list(range(first, first + size))
         first += size
@@ -148,6 +149,7 @@ def test_the_place_table_keeps_what_it_was_given(tmp_path: Path) -> None:
         assert place.satellite_date is None
     assert [place.city for place in index.places([1, 40, 41])] == ["Würzburg", "", "Würzburg"]
     assert [place.street_date for place in index.places([0, 1])] == [None, datetime.date(1969, 12, 31)]
+    assert [place.street_synthetic for place in index.places([0, 1, 40])] == ["f00d", "", "f00d"]
     assert index.keys()["place 41"] == 41
 
 
@@ -300,7 +302,7 @@ def test_export_is_geoparquet_with_longitude_first(tmp_path: Path) -> None:
         assert json.loads(table.schema.metadata[b"geo"])["columns"]["geometry"]["encoding"] == "WKB"
         row = table.slice(1, 1).to_pylist()[0]
         point = np.frombuffer(row["geometry"][5:], "<f8")
-        assert (row["id"], row["key"], row["satellite_date"]) == (2, "place 2", None)
+        assert (row["id"], row["key"], row["satellite_date"], row["street_synthetic"]) == (2, "place 2", None, "f00d")
         assert point.tolist() == [row["lon"], row["lat"]] == [index.places([2])[0].lon, index.places([2])[0].lat]
         assert index.export(tmp_path / "none.parquet", Circle(0, 0, 1)) == 0
 

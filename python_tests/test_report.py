@@ -75,7 +75,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     north, east = (values.ravel() * 40.0 for values in np.mgrid[0:6, 0:6])
     lat, lon = move_m(np.full(PLACES, 48.0), np.full(PLACES, 11.0), east, north)
     with PlaceIndex.create(folder / "index", model="m", shape=(2, 1, 8)) as index:
-        index.add(random_strips(PLACES, 2, 1, 8), model="m", lat=lat, lon=lon, key=[HOSTILE[0]] * PLACES)
+        made, keys = ["f00d" if n % 2 else "" for n in range(PLACES)], [HOSTILE[0]] * PLACES
+        index.add(random_strips(PLACES, 2, 1, 8), model="m", lat=lat, lon=lon, key=keys, street_synthetic=made)
     at = rng.integers(PLACES, size=PHOTOS)
     true_lat, true_lon = move_m(lat[at], lon[at], 3.0, 4.0)
     heading = rng.uniform(0, 360, PHOTOS)
@@ -146,6 +147,16 @@ def test_the_page_holds_all_it_shows_and_may_ask_for_nothing(written: Written) -
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in runnable]
     assert digests == allowed and len(digests) == 2 and len(parsed.scripts) == 3
     assert "unsafe-inline" not in policy.split("script-src")[1] and "unsafe-eval" not in policy
+
+
+def test_a_synthetic_street_view_is_called_one(written: Written) -> None:
+    seen = set()
+    for card, number in re.findall(r'(<article class="card" id="photo-(\d+)".*?</article>)', written.text, re.DOTALL):
+        synthetic = written.answers[int(number)].candidates[0].place % 2 == 1
+        seen.add(synthetic)
+        assert ("synthetic street view" in card) == synthetic
+        assert "street view" in card
+    assert seen == {True, False}
 
 
 def test_names_of_others_are_text(written: Written) -> None:

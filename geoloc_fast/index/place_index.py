@@ -44,6 +44,7 @@ from geoloc_fast.index.log import IndexState
 from geoloc_fast.index.regions import Region
 from geoloc_fast.index.segment import (
     NO_DATE,
+    TEXTS,
     Columns,
     Segment,
     encode_texts,
@@ -86,6 +87,8 @@ class Place:
     city: str
     satellite_date: datetime.date | None
     street_date: datetime.date | None
+    street_synthetic: str
+    """The fingerprint of the model that made its street view; empty if that is real, or there is none."""
 
 
 @dataclass(frozen=True)
@@ -278,11 +281,12 @@ class PlaceIndex:
             row = np.searchsorted(segment.ids, wanted).clip(max=len(segment) - 1)
             here = np.flatnonzero((segment.ids[row] == wanted) & ~segment.removed[row])
             part = segment.take(row[here])
-            keys, cities = (segment.texts(name, row[here]) for name in ("key", "city"))
+            keys, cities, made = (segment.texts(name, row[here]) for name in TEXTS)
             for i, at in enumerate(here.tolist()):
                 result[at] = Place(
                     int(part["id"][i]), float(part["lat"][i]), float(part["lon"][i]), keys[i], cities[i],
                     _date(int(part["satellite_date"][i])), _date(int(part["street_date"][i])),
+                    made[i],
                 )  # fmt: skip
         for number, place in zip(wanted.tolist(), result, strict=True):
             if place is None:
@@ -352,6 +356,7 @@ class PlaceIndex:
         city: Sequence[str] | None = None,
         satellite_date: Dates | None = None,
         street_date: Dates | None = None,
+        street_synthetic: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Adds places in one commit; returns their ids, int64 [N]. When it returns, they survive a power failure.
 
@@ -361,6 +366,7 @@ class PlaceIndex:
             lat, lon: [N] degrees, WGS84.
             key: names of your own for the places.
             city, satellite_date, street_date: what is known of them.
+            street_synthetic: fingerprint of the model that made the street view, empty where none did.
         """
         state = self._writable()
         self.check_model(model)
@@ -376,7 +382,7 @@ class PlaceIndex:
         columns: Columns = {"id": ids, "lat": _degrees("lat", lat, count, 90), "lon": _degrees("lon", lon, count, 180)}
         for name, dates in (("satellite_date", satellite_date), ("street_date", street_date)):
             columns[name] = _days(name, dates, count)
-        for name, texts in (("key", key), ("city", city)):
+        for name, texts in zip(TEXTS, (key, city, street_synthetic), strict=True):
             columns[name], columns[f"{name}_end"] = _text(name, texts, count)
         if not count:
             return ids
@@ -493,18 +499,18 @@ class PlaceIndex:
         from geoloc_fast.files import write_atomically
         from geoloc_fast.geoparquet import geoparquet_bytes
 
-        names = ("id", "lat", "lon", "key", "city", "satellite_date", "street_date")
+        names = ("id", "lat", "lon", *TEXTS, "satellite_date", "street_date")
         parts: dict[str, list[Any]] = {name: [] for name in names}
         for segment in self._snapshot.segments:
             rows = segment.rows(within)
             for name in ("id", "lat", "lon"):
                 parts[name].append(segment.column(name)[rows])
-            for name in ("key", "city"):
+            for name in TEXTS:
                 parts[name].append(pa.array(segment.texts(name, rows), pa.string()))
             for name in ("satellite_date", "street_date"):
                 days = segment.column(name)[rows]
                 parts[name].append(pa.array(days, pa.int32(), mask=days == NO_DATE).cast(pa.date32()))
-        kinds = {"id": pa.int64(), "lat": pa.float64(), "lon": pa.float64(), "key": pa.string(), "city": pa.string()}
+        kinds = {"id": pa.int64(), "lat": pa.float64(), "lon": pa.float64(), **dict.fromkeys(TEXTS, pa.string())}
         table = pa.table(
             {name: pa.chunked_array(arrays, kinds.get(name, pa.date32())) for name, arrays in parts.items()}
         )

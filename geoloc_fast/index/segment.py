@@ -1,7 +1,7 @@
 """One immutable part of an index: a bank of strips and, row by row, the places they belong to.
 
     00000003.strips   a `StripBank` as it lies in memory: searched through a map, never read as a whole
-    00000003.places   safetensors: id, lat, lon, satellite_date, street_date, and the texts key and city
+    00000003.places   safetensors: id, lat, lon, satellite_date, street_date; texts key, city, street_synthetic
 
 The bank keeps its own file format rather than a tensor inside safetensors because search needs it on a 64-byte
 boundary, which that container does not promise, and because a bank knows its shape, its frame and its length.
@@ -29,7 +29,7 @@ from geoloc_fast.index.log import IndexState, SegmentEntry
 from geoloc_fast.index.regions import Region
 from geoloc_fast.retrieval import StripBank
 
-__all__ = ["NO_DATE", "Columns", "Segment", "encode_texts", "merge_segments", "segment_names", "write_segment"]
+__all__ = ["NO_DATE", "TEXTS", "Columns", "Segment", "encode_texts", "merge_segments", "segment_names", "write_segment"]
 
 NO_DATE = -(2**31)
 _METADATA = {"format": "geoloc_fast.places", "version": "1"}
@@ -40,7 +40,7 @@ _NUMBERS = {
     "satellite_date": ("I32", np.int32),
     "street_date": ("I32", np.int32),
 }
-TEXTS = ("key", "city")
+TEXTS = ("key", "city", "street_synthetic")
 _ROWS_AT_ONCE = 1 << 14  # of a merge: a few tens of megabytes
 
 Columns = dict[str, np.ndarray]  # those of _NUMBERS, and NAME (bytes) with NAME_end for each of TEXTS
