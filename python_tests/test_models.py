@@ -639,6 +639,11 @@ def test_backbone_weights_come_from_a_file(tmp_path: Path) -> None:
         for encoder in (model.encoder, model.reference_encoder):
             torch.testing.assert_close(encoder.network.backbone(images(1))[0], expected)
 
+    model.save(path)
+    again = Geolocalizer(with_settings(fusion="concat"), pretrained=path)
+    with torch.no_grad():
+        torch.testing.assert_close(again.encoder.network.backbone.eval()(images(1))[0], expected)
+
     other = timm.create_model("convnext_atto", depths=[1, 1, 2, 1], dims=[8, 16, 24, 32])
     safetensors.torch.save_file(other.state_dict(), path)
     with pytest.raises(ValueError, match=r"backbone\.safetensors: expected .* of convnext_atto, got"):

@@ -554,6 +554,22 @@ def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_starts_from_a_trained_model(region: Path, tmp_path: Path) -> None:
+    trained = Geolocalizer(GeolocalizerConfig(**NETWORK))
+    trained.save(tmp_path / "trained.safetensors")
+    start = f"start={tmp_path / 'trained.safetensors'}"
+    trainer = geoloc.Trainer(configured(region, tmp_path / "run", start, "train.steps=1"))
+    for own, theirs in zip(trainer.model.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(own, theirs)
+    trainer.run()
+    assert not torch.equal(trainer.model.log_scale, trained.log_scale)
+    other = json.dumps({**NETWORK, "fusion": "concat"})
+    with pytest.raises(ValueError, match="start: expected a model of these settings, got one with fusion: 'iaff'"):
+        geoloc.Trainer(configured(region, tmp_path / "other", start, f"model={other}"))
+    with pytest.raises(ValueError, match="pretrained: expected none beside start"):
+        geoloc.Trainer(configured(region, tmp_path / "both", start, "pretrained=timm"))
+
+
 def test_a_manifest_that_cannot_be_trained_on_is_named(region: Path, tmp_path: Path) -> None:
     whole = Manifest.load(region)
     for name, places, photos, message in (

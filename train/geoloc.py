@@ -102,7 +102,8 @@ class TrainSettings:
 class Settings:
     out: str = MISSING
     model: dict[str, Any] = field(default_factory=dict)
-    pretrained: str | None = None  # a safetensors file of the backbone; "timm" downloads it
+    pretrained: str | None = None  # backbones from a timm model's file or a bundle; "timm" downloads them
+    start: str | None = None  # a bundle of the same network, all of whose weights are gone on with
     data: DataSettings = field(default_factory=DataSettings)
     step: StepSettings = field(default_factory=StepSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -378,8 +379,7 @@ class Trainer:
         self.pairs = pairs_of(self.training, settings, config)
 
         torch.manual_seed(settings.step.seed)
-        pretrained: str | bool = settings.pretrained or False
-        self.model = Geolocalizer(config, pretrained=True if pretrained == "timm" else pretrained).to(self.device)
+        self.model = _first_model(settings, config).to(self.device)
         if how.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         parameters = list(self.model.parameters())
@@ -625,6 +625,20 @@ class Trainer:
         position = json.loads(metadata["position"])
         self.step, self.best = position["step"], position["best"]
         self.sampler.epoch, self.sampler.start = position["epoch"], position["start"]
+
+
+def _first_model(settings: Settings, config: GeolocalizerConfig) -> Geolocalizer:
+    if settings.start is None:
+        pretrained: str | bool = settings.pretrained or False
+        return Geolocalizer(config, pretrained=True if pretrained == "timm" else pretrained)
+    if settings.pretrained is not None:
+        raise ValueError(f"pretrained: expected none beside start, got {settings.pretrained}")
+    model = Geolocalizer.load(settings.start)
+    if model.config != config:
+        theirs, ours = (json.loads(one.to_json()) for one in (model.config, config))
+        raise ValueError(f"start: expected a model of these settings, got one with {_first_difference(theirs, ours)}")
+    model.fingerprint = None
+    return model
 
 
 def _first_difference(a: Any, b: Any, name: str = "") -> str:

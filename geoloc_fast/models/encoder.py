@@ -82,13 +82,17 @@ class Encoder(nn.Module):
         self._hold_twin()
 
     def load_backbone(self, path: str | os.PathLike[str]) -> None:
-        """Weights of the backbone from a safetensors file of the whole timm model or of its feature part.
+        """Weights of the backbone from a safetensors file of the whole timm model, of its feature part, or of a
+        `Geolocalizer`, whose encoder of photos is taken.
 
         Every tensor of this backbone must be in it with its shape; what else is in it (the classifier, later stages)
         is left. ValueError otherwise, and nothing is changed.
         """
         try:
-            found = {_plain(name): value for name, value in safetensors.torch.load_file(path).items()}
+            found = {
+                _plain(name.removeprefix("encoder.network.backbone.")): value
+                for name, value in safetensors.torch.load_file(path).items()
+            }
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
         taken = {}
