@@ -232,6 +232,8 @@ def test_preparation_stopped_by_ctrl_c_goes_on_to_the_same_bytes(run: Run, regio
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # What runs in the background of a shell ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cut").glob("places-*.json")) and process.poll() is None:
