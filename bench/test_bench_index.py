@@ -6,7 +6,9 @@
   imports. Resident memory of a search above that of the imports goes into `extra_info`, without the pages of the map.
 - search: the index against bare `strip_topk` on the same mapped bank; one group.
 - add: strips a second of one `add` of 50 000, encoding not counted; commit: the smallest `add` there is.
-- locate: the small model, one JPEG photo, an index of 100 000 places; the share of each stage goes into `extra_info`.
+- locate: the small model, one JPEG photo, indexes of 10 000 to a million places; the share of each stage goes into
+  `extra_info`.
+- evaluate: 800 photos against 100 000 strips, all that `protocol.measure` does with them, against bare `strip_topk`.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from geoloc_fast import strip_topk
+from geoloc_fast import StripBank, strip_topk
 from geoloc_fast.confidence import Confidence
 from geoloc_fast.demo import default_model
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate import Locator
+from geoloc_fast.metrics import one_percent
 from geoloc_fast.models import Geolocalizer
+from geoloc_fast.protocol import PhotoBatch, measure
 from geoloc_fast.testing import random_strips
 
 SHAPE = (16, 4, 16)
@@ -117,10 +122,10 @@ def test_add(benchmark: Any, tmp_path: Path, count: int) -> None:
     benchmark.extra_info["note"] = f"{count / benchmark.stats.stats.median:,.0f} strips/s"
 
 
-@pytest.mark.benchmark(group="index: locate one photo, 100 000 places")
-def test_locate(benchmark: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [10_000, 100_000, MILLION])
+def test_locate(benchmark: Any, tmp_path: Path, count: int) -> None:
     model = Geolocalizer.load(default_model())
-    fill(tmp_path / "index", 100_000, str(model.fingerprint))
+    fill(tmp_path / "index", count, str(model.fingerprint))
     confidence = Confidence.load(Confidence.path_for(default_model()), model=model.fingerprint)
     locator = Locator(PlaceIndex.open(tmp_path / "index"), model, confidence=confidence)
     rng = np.random.default_rng(0)
@@ -135,7 +140,37 @@ def test_locate(benchmark: Any, tmp_path: Path) -> None:
         for stage, seconds in answer.seconds.items():
             stages.setdefault(stage, []).append(seconds)
 
+    benchmark.group = f"one photo end to end, small model, {count:,} places"
+    benchmark.extra_info["entry"] = "geoloc_fast, from JPEG to answer"
     benchmark.pedantic(run, rounds=30, warmup_rounds=3)
     benchmark.extra_info["note"] = "; ".join(
         f"{stage} {1000 * statistics.median(values):.1f} ms" for stage, values in stages.items()
     )
+    for file in (tmp_path / "index").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("who", ["bare strip_topk", "geoloc_fast, protocol.measure"])
+def test_evaluate(benchmark: Any, who: str) -> None:
+    places, batches = 100_000, 800 // 64 + 1
+    bank, where = StripBank.pack(random_strips(places, *SHAPE), dtype="bf16"), positions(places, 0)
+    lat, lon = np.asarray(where["lat"]), np.asarray(where["lon"])
+    width, rows = torch.full((64,), 5), np.arange(64)
+    photos = [
+        PhotoBatch([(random_strips(64, *SHAPE[:2], 5, seed=n), width)], lat[rows], lon[rows], np.zeros(64))
+        for n in range(batches)
+    ]
+    photos[-1] = PhotoBatch(
+        [(part[:32], width[:32]) for part, _ in photos[-1].readings], lat[:32], lon[:32], np.zeros(32)
+    )
+
+    def bare() -> None:
+        for batch in photos:
+            strip_topk(batch.readings[0][0], bank, one_percent(places), query_width=batch.readings[0][1])
+
+    def measured() -> None:
+        assert len(measure(photos, bank, lat, lon).rank) == 800
+
+    benchmark.group = "evaluate: 800 photos, Wq=5, against 100,000 strips, R@1%"
+    benchmark.extra_info["entry"] = who
+    benchmark.pedantic(bare if who.startswith("bare") else measured, rounds=5, warmup_rounds=1)
