@@ -233,7 +233,8 @@ def render(result: dict[str, Any]) -> str:
         f"({machine['cores']} cores, {machine['threads']} threads, instruction set {machine['isa']}, "
         f"{machine['compiler']}), {versions}. "
         "Medians over separate runs, ours and the peers next to one another in each; results were checked against "
-        "float64 before they were timed. Gallery sizes, the loader, one photo end to end, evaluation and the cases with AVX2 alone are from one run.",
+        "float64 before they were timed. Gallery sizes, the loader, one photo end to end, evaluation and the cases "
+        "with AVX2 alone are from one run.",
         "",
         f"The machine's limits: read {limits['read_gb_s']:.1f} GB/s, "
         f"copy {limits['copy_gb_s']:.1f} GB/s, float32 {limits['fp32_gflop_s']:.0f} GFLOP/s, "
