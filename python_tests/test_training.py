@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -30,13 +33,14 @@ import geoloc  # noqa: E402
 import step as steps  # noqa: E402
 import tables  # noqa: E402
 from in_memory import PairsInMemory  # noqa: E402
-from street import chosen_street  # noqa: E402
+from street import chosen_street, chosen_views  # noqa: E402
 
 from geoloc_fast.data.augment import Augmentation  # noqa: E402
 from geoloc_fast.data.city.views import TIDY, Sizes  # noqa: E402
 from geoloc_fast.data.city.write import write_city  # noqa: E402
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, collate, finish  # noqa: E402
 from geoloc_fast.data.manifest import Manifest  # noqa: E402
+from geoloc_fast.geo import great_circle_m  # noqa: E402
 from geoloc_fast.losses import info_nce  # noqa: E402
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig  # noqa: E402
 from geoloc_fast.ops.choose import force_backend  # noqa: E402
@@ -606,7 +610,9 @@ def test_tables_run_once_go_on_and_print(
 ) -> None:
     """Two runs of one table at toy size, from the command line."""
     small = tables.Table("Toy", (tables.Row("aff", "aff", (9.0,), (9.0,)), tables.Row("iAFF", "ours", (8.0,), (8.0,))))
-    monkeypatch.setattr(tables, "TABLES", {"3": replace(small, protocols=("cross",)), "4": tables.TABLES["4"]})
+    small = replace(small, protocols=("cross",))
+    views = replace(small, rows=(tables.Row("hybrid", "hybrid", (9.0,), (9.0,)),))
+    monkeypatch.setattr(tables, "TABLES", {"3": small, "4": views})
     monkeypatch.setattr(tables, "ProcessPoolExecutor", _InThisProcess)
     config = tmp_path / "toy.yaml"
     toy = {
@@ -636,8 +642,11 @@ def test_tables_run_once_go_on_and_print(
     assert capsys.readouterr().out.splitlines() == ["aff.cross.0: done"]
     again = json.loads((out / "aff.cross.0.json").read_text())
     assert again["evaluation"] == one["evaluation"]
+    assert run("run", "4", *command[2:]) == 0
     assert run("page", "--page", str(page)) == 0
     text = page.read_text()
+    assert "| R@1 % | photos covered, % | R@1 where no real view |" in text
+    assert re.search(r"\| hybrid \| 1 \| .* \| 100\.0 \| [-\d.]+ \|", text)
     recall = 100 * one["evaluation"]["assumed"]["recall_at_1"]
     assert f"| aff | 1 | {recall:.1f} [" in text and " / 9.0 |" in text
     assert "The paper's order at R@1, cross area" in text and "Not run yet" not in text
@@ -655,6 +664,49 @@ class _InThisProcess:
         done: Any = Future()
         done.set_result(what(*arguments))
         return done
+
+
+def test_street_views_of_table_4(region: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(region)
+    places, photos = manifest.places.to_pylist(), manifest.photos.to_pylist()
+    taken = {photo["place"]: photo["date"] for photo in photos}
+    for row in places:
+        row |= {"street_date": taken[row["id"]], "street_lat": None, "street_lon": None}
+    # No view, one too old, one too far away, and one that a generator made in the place of a real one.
+    places[0]["street"] = places[0]["street_date"] = None
+    places[1]["street_date"] -= datetime.timedelta(days=800)
+    places[2] |= {"street_lat": places[2]["lat"] + 0.001, "street_lon": places[2]["lon"]}
+    real = places[3]["street"]
+    places[3] |= {"street_superseded": json.dumps({"street": real, "street_date": "2001-02-03"})}
+    places[3] |= {"street": "made.jpg", "street_synthetic": "f00d"}
+    manifest = Manifest.from_rows(region, places, photos)
+
+    def street(how: str) -> list[str | None]:
+        return chosen_views(manifest, how).places["street"].to_pylist()
+
+    rest = [row["street"] for row in places[4:]]
+    assert street("given") == street("synthetic") == [row["street"] for row in places]
+    assert street("real") == [None, places[1]["street"], places[2]["street"], real, *rest]
+    assert street("hybrid") == [None] * 4 + rest
+    assert street("strict") == rest
+    nearest = street("nearest")
+    assert nearest[4:] == rest and nearest[0] is not None and nearest[1] == places[1]["street"] and nearest[3] == real
+    at = chosen_views(manifest, "nearest").places.to_pylist()[0]
+    source = next(row for row in places if row["street"] == at["street"])
+    away = [great_circle_m(places[0]["lat"], places[0]["lon"], row["lat"], row["lon"]) for row in places[1:]]
+    assert places[1 + int(np.argmin(away))] is source and at["street_column0_deg"] == source["street_column0_deg"]
+    strict = chosen_views(manifest, "strict")
+    assert set(strict.photos["place"].to_pylist()) == {row["id"] for row in places[4:]}
+    assert set(strict.photos["street_view"].to_pylist()) == {"available"}
+    lacking = {p["place"] for p in chosen_views(manifest, "hybrid").photos.to_pylist() if p["street_view"] == "none"}
+    assert lacking == {row["id"] for row in places[:4]}
+    with pytest.raises(ValueError, match=r"data\.views: expected synthetic street views"):
+        chosen_views(Manifest.load(region), "synthetic")
+    settings = configured(region, tmp_path / "run", "data.views=hybrid", "train.steps=1")
+    found = geoloc.evaluate(
+        geoloc.Trainer(settings).model, chosen_views(manifest, "hybrid"), settings.data, torch.device("cpu")
+    )
+    assert set(found["assumed"]["by"]["street_view"]) == {"available", "none"}
 
 
 def test_every_run_of_the_tables_has_settings_and_a_model() -> None:

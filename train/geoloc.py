@@ -44,7 +44,7 @@ from in_memory import PairsInMemory
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from step import StepSettings, fixed_window, gradients, strip_widths, world
-from street import STREET, chosen_street
+from street import STREET, VIEWS, chosen_street, chosen_views
 from tqdm import tqdm
 
 from geoloc_fast import StripBank
@@ -70,7 +70,8 @@ class DataSettings:
     satellite_size: int = 256
     extent_m: float | None = None
     field_of_view: str = "assumed"  # or "known", or, in memory, "mixed": batches of either
-    street: str = "known"  # which street views places have: see `street.py`; others than known train in memory
+    views: str = "given"  # which street views there are: see `street.py`
+    street: str = "known"  # how they lie: see there; others than known train in memory
     in_memory: bool = False  # decode everything once; a pair at 64 x 256 takes 100 KB
     cut: float = 0.0  # in memory: the largest share of a photo's columns to cut off
     search_fov_deg: list[float] = field(default_factory=list)  # evaluation also tries each of these
@@ -134,8 +135,9 @@ def merged_settings(sources: Sequence[str | dict[str, Any]], kind: Any) -> Any:
 def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
     settings: Settings = merged_settings(sources, Settings)
     settings.step.loss.check()
-    if settings.data.street not in STREET:
-        raise ValueError(f"data.street: expected one of {STREET}, got {settings.data.street!r}")
+    for name, allowed in (("street", STREET), ("views", VIEWS)):
+        if (got := getattr(settings.data, name)) not in allowed:
+            raise ValueError(f"data.{name}: expected one of {allowed}, got {got!r}")
     for name, plain in (("cut", 0.0), ("street", "known")):
         if getattr(settings.data, name) != plain and not settings.data.in_memory:
             got = getattr(settings.data, name)
@@ -273,7 +275,8 @@ def photo_batches(
         )
         for fov_deg in tried_deg or (config.assumed_fov_deg,)
     ]
-    city = manifest.photos["city"].to_pylist()
+    groups = [name for name in ("city", "street_view") if name in manifest.photos.column_names]
+    labels = {name: manifest.photos[name].to_pylist() for name in groups}
     for batches in zip(*readings, strict=True):
         finished = [finish(batch, device) for batch in batches]
         first = finished[0]
@@ -285,7 +288,7 @@ def photo_batches(
             first["photo_lat"].cpu().numpy(),
             first["photo_lon"].cpu().numpy(),
             first["heading_deg"].cpu().numpy(),
-            {"city": [str(city[int(row)]) for row in first["photo_row"]]},
+            {name: [str(label[int(row)]) for row in first["photo_row"]] for name, label in labels.items()},
         )
 
 
@@ -369,7 +372,7 @@ class Trainer:
             config = GeolocalizerConfig(**settings.model)
         except TypeError as error:
             raise ValueError(f"model: expected settings of GeolocalizerConfig, got {error}") from error
-        manifest = Manifest.load(settings.data.manifest)
+        manifest = chosen_views(Manifest.load(settings.data.manifest), settings.data.views)
         if manifest.has_positions:
             manifest = assign_places(manifest, settings.step.loss.threshold_m)
         self.training = chosen(manifest, settings.data.train or {"split": "train"})

@@ -1,4 +1,15 @@
-"""Which street view a place is encoded with: a choice that experiments make (`data.street`).
+"""Which street view a place is encoded with: choices that experiments make.
+
+Which of those there are (`data.views`), by the rule of `geoloc_fast.data.availability` for the place's first photo:
+
+given               as the manifest has them
+real                without what a generator made; those that it stood in for are back
+strict              real and available ones; places without one, and their photos, are left out
+hybrid              real and available ones; other places have none
+nearest             a place without a real and available one has that of the nearest place with a real one, however old
+synthetic           as `geoloc-fast synthesize` left the manifest
+
+How they lie (`data.street`):
 
 known               only panoramas whose heading the manifest knows; a place with another has none
 azimuth, orb, sift  the heading of the others is measured against the satellite image (`data.calibration`)
@@ -10,16 +21,57 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from geoloc_fast.data.availability import available, real_street_views
 from geoloc_fast.data.calibration import calibrate
+from geoloc_fast.data.manifest import DEFAULTS, STREET_COLUMNS, Manifest
+from geoloc_fast.geo import great_circle_m
 
-__all__ = ["STREET", "chosen_street", "projected"]
+__all__ = ["STREET", "VIEWS", "chosen_street", "chosen_views", "projected"]
 
+VIEWS = ("given", "real", "strict", "hybrid", "nearest", "synthetic")
 STREET = ("known", "azimuth", "orb", "sift", "as_is", "projected")
 _CAMERA_M = 1.65
 _REACH_M = 25.0  # from the middle of a satellite image to its edge
+
+
+def chosen_views(manifest: Manifest, how: str) -> Manifest:
+    """With other street views, and, unless they are as given, a column `street_view` of the photos: "available" where
+    their place has a real and available one, else "none"."""
+    if how == "given":
+        return manifest
+    made = manifest.places["street_synthetic"].is_valid()
+    if how == "synthetic" and not pc.any(made).as_py():
+        raise ValueError("data.views: expected synthetic street views in the manifest, got none; see synthesize")
+    places, photos = real_street_views(manifest.places), manifest.photos
+    first = pc.index_in(places["id"], value_set=photos["place"].combine_chunks())
+    date, lat, lon = (photos[name].take(first).to_numpy() for name in ("date", "lat", "lon"))
+    usable = available(places, date.astype("datetime64[D]"), lat, lon)
+    of_photo = pc.is_in(photos["place"], value_set=places["id"].filter(pa.array(usable)).combine_chunks())
+    photos = photos.append_column("street_view", pc.if_else(of_photo, "available", "none"))
+    if how in ("real", "synthetic"):
+        return manifest.replace(places=places if how == "real" else manifest.places, photos=photos)
+    if how == "strict":
+        return manifest.replace(places=places.filter(pa.array(usable)), photos=photos.filter(of_photo))
+    source = np.arange(len(places))
+    if how == "nearest":
+        there = np.flatnonzero(pc.or_(places["street"].is_valid(), places["street_views"].is_valid()).to_numpy())
+        if not len(there):
+            raise ValueError("data.views: expected places with real street views for nearest, got none")
+        lat, lon = (places[name].to_numpy() for name in ("lat", "lon"))
+        for row in np.flatnonzero(~usable):
+            source[row] = there[great_circle_m(lat[row], lon[row], lat[there], lon[there]).argmin()]
+        usable[:] = True
+    for name in STREET_COLUMNS:
+        value = pa.scalar(DEFAULTS.get(name), places.schema.field(name).type)
+        taken = pc.if_else(pa.array(usable), places[name].take(pa.array(source)), value)
+        places = places.set_column(places.schema.get_field_index(name), places.schema.field(name), taken)
+    return manifest.replace(places=places, photos=photos)
 
 
 def chosen_street(
