@@ -252,6 +252,23 @@ dist.destroy_process_group()
 """
 
 
+def test_a_model_of_one_source_is_not_denied_it() -> None:
+    batch = some_batch(10)
+    how = settings(without_panorama=0.9, without_satellite=0.9)
+    satellite, panorama = steps.sources_used(batch, how, 0, "street")
+    assert not satellite.any() and torch.equal(panorama, batch["has_panorama"] & batch["heading_known"])
+    satellite, panorama = steps.sources_used(batch, how, 0, "satellite")
+    assert not panorama.any() and torch.equal(satellite, batch["has_satellite"])
+    # A place that it sees nothing of changes nothing: not its own photo's gradient, nor that of others.
+    torch.manual_seed(0)
+    model = Geolocalizer(GeolocalizerConfig(**{**NETWORK, "sources": "street"}))
+    photo = batch["photo"].clone()
+    _, numbers = gradients(model, how, batch)
+    batch["photo"] = photo.clone()
+    batch["photo"][4] = 0.0  # of a place without a panorama
+    assert gradients(model, how, batch)[1]["contrast"] == pytest.approx(numbers["contrast"], rel=1e-6)
+
+
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent), train=str(TRAIN), out=tmp_path))
@@ -295,7 +312,7 @@ def in_memory(region: Path, augment: Augmentation, **how: Any) -> tuple[PairsInM
 
 
 def drawn(ready: PairsInMemory, rows: list[int], epoch: int = 0) -> dict[str, Any]:
-    return ready.batch(rows, epoch=epoch, device=torch.device("cpu"))
+    return ready.batch(rows, (epoch, 0), torch.device("cpu"))
 
 
 def test_pairs_in_memory_are_those_of_the_loader(region: Path) -> None:
@@ -310,6 +327,22 @@ def test_pairs_in_memory_are_those_of_the_loader(region: Path) -> None:
             torch.testing.assert_close(value, expected[name], atol=0.011 if name == "polar" else 1e-4, rtol=0)
         else:
             assert value == expected[name]
+
+
+def test_in_memory_a_batch_has_one_reading_however_it_is_shared_out(region: Path) -> None:
+    _, pairs = in_memory(region, PLAIN)
+    how: dict[str, Any] = {"panorama_size": (32, 128), "use_fov": False}
+    readings = [PhotoDataset(pairs.photos.manifest, assumed_fov_deg=fov, **how) for fov in (60, 120)]
+    ready = PairsInMemory(pairs, readings, PLAIN)
+    widths = set()
+    for number in range(8):
+        whole, *parts = (
+            ready.batch(rows, (1, number), torch.device("cpu"))["photo_width"].tolist()
+            for rows in ([4, 1, 7], [4], [1], [7])
+        )
+        assert whole == [width for part in parts for width in part]
+        widths |= set(whole)
+    assert widths == {round(60 * 128 / 360), round(120 * 128 / 360)}
 
 
 def test_in_memory_turns_mirrors_and_cuts_keep_geometry(region: Path) -> None:
@@ -447,19 +480,21 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
 ) -> None:
     """Over epochs (of three batches), and from neighbours on the ground to similar ones."""
     more = ("train.steps=8", "train.hard=2", "train.similar_every=1", "step.chunk=5")
+    more += ("train.log_every=2", "train.evaluate_every=5")  # it stops between lines, before an evaluation
     geoloc.Trainer(configured(region, tmp_path / "whole", *more)).run()
     request.getfixturevalue("interrupted")
     with pytest.raises(KeyboardInterrupt):
         geoloc.Trainer(configured(region, tmp_path / "parts", *more)).run()
     monkeypatch.undo()
-    assert [line["step"] for line in log_of(tmp_path / "parts")] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in log_of(tmp_path / "parts")] == [2, 4]
     with pytest.raises(FileExistsError, match="add --resume"):
         geoloc.Trainer(configured(region, tmp_path / "parts", *more))
     with pytest.raises(ValueError, match=r"got another train\.lr"):
         geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.lr=1e-2"), resume=True)
     geoloc.Trainer(configured(region, tmp_path / "parts", *more), resume=True).run()
     whole, parts = log_of(tmp_path / "whole"), log_of(tmp_path / "parts")
-    assert max(line["epoch"] for line in whole) == 2
+    assert max(line.get("epoch", 0) for line in whole) == 2
+    assert [line["step"] for line in whole if "evaluation" in line] == [5, 8]
     assert parts == whole
     one, two = (Geolocalizer.load(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert one.fingerprint == two.fingerprint
@@ -539,6 +574,10 @@ def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
         ("data.cut=0.2", r"data\.cut: expected 0\.0 without data\.in_memory"),
         ("data.street=orb", r"data\.street: expected 'known' without"),
         ("data.street=paved", r"data\.street: expected one of"),
+        ("data.views=some", r"data\.views: expected one of"),
+        ("train.log_every=0", r"train\.log_every: expected at least 1"),
+        ("train.similar_every=-1", r"train\.similar_every: expected at least 0"),
+        ("train.best=median_error_m", r"train\.best: expected recall_at_"),
     ):
         with pytest.raises(ValueError, match=message):
             configured(region, tmp_path, more)
@@ -556,6 +595,13 @@ def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
         given = geoloc.read_settings([str(TRAIN / f"configs/{name}.yaml"), "out=x", "data.manifest=y"])
         GeolocalizerConfig(**given.model)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_choice_of_photos_replaces_the_one_before() -> None:
+    base = [str(TRAIN / "configs/base.yaml"), "out=x", "data.manifest=y"]
+    made = geoloc.read_settings([*base, "data.train={area: train}", "data.workers=3"])
+    assert (made.data.train, made.data.evaluate) == ({"area": "train"}, {"split": "val"})
+    assert geoloc.read_settings([*base, "data.train={}"]).data.train == {}
 
 
 def test_a_run_starts_from_a_trained_model(region: Path, tmp_path: Path) -> None:
@@ -685,7 +731,8 @@ def test_street_views_of_table_4(region: Path, tmp_path: Path) -> None:
         return chosen_views(manifest, how).places["street"].to_pylist()
 
     rest = [row["street"] for row in places[4:]]
-    assert street("given") == street("synthetic") == [row["street"] for row in places]
+    assert street("given") == [row["street"] for row in places]
+    assert street("synthetic") == [None] * 3 + ["made.jpg", *rest]
     assert street("real") == [None, places[1]["street"], places[2]["street"], real, *rest]
     assert street("hybrid") == [None] * 4 + rest
     assert street("strict") == rest

@@ -92,7 +92,7 @@ class TrainSettings:
     device: str = "auto"
     hard: int = 0  # negatives that follow each pair of a batch
     similar_after: int = 1  # epochs of neighbours on the ground before those of similar strips
-    similar_every: int = 4  # epochs
+    similar_every: int = 4  # epochs; 0 keeps the neighbours on the ground
     log_every: int = 10
     save_every: int = 200
     evaluate_every: int = 500
@@ -123,6 +123,9 @@ def merged_settings(sources: Sequence[str | dict[str, Any]], kind: Any) -> Any:
                 given: Any = OmegaConf.create(source)
             else:
                 given = OmegaConf.from_dotlist([source]) if "=" in source else OmegaConf.load(source)
+            for name in ("train", "evaluate"):  # a choice of photos replaces an earlier one
+                if OmegaConf.select(given, f"data.{name}") is not None:
+                    merged.data[name] = {}
             merged = OmegaConf.merge(merged, given)
         except OmegaConfBaseException as error:
             raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
@@ -132,9 +135,23 @@ def merged_settings(sources: Sequence[str | dict[str, Any]], kind: Any) -> Any:
     return OmegaConf.to_object(merged)
 
 
+def check_training(how: TrainSettings) -> None:
+    for name in ("steps", "batch", "log_every", "save_every"):
+        if getattr(how, name) < 1:
+            raise ValueError(f"train.{name}: expected at least 1, got {getattr(how, name)}")
+    for name in ("warmup", "decay", "hard", "similar_after", "similar_every", "evaluate_every"):
+        if getattr(how, name) < 0:
+            raise ValueError(f"train.{name}: expected at least 0, got {getattr(how, name)}")
+    if not 0 < how.lr < math.inf:
+        raise ValueError(f"train.lr: expected above 0, got {how.lr}")
+
+
 def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
     settings: Settings = merged_settings(sources, Settings)
     settings.step.loss.check()
+    check_training(settings.train)
+    if not settings.train.best.startswith(("recall_at_", "heading_within_")):
+        raise ValueError(f"train.best: expected recall_at_... or heading_within_..., got {settings.train.best!r}")
     for name, allowed in (("street", STREET), ("views", VIEWS)):
         if (got := getattr(settings.data, name)) not in allowed:
             raise ValueError(f"data.{name}: expected one of {allowed}, got {got!r}")
@@ -152,6 +169,12 @@ def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
 
 
 # -- data --------------------------------------------------------------------------------------
+
+
+def load_region(folder: str | Path) -> Manifest:
+    """The manifest, every photo of known position with its place."""
+    manifest = Manifest.load(folder)
+    return assign_places(manifest) if manifest.has_positions else manifest
 
 
 def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
@@ -372,9 +395,7 @@ class Trainer:
             config = GeolocalizerConfig(**settings.model)
         except TypeError as error:
             raise ValueError(f"model: expected settings of GeolocalizerConfig, got {error}") from error
-        manifest = chosen_views(Manifest.load(settings.data.manifest), settings.data.views)
-        if manifest.has_positions:
-            manifest = assign_places(manifest, settings.step.loss.threshold_m)
+        manifest = chosen_views(load_region(settings.data.manifest), settings.data.views)
         self.training = chosen(manifest, settings.data.train or {"split": "train"})
         self.held_out = None
         if how.evaluate_every:
@@ -424,6 +445,8 @@ class Trainer:
     def _begin(self, resume: bool) -> None:
         """At the start, or where the checkpoint stands."""
         self.step, self.best = 0, -math.inf
+        self.sums: dict[str, float] = {}  # of what the next line of the log is the mean
+        self.due = False  # an evaluation that Ctrl-C came before
         self.stop = False
         last = self.out / "last.safetensors"
         if resume:
@@ -455,27 +478,31 @@ class Trainer:
                 self.pairs.set_epoch(self.sampler.epoch)
             for batch in batches:
                 if isinstance(self.pairs, PairsInMemory):
-                    yield self.pairs.batch(batch, epoch=self.sampler.epoch, device=self.device)
+                    place = self.sampler.epoch, self.sampler.start
+                    yield self.pairs.batch(batch, place, self.device)
                 else:
                     yield self._finished(batch)
                 self.sampler.start += 1
             self.sampler.epoch += 1
             self.sampler.start = 0
             since = self.sampler.epoch - how.similar_after
-            if how.hard and since >= 0 and since % how.similar_every == 0:
+            if how.hard and how.similar_every and since >= 0 and since % how.similar_every == 0:
                 self.sampler.neighbours = similar_places(
                     self.model, self.training, self.pairs, self.settings, self.device, self.neighbour_count
                 )
 
     def run(self) -> None:
         """Trains to the last step. KeyboardInterrupt after SIGINT, with everything saved."""
-        how = self.settings.train
-        sums: dict[str, float] = {}
+        how, sums = self.settings.train, self.sums
         began = time.perf_counter()
         with _Log(self.out, self.rank) as log, self._interruptible():
             bar = tqdm(total=how.steps, initial=self.step, unit="step", disable=None if self.rank == 0 else True)
             source = self._batches()
             with contextlib.closing(bar), contextlib.closing(source):
+                if self.due:
+                    self._evaluate(log, bar)
+                    self.due = False
+                    self.save()
                 while self.step < how.steps:
                     batch = next(source)
                     numbers = self._one_step(batch)
@@ -487,7 +514,7 @@ class Trainer:
                         sums[name] = sums.get(name, 0.0) + value
                     sums["steps"] = sums.get("steps", 0) + 1
                     stopping = self._anyone_stops()
-                    last = self.step == how.steps or stopping
+                    last = self.step == how.steps
                     if self.step % how.log_every == 0 or last:
                         steps = sums.pop("steps")
                         seconds = time.perf_counter() - began
@@ -495,10 +522,13 @@ class Trainer:
                         log.write(
                             {"step": self.step, "epoch": self.sampler.epoch, "seconds": round(seconds, 1), **means}
                         )
-                        sums = {}
-                    if self.held_out is not None and not stopping and (self.step % how.evaluate_every == 0 or last):
-                        self._evaluate(log, bar)
-                    if self.step % how.save_every == 0 or last:
+                        sums.clear()
+                    if self.held_out is not None and (self.step % how.evaluate_every == 0 or last):
+                        if stopping:
+                            self.due = True
+                        else:
+                            self._evaluate(log, bar)
+                    if self.step % how.save_every == 0 or last or stopping:
                         self.save()
                     if stopping:
                         raise KeyboardInterrupt
@@ -594,6 +624,8 @@ class Trainer:
             # The generator of batches moves on only when the next one is asked for.
             "start": self.sampler.start + 1,
             "best": self.best,
+            "sums": self.sums,
+            "due": self.due,
         }
         metadata = {"format": _FORMAT, "position": json.dumps(position), "settings": self._same_run()}
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -627,6 +659,7 @@ class Trainer:
             self.sampler.neighbours = tensors["neighbours"].numpy()
         position = json.loads(metadata["position"])
         self.step, self.best = position["step"], position["best"]
+        self.sums, self.due = position["sums"], position["due"]
         self.sampler.epoch, self.sampler.start = position["epoch"], position["start"]
 
 

@@ -7,7 +7,7 @@ step; from memory it takes a tenth of that. A pair at 64 x 256 takes 100 KB.
     photos             uint8 [N, w, H, 3]: one for each reading (field of view known, assumed)
 
 A batch is what `geoloc_fast.data.datasets.finish` makes of the loader's, without blur and noise. It depends on seed,
-epoch and photo alone, but for the reading, which is the first photo's.
+epoch and photo alone, but for the reading, which is the batch's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from geoloc_fast.data.datasets import IMAGENET_MEAN, IMAGENET_STD, PairDataset, 
 from geoloc_fast.polar import polar_resample
 
 _DECODE_BATCH = 64
-_AUGMENT = 104  # what a random number is for; see `step`
+_AUGMENT, _READING = 104, 105  # what a random number is for; see `step`
 _NARROWEST = 8  # columns that cutting leaves of a photo
 
 
@@ -89,7 +89,9 @@ class PairsInMemory:
             photo = torch.cat([F.pad(part, (0, 0, 0, 0, 0, widest - part.shape[1])) for part in images])
             self.readings.append((photo, _joined(about)))
 
-    def batch(self, pairs: Sequence[int], *, epoch: int, device: torch.device) -> dict[str, Any]:
+    def batch(self, pairs: Sequence[int], at: tuple[int, int], device: torch.device) -> dict[str, Any]:
+        """Some of the pairs of the batch `at` (epoch, number)."""
+        epoch, number = at
         photo_row, place_row = (
             torch.from_numpy(rows[list(pairs)].astype(np.int64)) for rows in (self.photo_rows, self.place_rows)
         )
@@ -112,7 +114,8 @@ class PairsInMemory:
             done[name] = self._finished(images[place_row[:, None], at], drawn[:, 5 + 7 * n :][:, :7], there)
 
         # One reading for the whole batch, or its photos would be padded to the widest of all readings.
-        photos, about = self.readings[int(chance[0, 2] * len(self.readings))]
+        which = generator_of(self.seed, epoch, number, _READING).integers(len(self.readings))
+        photos, about = self.readings[int(which)]
         width, heading = about["photo_width"][photo_row], about["heading_deg"][photo_row]
         kept = (width * (1 - self.cut * chance[:, 3])).round().long().clamp(min=_NARROWEST).minimum(width)
         first = ((width - kept + 1) * chance[:, 4]).long()

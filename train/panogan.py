@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from geoloc import Trainer as GeolocTrainer
-from geoloc import TrainSettings, main, merged_settings
+from geoloc import TrainSettings, check_training, load_region, main, merged_settings
 from omegaconf import MISSING
 from step import reduce_gradients, world
 from torch import Tensor
@@ -99,6 +99,8 @@ def chosen(manifest: Manifest, where: dict[str, str], data: DataSettings) -> Man
             raise ValueError(f"data.column0: expected a column of the places, got {data.column0!r}")
         at = places.schema.get_field_index("street_column0_deg")
         places = places.set_column(at, "street_column0_deg", places[data.column0].cast(pa.float64()))
+        at = places.schema.get_field_index("calibration_column0_deg")  # a measured one would come before it
+        places = places.set_column(at, "calibration_column0_deg", pa.nulls(len(places), pa.float64()))
     for name, value in where.items():
         if name == "split":
             photos = manifest.photos.filter(pc.equal(manifest.photos["split"], value))
@@ -120,12 +122,14 @@ def chosen(manifest: Manifest, where: dict[str, str], data: DataSettings) -> Man
     return manifest.replace(places=found, photos=manifest.photos.slice(0, 0))
 
 
-def mapped(manifest: Manifest, classes: int) -> tuple[Manifest, int]:
-    """The places that have a class map; all of them, and no classes, if none has."""
+def mapped(manifest: Manifest, classes: int, name: str) -> tuple[Manifest, int]:
+    """The places that have a class map; of `data.train` all of them, and no classes, if none has."""
     places = manifest.places
     if not classes:
         return manifest, 0
     if "classes" not in places.column_names or places["classes"].null_count == len(places):
+        if name != "data.train":
+            raise ValueError(f"{name}: expected places with class maps, as those of data.train, got none")
         print("train: no place has a class map; training without class maps", file=sys.stderr)
         return manifest, 0
     without = places["classes"].null_count
@@ -256,22 +260,21 @@ class Trainer(GeolocTrainer):
     def __init__(self, settings: Settings, *, resume: bool = False) -> None:
         self._place(settings)
         how = settings.train
-        if how.hard:
-            raise ValueError("train.hard: expected 0, since there are no negatives here")
-        manifest = Manifest.load(settings.data.manifest)
+        manifest = load_region(settings.data.manifest)
         try:
             config = PanoGANConfig(**settings.model)
         except TypeError as error:
             raise ValueError(f"model: expected settings of PanoGANConfig, got {error}") from error
         training = chosen(manifest, settings.data.train or {"split": "train"}, settings.data)
-        training, classes = mapped(training, config.classes)
+        training, classes = mapped(training, config.classes, "data.train")
         if classes != config.classes:
             config = PanoGANConfig(**{**settings.model, "classes": classes})
         self.training = training
         self.pairs = street_views(training, config, settings, learn=True)  # type: ignore[assignment]
         self.views = None
         if how.evaluate_every:
-            held_out, _ = mapped(chosen(manifest, settings.data.evaluate or {"split": "val"}, settings.data), classes)
+            held_out = chosen(manifest, settings.data.evaluate or {"split": "val"}, settings.data)
+            held_out, _ = mapped(held_out, classes, "data.evaluate")
             self.views = street_views(held_out, config, settings, learn=False)
             self.held_out = held_out
         else:
@@ -384,6 +387,10 @@ class Trainer(GeolocTrainer):
 
 def read_settings(sources: list[str]) -> Settings:
     settings: Settings = merged_settings(sources, Settings)
+    check_training(settings.train)
+    for name in ("hard", "decay"):
+        if getattr(settings.train, name):
+            raise ValueError(f"train.{name}: expected 0 here, got {getattr(settings.train, name)}")
     return settings
 
 

@@ -139,12 +139,18 @@ def reduce_gradients(parameters: list[torch.nn.Parameter]) -> None:
 # -- encoding ----------------------------------------------------------------------------------
 
 
-def sources_used(batch: Mapping[str, Any], settings: StepSettings, epoch: int) -> tuple[Tensor, Tensor]:
+def sources_used(
+    batch: Mapping[str, Any], settings: StepSettings, epoch: int, sources: str = "both"
+) -> tuple[Tensor, Tensor]:
     """Which images of the places are looked at: bool [B] of satellite images and of panoramas.
 
-    A panorama whose heading is not known is not. Some are left out at random, so that the model learns places of one
-    source; by photo and epoch, however the batch is shared out.
+    A panorama whose heading is not known is not. Some are left out at random, so that a model of both sources learns
+    places of one; by photo and epoch, however the batch is shared out.
     """
+    if sources != "both":
+        none = torch.zeros_like(batch["has_satellite"])
+        panorama = batch["has_panorama"] & batch["heading_known"]
+        return (batch["has_satellite"], none) if sources == "satellite" else (none, panorama)
     draws = torch.tensor(
         [generator_of(settings.seed, epoch, int(row), _SOURCES).random(2).tolist() for row in batch["photo_row"]]
     ).to(batch["has_panorama"].device)
@@ -277,11 +283,12 @@ def _losses(
 
     match = matched(places)
     score = gather_own(match.score)
-    total = contrast(score, near)
+    seen = gathered((used[0] | used[1]).byte()).bool()  # a place that the model sees nothing of teaches nothing
+    total = contrast(score[seen][:, seen], near[seen][:, seen]) if int(seen.sum()) > 1 else 0 * score.sum()
     numbers = {"contrast": total.detach()}  # whole in every process
     parts = {"heading": torch.zeros((), device=width.device)}  # each process has its part
     if how.heading:
-        part = heading(strips["place"], known)
+        part = heading(strips["place"], known & (used[0] | used[1]))
         total = total + how.heading * part
         parts["heading"] = part.detach()
 
@@ -342,7 +349,7 @@ def gradients(
     count, device = len(batch["photo"]), batch["photo"].device
     size = settings.chunk or count
     chunks = [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
-    used = sources_used(batch, settings, epoch)
+    used = sources_used(batch, settings, epoch, model.config.sources)
 
     def encode(n: int) -> dict[str, Tensor]:
         with _noise_of(device, settings.seed, step, world()[0] * 1_000_000 + n, _NETWORK):

@@ -7,7 +7,7 @@ real                without what a generator made; those that it stood in for ar
 strict              real and available ones; places without one, and their photos, are left out
 hybrid              real and available ones; other places have none
 nearest             a place without a real and available one has that of the nearest place with a real one, however old
-synthetic           as `geoloc-fast synthesize` left the manifest
+synthetic           real and available ones; other places have the one that `geoloc-fast synthesize` made, or none
 
 How they lie (`data.street`):
 
@@ -54,8 +54,14 @@ def chosen_views(manifest: Manifest, how: str) -> Manifest:
     usable = available(places, date.astype("datetime64[D]"), lat, lon)
     of_photo = pc.is_in(photos["place"], value_set=places["id"].filter(pa.array(usable)).combine_chunks())
     photos = photos.append_column("street_view", pc.if_else(of_photo, "available", "none"))
-    if how in ("real", "synthetic"):
-        return manifest.replace(places=places if how == "real" else manifest.places, photos=photos)
+    if how == "real":
+        return manifest.replace(places=places, photos=photos)
+    if how == "synthetic":
+        keep = pa.array(~usable)
+        for name in (*STREET_COLUMNS, "street_synthetic"):
+            one = pc.if_else(made, manifest.places[name], _nothing(places, name))
+            places = _with(places, name, pc.if_else(keep, one, places[name]))
+        return manifest.replace(places=places, photos=photos)
     if how == "strict":
         return manifest.replace(places=places.filter(pa.array(usable)), photos=photos.filter(of_photo))
     source = np.arange(len(places))
@@ -68,10 +74,17 @@ def chosen_views(manifest: Manifest, how: str) -> Manifest:
             source[row] = there[great_circle_m(lat[row], lon[row], lat[there], lon[there]).argmin()]
         usable[:] = True
     for name in STREET_COLUMNS:
-        value = pa.scalar(DEFAULTS.get(name), places.schema.field(name).type)
-        taken = pc.if_else(pa.array(usable), places[name].take(pa.array(source)), value)
-        places = places.set_column(places.schema.get_field_index(name), places.schema.field(name), taken)
+        taken = pc.if_else(pa.array(usable), places[name].take(pa.array(source)), _nothing(places, name))
+        places = _with(places, name, taken)
     return manifest.replace(places=places, photos=photos)
+
+
+def _nothing(places: pa.Table, name: str) -> pa.Scalar:
+    return pa.scalar(DEFAULTS.get(name), places.schema.field(name).type)
+
+
+def _with(places: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
+    return places.set_column(places.schema.get_field_index(name), places.schema.field(name), values)
 
 
 def chosen_street(

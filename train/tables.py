@@ -251,7 +251,7 @@ def do(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -
     began = time.perf_counter()
     trainer = geoloc.Trainer(settings, resume=(Path(settings.out) / "last.safetensors").exists())
     trainer.run()
-    whole = Manifest.load(manifest)
+    whole = geoloc.load_region(manifest)
     held_out = geoloc.chosen(chosen_views(whole, settings.data.views), settings.data.evaluate)
     found = geoloc.evaluate(trainer.model, held_out, settings.data, trainer.device, window=trainer.window)
     line = {
@@ -361,13 +361,18 @@ def mean_of(lines: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], f
     return "-" if math.isnan(mean) else f"{mean:.1f}"
 
 
+def lines_of(table: Table, row: Row, protocol: str, done: dict[Run, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The row's runs: of one seed, or of all where the table repeats it."""
+    runs = [run for run in table.runs() if (run.variant, run.protocol) == (row.variant, protocol)]
+    return [done[run] for run in sorted(runs) if run in done]
+
+
 def order(table: Table, protocol: str, done: dict[Run, dict[str, Any]]) -> str:
     """Which of the paper's orders at R@1 come out here."""
     known = []
     for row in table.rows:
         paper = getattr(row, protocol)
-        lines = [line for run, line in done.items() if (run.variant, run.protocol) == (row.variant, protocol)]
-        ours = figures(lines, "recall_at_1")
+        ours = figures(lines_of(table, row, protocol, done), "recall_at_1")
         if paper and ours is not None:
             known.append((paper[0], ours, row.label))
     known.sort()
@@ -405,9 +410,7 @@ def section(number: str, done: dict[Run, dict[str, Any]], out: Path) -> list[str
         titles = [f"{protocol} area", "seeds", "R@1", "R@5", "R@10", "R@1 %", *more]
         page += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
         for row in table.rows:
-            lines = [line for run, line in done.items() if (run.variant, run.protocol) == (row.variant, protocol)]
-            if row.variant not in table.repeated:
-                lines = lines[:1]
+            lines = lines_of(table, row, protocol, done)
             made = [row.label, str(len(lines) or "-"), *cells(lines, getattr(row, protocol))]
             made += [mean_of(lines, value) for value in more.values()]
             page.append(f"| {' | '.join(made)} |")
@@ -482,10 +485,16 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         futures = [pool.submit(do, run, given.config, given.manifest, given.out, given.more) for run in todo]
+        failed = 0
         for run, future in zip(todo, futures, strict=True):
-            future.result()
-            print(f"{run}: done", flush=True)
-    return 0
+            try:
+                future.result()
+            except (OSError, ValueError, geoloc.TrainingStopped) as error:
+                failed += 1
+                print(f"{run}: {error}", file=sys.stderr, flush=True)
+            else:
+                print(f"{run}: done", flush=True)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Augmentation", "change_colours", "change_colours_of_batch", "colour_matrix", "generator_of", "turn_strips"]
+__all__ = ["Augmentation", "change_colours", "colour_matrix", "generator_of"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -99,29 +99,3 @@ def colour_matrix(draws: np.ndarray, how: Augmentation) -> Tensor:
     saturation = np.where(draws[:, 6] < how.grey, 0.0, saturation)
     matrix = _matrix(light, contrast, saturation, 1 + (2 * draws[:, 3:6] - 1) * how.tint)
     return torch.from_numpy(matrix.astype(np.float32))
-
-
-def change_colours_of_batch(images: Tensor, how: Augmentation) -> Tensor:
-    """`change_colours` for [B, 3, H, W] where it lies: bytes in, floats from 0 to 255 out. No blur and no noise; black,
-    where an image shows nothing, stays black. Draws from torch's generator of the CPU, whatever the device."""
-    weight = colour_matrix(torch.rand(len(images), 7, dtype=torch.float64).numpy(), how).to(images.device)
-    values = images.to(torch.float32)
-    changed = torch.einsum("bij,bjhw->bihw", weight[:, :, :3], values) + weight[:, :, 3, None, None]
-    return changed.clamp_(0, 255) * (images != 0).any(1, keepdim=True)
-
-
-def turn_strips(images: Tensor, turn_columns: Tensor, mirrored: Tensor, *, column0_deg: float) -> Tensor:
-    """Strips [B, C, H, W] of places, column 0 at `column0_deg`, turned by whole columns and mirrored.
-
-    Column j of the result looks at column0_deg + 360 (j + turn_columns) / W, in the mirror where `mirrored`: what stood
-    at azimuth a stands at -a there. Panorama and polar image of a place, given the same numbers, stay aligned.
-
-    Args:
-        turn_columns: int64 [B]
-        mirrored: bool [B]
-    """
-    columns = images.shape[3]
-    axis = round(2 * column0_deg / 360 * columns)
-    column = torch.arange(columns, device=images.device) + turn_columns[:, None].to(images.device)
-    column = torch.where(mirrored[:, None].to(images.device), -column - axis, column) % columns
-    return images.gather(3, column[:, None, None, :].expand(images.shape))

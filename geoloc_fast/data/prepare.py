@@ -691,6 +691,8 @@ def _finish(
     if orphans:
         notes["photos of places without a usable image: they stay, of no place"] += len(orphans)
 
+    for row in tables["places"]:
+        row.pop("classes", None)  # class maps are of the images before, and stay with them
     prepared = Manifest.from_rows(folder, tables["places"], tables["photos"])
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

@@ -39,12 +39,14 @@ def satellite_square(
 
 
 def learnable(manifest: Manifest, *, max_distance_m: float = 3.0, max_age_days: int = MAX_AGE_DAYS) -> pa.Table:
-    """The places to learn from: a satellite image, and a real street view of known or measured heading that stands
-    within `max_distance_m` of the place and was taken within `max_age_days` of the satellite image."""
+    """The places to learn from: a satellite image, and a real street view of known heading, or one surely measured,
+    that stands within `max_distance_m` of the place and was taken within `max_age_days` of the satellite image."""
     places = manifest.places
     dates = places["satellite_date"].to_numpy().astype("datetime64[D]")
     near = available(places, dates, max_distance_m=max_distance_m, max_age_days=max_age_days)
-    heading = pc.or_(places["street_column0_deg"].is_valid(), places["calibration_column0_deg"].is_valid())
+    measured = places["calibration_column0_deg"].is_valid()  # and comes before the given one
+    sure = pc.and_(measured, pc.not_equal(places["calibration_status"], "low quality"))
+    heading = pc.or_(sure, pc.and_(places["street_column0_deg"].is_valid(), pc.invert(measured)))
     heading = pc.or_(heading, places["street_views"].is_valid())
     usable = pc.and_(heading, places["satellite"].is_valid()).to_numpy(zero_copy_only=False)
     return places.filter(pa.array(usable & near))
