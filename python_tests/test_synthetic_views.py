@@ -127,6 +127,21 @@ def test_only_real_near_and_recent_views_teach(gaps: Path, model: PanoGAN) -> No
     assert len(learnable(Manifest.load(gaps))) == 3
 
 
+def test_only_sure_headings_teach(gaps: Path, panogan: Any) -> None:
+    rows = Manifest.load(gaps).places.to_pylist()
+    for row, status in zip(rows[3:], ("measured", "low quality", "none"), strict=True):
+        row |= {"street_column0_deg": None, "calibration_status": status}
+        row["calibration_column0_deg"] = None if status == "none" else 10.0
+    manifest = Manifest.from_rows(gaps, rows, [])
+    assert learnable(manifest)["id"].to_pylist() == [rows[3]["id"]]
+    # A column of true headings comes before what was measured.
+    data = panogan.DataSettings(manifest=str(gaps), column0="true_column0_deg")
+    found = panogan.chosen(manifest, {}, data).places
+    assert found["id"].to_pylist() == [row["id"] for row in rows[3:]]
+    assert found["calibration_column0_deg"].null_count == 3
+    assert found["street_column0_deg"].to_pylist() == [row["true_column0_deg"] for row in rows[3:]]
+
+
 def test_satellite_images_that_are_too_small() -> None:
     image = np.zeros((100, 120, 3), np.uint8)
     assert satellite_square(image, "a", 0.5, extent_m=50, size=64).shape == (64, 64, 3)
@@ -262,6 +277,13 @@ def test_without_class_maps_it_trains_and_says_so(
     trainer = panogan.Trainer(panogan.read_settings(given(root, tmp_path / "some", "train.steps=1")))
     assert trainer.model.config.classes == 9 and len(trainer.pairs) == 5
     assert "1 of 6 places have no class map and are left out" in capsys.readouterr().err
+    half = [{**row, "classes": row["classes"] if n % 2 else None} for n, row in enumerate(rows)]
+    of = {row["id"]: ("train" if row["classes"] else "val") for row in half}
+    photos = [{**photo, "split": of[photo["place"]]} for photo in manifest.photos.to_pylist()]
+    Manifest.from_rows(root, half, photos).save()
+    split = ("data.train={split: train}", "data.evaluate={split: val}", "train.evaluate_every=1")
+    with pytest.raises(ValueError, match=r"data\.evaluate: expected places with class maps"):
+        panogan.Trainer(panogan.read_settings(given(root, tmp_path / "half", *split)))
     manifest.replace(places=manifest.places.drop_columns(["classes"])).save(root)
     trainer = panogan.Trainer(panogan.read_settings(given(root, tmp_path / "none", "train.steps=1")))
     assert "no place has a class map; training without" in capsys.readouterr().err
@@ -425,6 +447,7 @@ def test_the_mark_is_known_everywhere(gaps: Path, model: PanoGAN, tmp_path: Path
     assert "3 street views are synthetic" in ready.summary() and ready.calibration["known"] >= 3
     prepared = Manifest.load(tmp_path / "ready")
     assert prepared.places["street_synthetic"].equals(manifest.places["street_synthetic"])
+    assert "classes" not in prepared.places.column_names  # those were of other images
     sample = PlaceDataset(prepared, satellite_size=32, panorama_size=(32, 128))[0]
     assert sample["has_panorama"] and sample["heading_known"]
     names = manifest.places["id"].to_pylist()

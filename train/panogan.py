@@ -1,14 +1,14 @@
 """Trains the network that makes street views from satellite images.
 
     python train/panogan.py train/configs/panogan_small.yaml data.manifest=cities/ out=runs/panogan
-    python train/panogan.py train/configs/panogan_small.yaml data.manifest=cities/ data.train='{city: 00-harbour}' ...
+    python train/panogan.py ... data.train='{city: 00-harbour, split: train}' data.evaluate='{city: 00-harbour}'
 
 One joint model, or one of a city by itself, as the main paper has it. It learns from places that have a satellite
 image and, near it in space and time, a real street view of known heading. Settings, the files in `out`, `--resume`,
 several processes and Ctrl-C are as in `geoloc.py`; beside them
 
     samples/epoch-0001.png   condition, made and real street view, made and real class map of a few held-out places,
-                             after every epoch
+                             after every epoch, if it evaluates
 
 Every step moves the generator by what the judges say of its panoramas, of all passes, and by its distance from the
 real ones; and the judges by how well they tell both apart. Both are computed with the weights as they were before it.

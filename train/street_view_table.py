@@ -44,7 +44,10 @@ def classifier(path: Path, name: str) -> Classifier:
         head = timm.create_model(name).default_cfg["classifier"]
     if f"{head}.weight" not in weights:
         raise ValueError(f"{path}: expected the weights of a {name} with {head}.weight, got none of that name")
-    network = timm.create_model(name, num_classes=len(weights[f"{head}.weight"])).eval()
+    classes = len(weights[f"{head}.weight"])
+    if classes < 5:
+        raise ValueError(f"{path}: expected a classifier of at least 5 classes, got {classes}")
+    network = timm.create_model(name, num_classes=classes).eval()
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
