@@ -299,6 +299,33 @@ def test_without_class_maps_it_trains_and_says_so(
             panogan.Trainer(panogan.read_settings(given(root, tmp_path / "wrong", wrong)))
 
 
+def test_table_b1(
+    panogan: Any, region: Path, model: PanoGAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import street_view_table
+    import tables
+
+    monkeypatch.setattr(street_view_table, "_BATCH", 4)
+    bundle, out = tmp_path / "model.safetensors", tmp_path / "b1.test.json"
+    PanoGAN(model.config).save(bundle)
+
+    def run(*arguments: str) -> int:
+        common = ("--column0", "true_column0_deg", "--where", "city=00-harbour")
+        monkeypatch.setattr(sys, "argv", ["street_view_table.py", str(region), *arguments, *common])
+        return int(street_view_table.main())
+
+    assert run(f"panogan={bundle}", "--out", str(out)) == 0
+    said = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert list(found["rows"]) == ["polar satellite image", "panogan"]
+    assert list(found["rows"]["panogan"]) == ["SSIM", "PSNR", "SD"]
+    line = "| panogan | " + " | ".join(found["rows"]["panogan"].values()) + " |"
+    assert line in said and f"{found['places']} places" in said
+    assert line in "\n".join(tables.views_section(tmp_path))
+    assert "Not run yet" in "\n".join(tables.views_section(tmp_path / "nowhere"))
+    assert run("panogan=nowhere") == 1 and "nowhere" in capsys.readouterr().err
+
+
 WORKER = """
 import sys
 sys.path.insert(0, {train!r})

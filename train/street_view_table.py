@@ -11,6 +11,7 @@ of a classifier, a timm model whose weights are given; it sees images scaled to 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.files import write_atomically
 from geoloc_fast.metrics import inception_score, kl_score, prediction_accuracy, psnr, sharpness_difference, ssim
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, BundleError, PanoGAN
 from geoloc_fast.models.panogan import PanoGANConfig, to_bytes
@@ -100,6 +102,7 @@ def main() -> int:
     parser.add_argument("models", nargs="+", metavar="name=bundle")
     parser.add_argument("--where", action="append", default=[], metavar="column=value", help="only these places")
     parser.add_argument("--column0", default=DataSettings.column0, help="the places' column of panoramas' headings")
+    parser.add_argument("--out", type=Path, help="also as JSON: runs/b1.NAME.json comes onto the page of the tables")
     parser.add_argument("--classifier", type=Path, help="safetensors weights of a timm classifier")
     parser.add_argument("--classifier-name", default="resnet50")
     given = parser.parse_args()
@@ -120,6 +123,9 @@ def main() -> int:
     except (OSError, ValueError, BundleError) as error:
         print(f"street_view_table: {error}", file=sys.stderr)
         return 1
+    if given.out:
+        found = {"places": len(manifest.places), "where": " ".join(given.where), "rows": rows}
+        write_atomically(given.out, json.dumps(found, indent=1) + "\n")
     names = list(next(iter(rows.values())))
     print(f"{len(manifest.places)} places")
     print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
