@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -297,6 +298,20 @@ def test_without_class_maps_it_trains_and_says_so(
     ):
         with pytest.raises(ValueError, match=message):
             panogan.Trainer(panogan.read_settings(given(root, tmp_path / "wrong", wrong)))
+
+
+@pytest.mark.slow
+def test_the_papers_size_takes_a_step_on_a_cpu(panogan: Any) -> None:
+    """256 x 1024, one panorama: the memory of an ordinary machine is enough."""
+    settings = panogan.read_settings([str(TRAIN / "configs/panogan.yaml"), "out=x", "data.manifest=y"])
+    network = PanoGAN(PanoGANConfig(**settings.model))
+    assert network.config.image_size == (256, 1024) and network.config.passes == 2
+    batch = {name: 2 * torch.rand(1, 3, 256, 1024) - 1 for name in ("condition", "panorama")}
+    batch["classes"] = panogan.signed_classes(torch.zeros(1, 1, 256, 1024, dtype=torch.uint8), network.config.classes)
+    numbers = panogan.gradients(network, batch, settings.step)
+    assert np.isfinite(numbers["loss"])
+    assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 16 << 20  # KiB
 
 
 def test_table_b1(
