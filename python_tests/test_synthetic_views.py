@@ -337,7 +337,7 @@ def test_table_b1(
     line = "| panogan | " + " | ".join(found["rows"]["panogan"].values()) + " |"
     assert line in said and f"{found['places']} places" in said
     assert line in "\n".join(tables.views_section(tmp_path))
-    assert "Not run yet" in "\n".join(tables.views_section(tmp_path / "nowhere"))
+    assert "None has been made yet" in "\n".join(tables.views_section(tmp_path / "nowhere"))
     assert run("panogan=nowhere") == 1 and "nowhere" in capsys.readouterr().err
 
 

@@ -462,7 +462,7 @@ def views_section(out: Path) -> list[str]:
             "|---" * (len(names) + 1) + "|",
         ]
         page += [f"| {name} | {' | '.join(row.values())} |" for name, row in found["rows"].items()] + [""]
-    return page if paths else [*page, "Not run yet.", ""]
+    return page if paths else [*page, "None has been made yet.", ""]
 
 
 def page_of(out: Path) -> str:
