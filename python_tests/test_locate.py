@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -180,7 +181,10 @@ def test_the_confidence_that_ships_holds_in_cities_it_was_not_fitted_on(model: G
     # Of 200 photos: the figures themselves, of thousands, are in train/README.md.
     assert sure["calibration_error"] < 0.1
     assert sure["auroc"] > 0.65
-    assert sure["precision"] is None or sure["precision"] > 0.75
+    # Few of 200 are answered: not so many of those are wrong as nine right in ten would give once in a hundred times.
+    given = round(sure["coverage"] * len(ours.photo))
+    right = round((sure["precision"] or 0) * given)
+    assert sum(math.comb(given, n) * 0.9**n * 0.1 ** (given - n) for n in range(right + 1)) > 0.01
     abroad = [answer.status for answer in locator.locate(other.photo)]
     assert abroad.count("unknown") >= 0.8 * len(abroad)
 
