@@ -1,6 +1,9 @@
-"""Prints what is being tested: the backends, so that nobody tests the slow path unaware."""
+"""Prints what is being tested, the backends, so that nobody tests the slow path unaware; and what modules share."""
+
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 import geoloc_fast
 
@@ -12,3 +15,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         state = backend.get("isa") or "available" if backend["available"] else f"not here: {backend['reason']}"
         lines.append(f"  {name}: {state}")
     return lines
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For a module of tiny convolutions: their threads would spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

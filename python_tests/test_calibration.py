@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,19 +13,13 @@ import geoloc_fast
 from geoloc_fast.data.calibration import LOW_QUALITY, METHODS, Calibration, calibrate, roll_panorama
 from geoloc_fast.data.city import make_city
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAIRS = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_pairs"
 BIN_DEG = 360 / 16
 COLUMNS = 512
 # Cities 101 to 104 chose the features and fitted the quality; these are others.
 CITY_SEEDS, CITY_PLACES = (205, 206), 25
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tensors(images: np.ndarray) -> torch.Tensor:

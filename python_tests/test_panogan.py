@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from torch import Tensor
 from geoloc_fast.models import BundleError, Geolocalizer, GeolocalizerConfig, PanoGAN, PanoGANConfig
 from geoloc_fast.polar import polar_resample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY: dict[str, Any] = {
     "image_size": (32, 128),
     "channels": 4,
@@ -21,15 +22,6 @@ TINY: dict[str, Any] = {
     "features": 4,
     "classes": 3,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny convolutions spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(**given: Any) -> PanoGAN:

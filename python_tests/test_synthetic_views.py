@@ -10,7 +10,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ from geoloc_fast.data.show import contact_sheet
 from geoloc_fast.data.street_views import StreetViewDataset, learnable, satellite_square
 from geoloc_fast.models import PanoGAN, PanoGANConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "train"
 NETWORK: dict[str, Any] = {
@@ -44,15 +45,6 @@ NETWORK: dict[str, Any] = {
     "features": 4,
 }
 OLD, NEW = datetime.date(2015, 1, 1), datetime.date(2024, 1, 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny convolutions spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +150,7 @@ def test_satellite_images_that_are_too_small() -> None:
 
 @pytest.fixture
 def panogan() -> Any:
-    pytest.importorskip("omegaconf")
+    pytest.importorskip("omegaconf", reason="the training scripts need omegaconf: pip install '.[train]'")
     if not TRAIN.is_dir():
         pytest.skip("not in a checkout: there are no scripts to train with")
     if str(TRAIN) not in sys.path:

@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("omegaconf")
+pytest.importorskip("omegaconf", reason="the training scripts need omegaconf: pip install '.[train]'")
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "train"
 if not TRAIN.is_dir():

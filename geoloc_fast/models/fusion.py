@@ -16,6 +16,8 @@ Every operation is pointwise or a mean over the whole map, so fusion commutes wi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +59,7 @@ def _attention_branch(channels: int, hidden: int) -> nn.Sequential:
     )
 
 
-class _Fusion(nn.Module):
+class _Fusion(nn.Module, ABC):
     """Checks, mixes and normalises; subclasses say how to mix."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -65,8 +67,8 @@ class _Fusion(nn.Module):
             raise ValueError(f"y: expected the shape of x {list(x.shape)}, got {list(y.shape)}")
         return normalise_strip(self.mix(x, y))
 
-    def mix(self, x: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def mix(self, x: Tensor, y: Tensor) -> Tensor: ...
 
 
 class IAFF(_Fusion):

@@ -131,11 +131,6 @@ def _triton_problem(device: torch.device) -> str:
     return ""
 
 
-def not_written(backend: str) -> Callable[..., str]:
-    """The `can_run` of a backend that has no kernel for an operator."""
-    return lambda *args: f"this operator has no {backend} kernel"
-
-
 def choose_backend(op: str, device_type: str, can_run: dict[str, Callable[[], str]]) -> str:
     """`can_run[backend]()` is empty if that backend can take the call, else the reason why not."""
     if _forced is not None:
