@@ -171,10 +171,10 @@ def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
 # -- data --------------------------------------------------------------------------------------
 
 
-def load_region(folder: str | Path) -> Manifest:
+def load_region(folder: str | Path, threshold_m: float = 25.0) -> Manifest:
     """The manifest, every photo of known position with its place."""
     manifest = Manifest.load(folder)
-    return assign_places(manifest) if manifest.has_positions else manifest
+    return assign_places(manifest, threshold_m) if manifest.has_positions else manifest
 
 
 def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
@@ -395,7 +395,8 @@ class Trainer:
             config = GeolocalizerConfig(**settings.model)
         except TypeError as error:
             raise ValueError(f"model: expected settings of GeolocalizerConfig, got {error}") from error
-        manifest = chosen_views(load_region(settings.data.manifest), settings.data.views)
+        manifest = load_region(settings.data.manifest, settings.step.loss.threshold_m)
+        manifest = chosen_views(manifest, settings.data.views)
         self.training = chosen(manifest, settings.data.train or {"split": "train"})
         self.held_out = None
         if how.evaluate_every:
