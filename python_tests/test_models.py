@@ -643,6 +643,12 @@ def test_backbone_weights_come_from_a_file(tmp_path: Path) -> None:
     again = Geolocalizer(with_settings(fusion="concat"), pretrained=path)
     with torch.no_grad():
         torch.testing.assert_close(again.encoder.network.backbone.eval()(images(1))[0], expected)
+    heads = (one.encoder.network.head.state_dict() for one in (model, again))
+    for (name, value), same in zip(*(head.items() for head in heads), strict=True):
+        assert torch.equal(value, same[1]), name
+    one_column = Geolocalizer(with_settings(strip=(32, 1, 1)), pretrained=path)  # of another head: its own stays
+    with torch.no_grad():
+        torch.testing.assert_close(one_column.encoder.network.backbone.eval()(images(1))[0], expected)
 
     other = timm.create_model("convnext_atto", depths=[1, 1, 2, 1], dims=[8, 16, 24, 32])
     safetensors.torch.save_file(other.state_dict(), path)

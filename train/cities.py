@@ -1,6 +1,6 @@
 """Makes the cities that the small model learns from: the six training styles of the synthetic world, small images.
 
-    python train/cities.py cities/ --places 1400
+    python train/cities.py cities/ --cities 30
 
 The troubles are a crowd's, except that the heading of every street view is known and few places lack one: training
 leaves sources out itself (`step.without_panorama`), and a street view that cannot be placed teaches nothing.
@@ -25,14 +25,16 @@ SIZES = Sizes(satellite_px=160, panorama=(64, 256), photo=(96, 128))
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the manifest; an interrupted run goes on")
-    parser.add_argument("--places", type=int, default=1400, help="in each of the six cities")
+    parser.add_argument("--cities", type=int, default=30, help="of the six styles in turn")
+    parser.add_argument("--places", type=int, default=1400, help="in each city")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    with tqdm(total=6 * options.places, unit="place") as bar:
+    with tqdm(total=options.cities * options.places, unit="place") as bar:
         write_city(
             options.out,
             seed=options.seed,
+            cities=2 * options.cities,  # every second one is for tests
             places=options.places,
             area="train",
             sizes=SIZES,

@@ -103,7 +103,7 @@ class TrainSettings:
 class Settings:
     out: str = MISSING
     model: dict[str, Any] = field(default_factory=dict)
-    pretrained: str | None = None  # backbones from a timm model's file or a bundle; "timm" downloads them
+    pretrained: str | None = None  # backbones of a timm model's file, encoders of a bundle; "timm" downloads
     start: str | None = None  # a bundle of the same network, all of whose weights are gone on with
     data: DataSettings = field(default_factory=DataSettings)
     step: StepSettings = field(default_factory=StepSettings)

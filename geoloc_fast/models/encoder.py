@@ -55,7 +55,7 @@ class Encoder(nn.Module):
     never neighbouring columns, beyond what halving the width takes. ConvNeXt-Base on 128x512 gives
     512x8x32, halved to 1024x4x16, then the paper's 16x4x16.
 
-    `pretrained` downloads the backbone's weights with timm; `load_backbone` takes them from a file. Neither happens by
+    `pretrained` downloads the backbone's weights with timm; `load_pretrained` takes them from a file. Neither happens by
     itself.
 
     All norms written here work per sample, so batch size 1 trains. A backbone with BatchNorm
@@ -81,20 +81,18 @@ class Encoder(nn.Module):
         self.network = _StripNetwork(features, steps, strip[0])
         self._hold_twin()
 
-    def load_backbone(self, path: str | os.PathLike[str]) -> None:
+    def load_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Weights of the backbone from a safetensors file of the whole timm model, of its feature part, or of a
-        `Geolocalizer`, whose encoder of photos is taken.
+        `Geolocalizer`, whose encoder of photos is taken, with its head where that is of the same shape.
 
         Every tensor of this backbone must be in it with its shape; what else is in it (the classifier, later stages)
         is left. ValueError otherwise, and nothing is changed.
         """
         try:
-            found = {
-                _plain(name.removeprefix("encoder.network.backbone.")): value
-                for name, value in safetensors.torch.load_file(path).items()
-            }
+            file = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
+        found = {_plain(name.removeprefix("encoder.network.backbone.")): value for name, value in file.items()}
         taken = {}
         for name, own in self.network.backbone.state_dict().items():
             value = found.get(_plain(name))
@@ -102,7 +100,11 @@ class Encoder(nn.Module):
                 got = "nothing" if value is None else str(list(value.shape))
                 raise ValueError(f"{path}: expected {name} {list(own.shape)} of {self.backbone}, got {got}")
             taken[name] = value
+        prefix = "encoder.network.head."
+        head = {name.removeprefix(prefix): value for name, value in file.items() if name.startswith(prefix)}
         self.network.backbone.load_state_dict(taken)
+        if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in self.network.head.state_dict().items()}:
+            self.network.head.load_state_dict(head)
 
     def _hold_twin(self) -> None:
         # In a tuple: the twin's parameters are the network's own and must not be listed again.

@@ -117,8 +117,8 @@ class Geolocalizer(nn.Module):
     def __init__(
         self, config: GeolocalizerConfig | None = None, *, pretrained: str | os.PathLike[str] | bool = False
     ) -> None:
-        """Fresh weights; of the backbones those of the safetensors file `pretrained`, or, if it is True, those
-        that timm downloads."""
+        """Fresh weights; of the encoders those of the safetensors file `pretrained` (see `Encoder.load_pretrained`),
+        or, if it is True, of the backbones those that timm downloads."""
         super().__init__()
         self.config = config = config or GeolocalizerConfig()
 
@@ -132,7 +132,7 @@ class Geolocalizer(nn.Module):
                 pretrained=pretrained is True,
             )
             if not isinstance(pretrained, bool):
-                made.load_backbone(pretrained)
+                made.load_pretrained(pretrained)
             return made
 
         self.encoder = encoder()  # of photos, and with sharing "all" of everything
