@@ -55,8 +55,8 @@ class Encoder(nn.Module):
     never neighbouring columns, beyond what halving the width takes. ConvNeXt-Base on 128x512 gives
     512x8x32, halved to 1024x4x16, then the paper's 16x4x16.
 
-    `pretrained` downloads the backbone's weights with timm; `load_pretrained` takes them from a file. Neither happens by
-    itself.
+    `pretrained` downloads the backbone's weights with timm; `load_pretrained` takes weights from a file. Neither
+    happens by itself.
 
     All norms written here work per sample, so batch size 1 trains. A backbone with BatchNorm
     mixes the statistics of photos, panoramas and satellite images; prefer one without.
