@@ -26,6 +26,21 @@ def test_nearest_on_ground_is_a_sort() -> None:
     assert (nearest_on_ground(lat[:3], lon[:3], 5, beyond_m=25.0)[:, 2:] == -1).all()
 
 
+@pytest.mark.parametrize("degrees", [1e-3, 0.05, 20.0])
+def test_nearest_on_ground_of_many_towns_is_that_of_comparing_all(degrees: float) -> None:
+    """More places than are looked at together, among them such as share a position, and one alone far away."""
+    rng = np.random.default_rng(3)
+    towns = np.array([(47.0, 8.0), (47.0, 179.99), (-33.0, 18.0)])
+    lat, lon = (towns[rng.integers(3, size=900)] + degrees * rng.normal(size=(900, 2))).T
+    lat[::9], lon[::9] = np.round(lat[::9], 3), np.round(lon[::9], 3)
+    lat[-1], lon[-1] = 88.0, 0.0
+    away = great_circle_m(lat[:, None], lon[:, None], lat, lon)
+    away = np.where(away > 25, away, np.inf)
+    order = np.argsort(away, axis=1, kind="stable")[:, :7]
+    expected = np.where(np.isfinite(np.take_along_axis(away, order, 1)), order, -1)
+    np.testing.assert_array_equal(nearest_on_ground(lat, lon, 7), expected)
+
+
 def test_most_similar_passes_over_what_is_near() -> None:
     lat, lon = spread(40)
     generator = torch.Generator().manual_seed(0)

@@ -191,7 +191,7 @@ def test_a_step_is_the_sum_of_its_losses(panogan: Any, model: PanoGAN) -> None:
     real, seen = 2 * torch.rand(2, 3, 32, 128) - 1, 2 * torch.rand(2, 3, 32, 128) - 1
     classes = panogan.signed_classes(torch.randint(0, 9, (2, 1, 32, 128)), 9)
     assert classes.shape == (2, 9, 32, 128) and bool((classes.sum(1) == -7).all())
-    how = panogan.StepSettings(bf16=False, l1=10.0)
+    how = panogan.StepSettings(bf16=False, l1=10.0, adversarial=0.5)
     numbers = panogan.gradients(network, {"condition": seen, "panorama": real, "classes": classes}, how)
     grads = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     assert len(grads) == len(list(network.parameters()))
@@ -206,7 +206,7 @@ def test_a_step_is_the_sum_of_its_losses(panogan: Any, model: PanoGAN) -> None:
 
     made = network.passes(seen, judge_last=True)
     maker = sum(
-        entropy(network.scores(one.features), 1.0)
+        0.5 * entropy(network.scores(one.features), 1.0)
         + 10 * (one.image - real).abs().mean()
         + 10 * (one.classes - classes).abs().mean()
         for one in made

@@ -34,6 +34,7 @@ from geoloc_fast.protocol import PhotoBatch, measure
 from geoloc_fast.retrieval import StripBank
 
 CITY, PLACES, FOV_DEG = 10_000, 800, (50.0, 130.0)
+TRIED_DEG = (60.0, 80.0, 100.0, 120.0)
 TURNS = 20
 FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_1_percent", "heading_within_22.5_deg")
 
@@ -50,7 +51,7 @@ def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
     manifest = geoloc.chosen(Manifest.load(folder), {"area": "test"})
     found: dict[str, Any] = {"photos": manifest.photos.num_rows, "places": manifest.places.num_rows}
     for street in ("known", "azimuth"):
-        data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=[60.0, 80.0, 100.0, 120.0])
+        data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=list(TRIED_DEG))
         every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
         found[f"street {street}"] = {name: short(one) for name, one in every.items()}
     return found
@@ -68,18 +69,16 @@ def city(model: Geolocalizer, views: CityViews) -> dict[str, Any]:
         "street view only": {"panorama": panorama},
     }
     photos = {
-        way: photo_strips(model, views.photo, fov)
-        for way, fov in (
-            ("assumed", np.full(len(views), config.assumed_fov_deg)),
-            ("known", views.fov_deg),
-        )
+        "assumed": [photo_strips(model, views.photo, np.full(len(views), config.assumed_fov_deg))],
+        "search": [photo_strips(model, views.photo, np.full(len(views), fov)) for fov in TRIED_DEG],
+        "known": [photo_strips(model, views.photo, views.fov_deg)],
     }
     found: dict[str, Any] = {"floor": {n: round(100 * v, 1) for n, v in floors(views).items() if isinstance(v, float)}}
     for source, images in sources.items():
         parts = [model.encode_place(**{n: x[i : i + 64] for n, x in images.items()}) for i in range(0, len(views), 64)]
         bank = StripBank.pack(torch.cat(parts), column0_deg=config.column0_deg)
-        for way, reading in photos.items():
-            batch = PhotoBatch([reading], views.photo_lat, views.photo_lon, views.heading_deg)
+        for way, readings in photos.items():
+            batch = PhotoBatch(readings, views.photo_lat, views.photo_lon, views.heading_deg)
             found[f"{source}, {way}"] = short(measure([batch], bank, views.lat, views.lon).metrics())
     return found
 

@@ -66,6 +66,7 @@ class StepSettings:
     seed: int = 0
     bf16: bool = True
     l1: float = 100.0  # weight of the distance from the real panorama, and from the real class map
+    adversarial: float = 1.0  # weight of what the judges say
     real: float = 0.9  # what judges are to say of real patches
 
 
@@ -183,7 +184,7 @@ def gradients(model: PanoGAN, batch: dict[str, Any], how: StepSettings) -> dict[
         for one in made:
             fooled = torch.stack([adversarial(scores, 1.0) for scores in model.scores(one.features)]).sum()
             image = F.l1_loss(one.image, real)
-            total = total + fooled + how.l1 * image
+            total = total + how.adversarial * fooled + how.l1 * image
             parts = {"image": image, "fooled": fooled}
             if one.classes is not None and classes is not None:
                 parts["classes"] = F.l1_loss(one.classes, classes)

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from geoloc_fast.geo import great_circle_m
+from geoloc_fast.geo import METRES_PER_DEGREE, great_circle_m
 from geoloc_fast.retrieval import StripBank, strip_topk
 
 __all__ = ["PlaceBatches", "most_similar", "nearest_on_ground"]
@@ -25,14 +25,27 @@ def nearest_on_ground(lat: np.ndarray, lon: np.ndarray, count: int, *, beyond_m:
     """int64 [N, count]: the nearest places of each place that lie more than `beyond_m` away, nearest first; -1 pads."""
     places = len(lat)
     found = np.full((places, count), -1, np.int64)
-    for begin in range(0, places, _ROWS_AT_ONCE):
-        part = slice(begin, begin + _ROWS_AT_ONCE)
-        away = great_circle_m(lat[part, None], lon[part, None], lat[None], lon[None])
-        # Places without a position are nobody's neighbours.
-        away = np.where(away > beyond_m, away, np.inf)
-        order = np.argsort(away, axis=1, kind="stable")[:, :count]
-        there = np.isfinite(np.take_along_axis(away, order, 1))
-        found[part, : order.shape[1]] = np.where(there, order, -1)
+    by_latitude = np.argsort(lat, kind="stable")  # those without a position last: they are nobody's neighbours
+    by_latitude = by_latitude[: places - int(np.isnan(lat).sum())]
+    sorted_lat = lat[by_latitude]
+    for begin in range(0, len(by_latitude), _ROWS_AT_ONCE):
+        rows = by_latitude[begin : begin + _ROWS_AT_ONCE]
+        # Who lies further north or south than `reach_m` is further away than that: wider until nobody else can be near.
+        reach_m = 2 * beyond_m + 250.0
+        while len(rows):
+            reach = reach_m / METRES_PER_DEGREE
+            first = np.searchsorted(sorted_lat, lat[rows].min() - reach)
+            last = np.searchsorted(sorted_lat, lat[rows].max() + reach, side="right")
+            near = np.sort(by_latitude[first:last])
+            away = great_circle_m(lat[rows, None], lon[rows, None], lat[None, near], lon[None, near])
+            away = np.where(away > beyond_m, away, np.inf)
+            order = np.argsort(away, axis=1, kind="stable")[:, :count]
+            sorted_away = np.take_along_axis(away, order, 1)
+            found[rows, : order.shape[1]] = np.where(np.isfinite(sorted_away), near[order], -1)
+            if len(near) == len(by_latitude):
+                break
+            done = (order.shape[1] == count) & (sorted_away[:, -1:] < reach_m).all(axis=1)
+            rows, reach_m = rows[~done], 4 * reach_m
     return found
 
 
