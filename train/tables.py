@@ -54,6 +54,7 @@ ONE_COLUMN = {"model.strip": [256, 1, 1], "step.loss.heading": 0.0, "step.loss.a
 # Nothing has trained these networks before: they begin on the easy terms of `configs/small_first.yaml`.
 FROM_NOTHING = {
     "pretrained": None,
+    "model.initial_scale": 1 / 0.07,
     "train.lr": 2.5e-3,
     "data.field_of_view": "known",
     "step.without_panorama": 0.0,
