@@ -621,6 +621,29 @@ def test_a_run_starts_from_a_trained_model(region: Path, tmp_path: Path) -> None
         geoloc.Trainer(configured(region, tmp_path / "both", start, "pretrained=timm"))
 
 
+def test_what_nothing_has_trained_has_a_rate_of_its_own(region: Path, tmp_path: Path) -> None:
+    Geolocalizer(GeolocalizerConfig(**NETWORK)).save(tmp_path / "trained.safetensors")
+    pretrained = f"pretrained={tmp_path / 'trained.safetensors'}"
+    more = ("train.fresh=4", "train.steps=1", "train.warmup=0", "train.lr=1e-3")
+    one_column = json.dumps({**NETWORK, "strip": [32, 1, 1]})  # of another head
+    for out, given, fresh in (
+        ("same", (pretrained,), {"fusion", "log_scale", "log_temperature"}),
+        (
+            "other",
+            (pretrained, f"model={one_column}"),
+            {"fusion", "log_scale", "log_temperature", "encoder.network.head"},
+        ),
+        ("nothing", (), set()),
+    ):
+        trainer = geoloc.Trainer(configured(region, tmp_path / out, *given, *more))
+        trainer.run()
+        rate = {id(p): group["lr"] for group in trainer.optimiser.param_groups for p in group["params"]}
+        base = min(rate.values())
+        assert len(rate) == len(list(trainer.model.parameters()))
+        for name, p in trainer.model.named_parameters():
+            assert rate[id(p)] == pytest.approx(base * (4 if name.startswith(tuple(fresh)) else 1)), name
+
+
 def test_a_manifest_that_cannot_be_trained_on_is_named(region: Path, tmp_path: Path) -> None:
     whole = Manifest.load(region)
     for name, places, photos, message in (

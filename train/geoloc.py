@@ -84,6 +84,7 @@ class TrainSettings:
     steps: int = 1000
     batch: int = 64  # over all processes
     lr: float = 1e-3
+    fresh: float = 1.0  # beside `pretrained`: times the rate, for the parts it does not set
     weight_decay: float = 0.05
     warmup: int = 50  # steps
     decay: int = 0  # the rate is constant and falls to 0 in this many last steps; 0: a cosine over all steps
@@ -142,8 +143,9 @@ def check_training(how: TrainSettings) -> None:
     for name in ("warmup", "decay", "hard", "similar_after", "similar_every", "evaluate_every"):
         if getattr(how, name) < 0:
             raise ValueError(f"train.{name}: expected at least 0, got {getattr(how, name)}")
-    if not 0 < how.lr < math.inf:
-        raise ValueError(f"train.lr: expected above 0, got {how.lr}")
+    for name in ("lr", "fresh"):
+        if not 0 < getattr(how, name) < math.inf:
+            raise ValueError(f"train.{name}: expected above 0, got {getattr(how, name)}")
 
 
 def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
@@ -383,6 +385,21 @@ def similar_places(
 # -- training ----------------------------------------------------------------------------------
 
 
+def _groups(model: Geolocalizer, settings: Settings) -> list[dict[str, Any]]:
+    """The optimiser's groups: matrices decay, the rest does not; what `pretrained` has not set has a rate of its own."""
+    how = settings.train
+    trained = [".network.backbone."] + [".network.head."] * model.encoder.head_pretrained
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        fresh = settings.pretrained is not None and not any(part in name for part in trained)
+        groups.setdefault((fresh, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": how.weight_decay * key[1], "times": how.fresh if key[0] else 1.0}
+        for key in ((False, True), (False, False), (True, True), (True, False))
+        if key in groups
+    ]
+
+
 class Trainer:
     """One run. The position in it is (step, epoch, batch); all randomness is drawn from seed and position."""
 
@@ -407,15 +424,7 @@ class Trainer:
         self.model = _first_model(settings, config).to(self.device)
         if how.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        parameters = list(self.model.parameters())
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": how.weight_decay},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=how.lr,
-            betas=(0.9, 0.98),
-        )
+        self.optimiser = torch.optim.AdamW(_groups(self.model, settings), lr=how.lr, betas=(0.9, 0.98))
         lat, lon = (self.training.places[name].to_numpy() for name in ("lat", "lon"))
         self.sampler = PlaceBatches(
             self.pairs.place_rows,
@@ -545,7 +554,7 @@ class Trainer:
     def _one_step(self, batch: dict[str, Any]) -> dict[str, float]:
         rate = self._rate()
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("times", 1.0)
         numbers = self._gradients(batch)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip))
         # The same in every process, so that all stop together.

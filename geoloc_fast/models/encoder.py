@@ -79,6 +79,8 @@ class Encoder(nn.Module):
         features = _feature_backbone(backbone, backbone_stride, backbone_kwargs or {}, pretrained)
         steps = _reduction_steps(image_size, strip, backbone_stride)
         self.network = _StripNetwork(features, steps, strip[0])
+        self.head_pretrained = False
+        """Whether `load_pretrained` found weights of the head too."""
         self._hold_twin()
 
     def load_pretrained(self, path: str | os.PathLike[str]) -> None:
@@ -103,7 +105,9 @@ class Encoder(nn.Module):
         prefix = "encoder.network.head."
         head = {name.removeprefix(prefix): value for name, value in file.items() if name.startswith(prefix)}
         self.network.backbone.load_state_dict(taken)
-        if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in self.network.head.state_dict().items()}:
+        own_head = self.network.head.state_dict()
+        self.head_pretrained = {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in own_head.items()}
+        if self.head_pretrained:
             self.network.head.load_state_dict(head)
 
     def _hold_twin(self) -> None:
