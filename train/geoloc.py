@@ -386,7 +386,7 @@ def similar_places(
 
 
 def _groups(model: Geolocalizer, settings: Settings) -> list[dict[str, Any]]:
-    """The optimiser's groups: matrices decay, the rest does not; what `pretrained` has not set has a rate of its own."""
+    """The optimiser's groups: matrices decay, the rest does not; what `pretrained` does not set has its own rate."""
     how = settings.train
     trained = [".network.backbone."] + [".network.head."] * model.encoder.head_pretrained
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
