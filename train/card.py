@@ -4,7 +4,8 @@
 
 Beside every figure stands what one gets without learning anything (`geoloc_fast.data.city.floor`).
 
-    benchmark   photos of the area test of a manifest against all its places
+    benchmark   photos of the area test of a manifest against all its places; if it holds synthetic street views, also what
+                they and other stand-ins are worth
     city        one tidy city of 800 places, photos of 50 to 130 degrees
     pairs       NAME.aerial.* and NAME.ground.*, north in the middle of the panorama: cuts of the panorama at random
                 headings, against the satellite images alone
@@ -21,6 +22,7 @@ import cv2
 import geoloc
 import numpy as np
 import torch
+from street import chosen_views
 from torch import Tensor
 
 from geoloc_fast.azimuth import azimuth_match
@@ -54,6 +56,20 @@ def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
         data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=list(TRIED_DEG))
         every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
         found[f"street {street}"] = {name: short(one) for name, one in every.items()}
+    return found
+
+
+def street_views(model: Geolocalizer, folder: Path) -> dict[str, Any]:
+    """Of a manifest that `geoloc-fast synthesize` has completed: what places without a real and available street view are
+    known by, and how well photos of those and of all places are found then."""
+    data = geoloc.DataSettings(manifest=str(folder), street="azimuth")
+    found: dict[str, Any] = {}
+    for views in ("hybrid", "synthetic", "nearest", "strict"):
+        manifest = geoloc.chosen(chosen_views(geoloc.load_region(folder), views), {"area": "test"})
+        every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
+        for way, one in every.items():
+            parts = {f"street view {name}": short(part) for name, part in one["by"]["street_view"].items()}
+            found[f"{views}, {way}"] = {"all": short(one), **parts}
     return found
 
 
@@ -171,6 +187,9 @@ def main() -> None:
     if options.manifest:
         found["benchmark"] = benchmark(model, options.manifest)
         print(json.dumps({"benchmark": found["benchmark"]}, indent=1), flush=True)
+        if Manifest.load(options.manifest).places["street_synthetic"].null_count < found["benchmark"]["places"]:
+            found["street views"] = street_views(model, options.manifest)
+            print(json.dumps({"street views": found["street views"]}, indent=1), flush=True)
 
 
 if __name__ == "__main__":
