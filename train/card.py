@@ -4,8 +4,8 @@
 
 Beside every figure stands what one gets without learning anything (`geoloc_fast.data.city.floor`).
 
-    benchmark   photos of the area test of a manifest against all its places; if it holds synthetic street views, also what
-                they and other stand-ins are worth
+    benchmark   photos of the area test of a manifest against all its places; with synthetic street views in it, also
+                what they and other stand-ins are worth
     city        one tidy city of 800 places, photos of 50 to 130 degrees
     pairs       NAME.aerial.* and NAME.ground.*, north in the middle of the panorama: cuts of the panorama at random
                 headings, against the satellite images alone
@@ -50,7 +50,7 @@ def short(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
-    manifest = geoloc.chosen(Manifest.load(folder), {"area": "test"})
+    manifest = geoloc.chosen(chosen_views(geoloc.load_region(folder), "real"), {"area": "test"})
     found: dict[str, Any] = {"photos": manifest.photos.num_rows, "places": manifest.places.num_rows}
     for street in ("known", "azimuth"):
         data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=list(TRIED_DEG))
@@ -60,8 +60,8 @@ def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
 
 
 def street_views(model: Geolocalizer, folder: Path) -> dict[str, Any]:
-    """Of a manifest that `geoloc-fast synthesize` has completed: what places without a real and available street view are
-    known by, and how well photos of those and of all places are found then."""
+    """Of a manifest that `geoloc-fast synthesize` has completed: how well photos are found where places without a real
+    and available street view have a stand-in, and those of such places by themselves."""
     data = geoloc.DataSettings(manifest=str(folder), street="azimuth")
     found: dict[str, Any] = {}
     for views in ("hybrid", "synthetic", "nearest", "strict"):
@@ -187,7 +187,7 @@ def main() -> None:
     if options.manifest:
         found["benchmark"] = benchmark(model, options.manifest)
         print(json.dumps({"benchmark": found["benchmark"]}, indent=1), flush=True)
-        if Manifest.load(options.manifest).places["street_synthetic"].null_count < found["benchmark"]["places"]:
+        if Manifest.load(options.manifest).places["street_synthetic"].is_valid().to_numpy().any():
             found["street views"] = street_views(model, options.manifest)
             print(json.dumps({"street views": found["street views"]}, indent=1), flush=True)
 
