@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["EARTH_RADIUS_M", "METRES_PER_DEGREE", "great_circle_m", "move_m", "offset_m"]
+__all__ = ["EARTH_RADIUS_M", "great_circle_m", "latitude_band_deg", "move_m", "offset_m"]
 
 EARTH_RADIUS_M = 6371008.8
-METRES_PER_DEGREE = EARTH_RADIUS_M * np.pi / 180.0
+_METRES_PER_DEGREE = EARTH_RADIUS_M * np.pi / 180.0
 
 
 def _maths(*values: Any) -> ModuleType:
@@ -42,6 +42,12 @@ def great_circle_m(lat1: Any, lon1: Any, lat2: Any, lon2: Any) -> Any:
     return 2 * EARTH_RADIUS_M * maths.arcsin(maths.sqrt(half))
 
 
+def latitude_band_deg(range_m: float) -> float:
+    """Who lies more than so many degrees further north or south is more than `range_m` away: a comparison that spares
+    most distances."""
+    return range_m / _METRES_PER_DEGREE + 1e-9
+
+
 def offset_m(lat: Any, lon: Any, to_lat: Any, to_lon: Any) -> tuple[Any, Any]:
     """`(east_m, north_m)` from a position to a nearby one, in the plane tangent at the first.
 
@@ -50,12 +56,12 @@ def offset_m(lat: Any, lon: Any, to_lat: Any, to_lon: Any) -> tuple[Any, Any]:
     """
     maths = _maths(lat, lon, to_lat, to_lon)
     turn = (to_lon - lon + 180.0) % 360.0 - 180.0
-    east = turn * METRES_PER_DEGREE * maths.cos(_radians(maths, lat))
-    return east, (to_lat - lat) * METRES_PER_DEGREE
+    east = turn * _METRES_PER_DEGREE * maths.cos(_radians(maths, lat))
+    return east, (to_lat - lat) * _METRES_PER_DEGREE
 
 
 def move_m(lat: Any, lon: Any, east_m: Any, north_m: Any) -> tuple[Any, Any]:
     """`(lat, lon)` of the point `east_m`, `north_m` away: the inverse of `offset_m`."""
     maths = _maths(lat, lon, east_m, north_m)
-    to_lon = lon + east_m / (METRES_PER_DEGREE * maths.cos(_radians(maths, lat)))
-    return lat + north_m / METRES_PER_DEGREE, (to_lon + 180.0) % 360.0 - 180.0
+    to_lon = lon + east_m / (_METRES_PER_DEGREE * maths.cos(_radians(maths, lat)))
+    return lat + north_m / _METRES_PER_DEGREE, (to_lon + 180.0) % 360.0 - 180.0

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast.azimuth import shift_to_heading
-from geoloc_fast.geo import great_circle_m
+from geoloc_fast.geo import great_circle_m, latitude_band_deg
 from geoloc_fast.metrics import heading_error_deg, one_percent
 from geoloc_fast.retrieval import MAX_K, StripBank, StripTopK, strip_topk
 
@@ -211,7 +211,7 @@ class Near:
         self.sorted_lat = lat[self.order]
 
     def any(self, lat: float, lon: float) -> bool:
-        band = self.range_m / 111_000.0 + 1e-9  # degrees of latitude, generously
+        band = latitude_band_deg(self.range_m)
         first, last = np.searchsorted(self.sorted_lat, (lat - band, lat + band))
         rows = self.order[first:last]
         return bool((great_circle_m(lat, lon, self.lat[rows], self.lon[rows]) <= self.range_m).any())

@@ -389,9 +389,9 @@ class Trainer(GeolocTrainer):
 def read_settings(sources: list[str]) -> Settings:
     settings: Settings = merged_settings(sources, Settings)
     check_training(settings.train)
-    for name in ("hard", "decay"):
-        if getattr(settings.train, name):
-            raise ValueError(f"train.{name}: expected 0 here, got {getattr(settings.train, name)}")
+    for name, plain in (("hard", 0), ("decay", 0), ("fresh", 1.0)):
+        if getattr(settings.train, name) != plain:
+            raise ValueError(f"train.{name}: expected {plain} here, got {getattr(settings.train, name)}")
     return settings
 
 

@@ -30,7 +30,7 @@ from geoloc_fast.data.augment import Augmentation, change_colours, generator_of
 from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG, pixels_across, to_cylindrical
 from geoloc_fast.data.images import ImageError, decode_image, fit_panorama, stitch_views
 from geoloc_fast.data.manifest import CALIBRATION_STATUS, Manifest
-from geoloc_fast.geo import great_circle_m
+from geoloc_fast.geo import great_circle_m, latitude_band_deg
 from geoloc_fast.polar import polar_resample
 
 __all__ = [
@@ -392,7 +392,7 @@ def assign_places(manifest: Manifest, radius_m: float = 25.0) -> Manifest:
     order = np.argsort(lat, kind="stable")
     ids = places["id"].to_pylist()
     chosen = photos["place"].to_pylist()
-    band = radius_m / 111_000.0  # degrees of latitude, generously
+    band = latitude_band_deg(radius_m)
     photo_lat, photo_lon = photos["lat"].to_numpy(), photos["lon"].to_numpy()
     first = np.searchsorted(lat[order], photo_lat - band, "left")
     last = np.searchsorted(lat[order], photo_lat + band, "right")

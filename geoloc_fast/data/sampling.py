@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from geoloc_fast.geo import METRES_PER_DEGREE, great_circle_m
+from geoloc_fast.geo import great_circle_m, latitude_band_deg
 from geoloc_fast.retrieval import StripBank, strip_topk
 
 __all__ = ["PlaceBatches", "most_similar", "nearest_on_ground"]
@@ -30,12 +30,12 @@ def nearest_on_ground(lat: np.ndarray, lon: np.ndarray, count: int, *, beyond_m:
     sorted_lat = lat[by_latitude]
     for begin in range(0, len(by_latitude), _ROWS_AT_ONCE):
         rows = by_latitude[begin : begin + _ROWS_AT_ONCE]
-        # Who lies further north or south than `reach_m` is further away than that: wider until nobody else can be near.
+        # Wider until nobody beyond can be among the nearest.
         reach_m = 2 * beyond_m + 250.0
         while len(rows):
-            reach = reach_m / METRES_PER_DEGREE
-            first = np.searchsorted(sorted_lat, lat[rows].min() - reach)
-            last = np.searchsorted(sorted_lat, lat[rows].max() + reach, side="right")
+            band = latitude_band_deg(reach_m)
+            first = np.searchsorted(sorted_lat, lat[rows].min() - band)
+            last = np.searchsorted(sorted_lat, lat[rows].max() + band, side="right")
             near = np.sort(by_latitude[first:last])
             away = great_circle_m(lat[rows, None], lon[rows, None], lat[None, near], lon[None, near])
             away = np.where(away > beyond_m, away, np.inf)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from geoloc_fast.geo import great_circle_m
+from geoloc_fast.geo import great_circle_m, latitude_band_deg
 
 __all__ = ["Box", "Circle", "Region", "parse_box", "parse_circle"]
 
@@ -50,8 +50,7 @@ class Circle:
             raise ValueError(f"metres: expected a finite number, at least 0, got {self.metres!r}")
 
     def contains(self, lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
-        # A band of latitudes first: distances cost far more than a comparison.
-        near = np.abs(lat - self.lat) <= self.metres / 111_000.0 + 1e-9
+        near = np.abs(lat - self.lat) <= latitude_band_deg(self.metres)
         near[near] = great_circle_m(self.lat, self.lon, lat[near], lon[near]) <= self.metres
         return near
 
