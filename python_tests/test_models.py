@@ -650,6 +650,18 @@ def test_backbone_weights_come_from_a_file(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(one_column.encoder.network.backbone.eval()(images(1))[0], expected)
 
+    with torch.no_grad():  # each encoder its own, and that of photos for one the file has not
+        for weight in model.reference_encoder.parameters():
+            weight.add_(1)
+    model.save(path)
+    for sharing in ("references", "none"):
+        again = Geolocalizer(with_settings(sharing=sharing), pretrained=path)
+        for name, encoder in again.named_children():
+            if name.endswith("encoder"):
+                same = model.reference_encoder if name == "reference_encoder" else model.encoder
+                for weight, expected in zip(encoder.parameters(), same.parameters(), strict=True):
+                    assert torch.equal(weight, expected), (sharing, name)
+
     other = timm.create_model("convnext_atto", depths=[1, 1, 2, 1], dims=[8, 16, 24, 32])
     safetensors.torch.save_file(other.state_dict(), path)
     with pytest.raises(ValueError, match=r"backbone\.safetensors: expected .* of convnext_atto, got"):

@@ -36,7 +36,7 @@ import tables  # noqa: E402
 from in_memory import PairsInMemory  # noqa: E402
 from street import chosen_street, chosen_views  # noqa: E402
 
-from geoloc_fast.data.augment import Augmentation  # noqa: E402
+from geoloc_fast.data.augment import Augmentation, generator_of  # noqa: E402
 from geoloc_fast.data.city.views import TIDY, Sizes  # noqa: E402
 from geoloc_fast.data.city.write import write_city  # noqa: E402
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, collate, finish  # noqa: E402
@@ -116,7 +116,8 @@ def assert_same(one: Tensor, two: Tensor, tolerance: float = 1e-4) -> None:
 
 
 def test_a_step_is_the_sum_of_its_losses() -> None:
-    model, how, batch = network(), settings(without_panorama=0.0), some_batch(8)
+    model, batch = network(), some_batch(8)
+    how = settings(loss=steps.LossSettings(cuts=0.5), without_panorama=0.0)
     grads, numbers = gradients(model, how, batch)
     model.zero_grad()
     has_satellite, has_panorama = steps.sources_used(batch, how, 2)
@@ -138,6 +139,16 @@ def test_a_step_is_the_sum_of_its_losses() -> None:
     both = has_satellite & has_panorama
     cosine = above[both].flatten(1) @ street[both].flatten(1).T
     loss = loss + 0.3 * info_nce(cosine, temperature=model.temperature, mask=near[both][:, both])
+    start = torch.from_numpy(generator_of(how.seed, 7, 0, steps._CUTS).integers(8, size=8))[both]
+    width = photo.width[both]
+    cut = torch.zeros(len(start), *street.shape[1:3], int(width.max()))
+    for row, (begin, wide) in enumerate(zip(start.tolist(), width.tolist(), strict=True)):
+        cut[row, ..., :wide] = street[both][row].roll(-begin, 2)[..., :wide]
+    cut = cut / cut.flatten(1).norm(dim=1)[:, None, None, None]
+    score = azimuth_match(cut, above[both], query_width=width).score
+    loss = loss + 0.5 * info_nce(score, temperature=model.temperature, mask=near[both][:, both])
+    turned = shift_cross_entropy(cut, above[both], start, query_width=width, temperature=model.temperature)
+    loss = loss + 0.5 * turned
     known = torch.arange(8) != 3
     truth = ((batch["heading_deg"] - 180 - batch["turn_deg"]) / 45 - photo.width / 2) % 8
     loss = loss + shift_cross_entropy(
@@ -199,7 +210,7 @@ def test_without_matching_only_the_middle_of_a_strip_counts() -> None:
 @pytest.mark.parametrize("kind", steps.KINDS)
 def test_gradient_cache_is_the_plain_step(kind: str) -> None:
     model, batch = network(), some_batch(10)
-    loss = steps.LossSettings(kind=kind, alone=0.5)
+    loss = steps.LossSettings(kind=kind, alone=0.5, cuts=0.5)
     plain, numbers = gradients(model, settings(loss=loss), batch)
     cached, cached_numbers = gradients(model, settings(loss=loss, chunk=3), batch)
     assert_same(plain, cached)
@@ -247,7 +258,7 @@ rank = dist.get_rank()
 model = t.network()
 for chunk in (0, 2):
     part = t.some_batch(10, slice(5 * rank, 5 * rank + 5))
-    grads, numbers = t.gradients(model, t.settings(chunk=chunk, loss=t.steps.LossSettings(alone=0.5)), part)
+    grads, numbers = t.gradients(model, t.settings(chunk=chunk, loss=t.steps.LossSettings(alone=0.5, cuts=0.5)), part)
     torch.save((grads, numbers), f"{out}/{{rank}}_{{chunk}}.pt")
 dist.destroy_process_group()
 """
@@ -276,7 +287,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    expected, numbers = gradients(network(), settings(loss=steps.LossSettings(alone=0.5)), some_batch(10))
+    expected, numbers = gradients(network(), settings(loss=steps.LossSettings(alone=0.5, cuts=0.5)), some_batch(10))
     for rank in (0, 1):
         for chunk in (0, 2):
             grads, theirs = torch.load(tmp_path / f"{rank}_{chunk}.pt")

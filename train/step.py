@@ -31,11 +31,12 @@ from geoloc_fast.data.augment import generator_of
 from geoloc_fast.geo import great_circle_m
 from geoloc_fast.losses import info_nce, shift_cross_entropy, soft_margin_triplet, triplet
 from geoloc_fast.models import Geolocalizer
+from geoloc_fast.models.encoder import normalise_strip
 from geoloc_fast.ops import gumbel_noise
 
 KINDS = ("info_nce", "decoupled", "triplet", "soft_margin_triplet")
 SELECT = ("gumbel", "correlation", "cosine", "fixed")  # fixed: the middle of every strip, without matching
-_SOURCES, _NETWORK, _WINDOWS = 101, 102, 103  # what a random number is for
+_SOURCES, _NETWORK, _WINDOWS, _CUTS = 101, 102, 103, 104  # what a random number is for
 
 
 @dataclass
@@ -49,6 +50,7 @@ class LossSettings:
     select: str = "gumbel"
     heading: float = 1.0  # weight: the photo's window must be where its heading says
     agreement: float = 0.3  # weight: the two sources of a place must agree as they lie
+    cuts: float = 0.0  # weight: cuts of the street view must find their satellite image, and where they lie in it
     alone: float = 0.0  # weight: each source by itself must answer photos too, with place and heading
     threshold_m: float = 25.0  # nearer places are not negatives
 
@@ -174,7 +176,8 @@ def _encode(
         place = model.fuse(above, street, has_satellite=used[0][part], has_panorama=used[1][part])
         photo = model.encode_photo(batch["photo"][part], batch["photo_width"][part])
     strips = {"photo": F.pad(photo.strips, (0, widest - photo.strips.shape[3])), "place": place}
-    if above is not None and street is not None and (settings.loss.agreement or settings.loss.alone):
+    how = settings.loss
+    if above is not None and street is not None and (how.agreement or how.cuts or how.alone):
         strips |= {"above": above, "street": street}
     return strips
 
@@ -217,6 +220,25 @@ def true_shift(batch: Mapping[str, Any], width: Tensor, model: Geolocalizer) -> 
     columns = model.config.strip[2]
     centre = (batch["heading_deg"] - model.config.column0_deg - batch["turn_deg"]) / 360 * columns
     return (centre - width / 2) % columns
+
+
+def _cuts_found(
+    above: Tensor, street: Tensor, start: Tensor, width: Tensor, same: Tensor, temperature: Tensor, how: LossSettings
+) -> Tensor:
+    """Cuts of the panoramas' strips, as wide as the batch's photos, against the satellite images: photos taken where
+    the satellite image has its middle, with nothing in the way."""
+    cut = cuts(street, start, width)
+    score = azimuth_match(cut, above, query_width=width).score
+    turned = shift_cross_entropy(cut, above, start, query_width=width, temperature=temperature)
+    return info_nce(score, temperature=temperature, mask=same) + how.heading * turned
+
+
+def cuts(strips: Tensor, start: Tensor, width: Tensor) -> Tensor:
+    """Of each strip [N, C, H, W] the `width` columns from `start` on, at unit norm, zero beyond them."""
+    column = torch.arange(int(width.max()), device=strips.device)
+    at = (start[:, None] + column) % strips.shape[3]
+    cut = strips.gather(3, at[:, None, None].expand(*strips.shape[:3], -1))
+    return normalise_strip(cut * (column < width[:, None])[:, None, None])
 
 
 def _losses(
@@ -298,12 +320,20 @@ def _losses(
             "street": batch["has_panorama"] & batch["heading_known"],
         }
         both = gathered((has["above"] & has["street"]).byte()).bool()
-        if how.agreement and int(both.sum()) > 1:
-            above, street = (gather_own(strips[name])[both].flatten(1) for name in ("above", "street"))
-            same = great_circle_m(at_lat[both, None], at_lon[both, None], at_lat[both], at_lon[both])
-            agreement = info_nce(above @ street.T, temperature=_shared(temperature), mask=same <= how.threshold_m)
-            total = total + how.agreement * agreement
-            numbers["agreement"] = agreement.detach()
+        if (how.agreement or how.cuts) and int(both.sum()) > 1:
+            above, street = (gather_own(strips[name])[both] for name in ("above", "street"))
+            same = great_circle_m(at_lat[both, None], at_lon[both, None], at_lat[both], at_lon[both]) <= how.threshold_m
+            if how.agreement:
+                cosine = above.flatten(1) @ street.flatten(1).T
+                numbers["agreement"] = info_nce(cosine, temperature=_shared(temperature), mask=same)
+                total = total + how.agreement * numbers["agreement"]
+            if how.cuts:
+                turns = generator_of(settings.seed, step, 0, _CUTS).integers(columns, size=len(both))
+                start = torch.from_numpy(turns).to(both.device)[both]
+                numbers["cuts"] = _cuts_found(
+                    above, street, start, gathered(width)[both], same, _shared(temperature), how
+                )
+                total = total + how.cuts * numbers["cuts"]
         for name in ("above", "street") if how.alone else ():
             there = gathered(has[name].byte()).bool()
             if int(there.sum()) < 2:
@@ -327,14 +357,15 @@ def _losses(
     if not int(known_everywhere):
         numbers["true_window"] = torch.tensor(float("nan"))
     numbers["right"] = (score.argmax(1) == torch.arange(len(score), device=score.device)).float().mean()
-    numbers["loss"] = (
-        numbers["contrast"] + how.agreement * numbers.get("agreement", 0.0) + how.heading * numbers["heading"]
-    )
+    numbers["loss"] = numbers["contrast"] + how.heading * numbers["heading"]
+    for name in ("agreement", "cuts"):
+        if name in numbers:
+            numbers["loss"] = numbers["loss"] + getattr(how, name) * numbers[name]
     for name in ("above", "street"):
         if name in numbers:
             numbers["loss"] = numbers["loss"] + how.alone * (numbers[name] + how.heading * numbers[f"{name}_heading"])
     numbers["scale"], numbers["temperature"] = model.scale.detach(), model.temperature.detach()
-    return total, {name: float(value) for name, value in numbers.items()}
+    return total, {name: float(value.detach()) for name, value in numbers.items()}
 
 
 def gradients(

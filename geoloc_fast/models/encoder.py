@@ -83,9 +83,10 @@ class Encoder(nn.Module):
         """Whether `load_pretrained` found weights of the head too."""
         self._hold_twin()
 
-    def load_pretrained(self, path: str | os.PathLike[str]) -> None:
+    def load_pretrained(self, path: str | os.PathLike[str], part: str = "encoder") -> None:
         """Weights of the backbone from a safetensors file of the whole timm model, of its feature part, or of a
-        `Geolocalizer`, whose encoder of photos is taken, with its head where that is of the same shape.
+        `Geolocalizer`, whose encoder `part` is taken, or that of photos where it has none of that name, with its head
+        where that is of the same shape.
 
         Every tensor of this backbone must be in it with its shape; what else is in it (the classifier, later stages)
         is left. ValueError otherwise, and nothing is changed.
@@ -94,7 +95,14 @@ class Encoder(nn.Module):
             file = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
-        found = {_plain(name.removeprefix("encoder.network.backbone.")): value for name, value in file.items()}
+        heads: dict[str, Tensor] = {}
+        for prefix in (f"{part}.network.", "encoder.network."):
+            ours = {name.removeprefix(prefix): value for name, value in file.items() if name.startswith(prefix)}
+            if ours:
+                file = {k.removeprefix("backbone."): v for k, v in ours.items() if k.startswith("backbone.")}
+                heads = {k.removeprefix("head."): v for k, v in ours.items() if k.startswith("head.")}
+                break
+        found = {_plain(name): value for name, value in file.items()}
         taken = {}
         for name, own in self.network.backbone.state_dict().items():
             value = found.get(_plain(name))
@@ -102,13 +110,11 @@ class Encoder(nn.Module):
                 got = "nothing" if value is None else str(list(value.shape))
                 raise ValueError(f"{path}: expected {name} {list(own.shape)} of {self.backbone}, got {got}")
             taken[name] = value
-        prefix = "encoder.network.head."
-        head = {name.removeprefix(prefix): value for name, value in file.items() if name.startswith(prefix)}
         self.network.backbone.load_state_dict(taken)
         own_head = self.network.head.state_dict()
-        self.head_pretrained = {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in own_head.items()}
+        self.head_pretrained = {k: v.shape for k, v in heads.items()} == {k: v.shape for k, v in own_head.items()}
         if self.head_pretrained:
-            self.network.head.load_state_dict(head)
+            self.network.head.load_state_dict(heads)
 
     def _hold_twin(self) -> None:
         # In a tuple: the twin's parameters are the network's own and must not be listed again.

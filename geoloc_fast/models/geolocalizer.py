@@ -117,12 +117,12 @@ class Geolocalizer(nn.Module):
     def __init__(
         self, config: GeolocalizerConfig | None = None, *, pretrained: str | os.PathLike[str] | bool = False
     ) -> None:
-        """Fresh weights; of the encoders those of the safetensors file `pretrained` (see `Encoder.load_pretrained`),
-        or, if it is True, of the backbones those that timm downloads."""
+        """Fresh weights; of the encoders those of the safetensors file `pretrained` (each its own, see
+        `Encoder.load_pretrained`), or, if it is True, of the backbones those that timm downloads."""
         super().__init__()
         self.config = config = config or GeolocalizerConfig()
 
-        def encoder() -> Encoder:
+        def encoder(part: str) -> Encoder:
             made = Encoder(
                 config.backbone,
                 image_size=config.image_size,
@@ -132,17 +132,17 @@ class Geolocalizer(nn.Module):
                 pretrained=pretrained is True,
             )
             if not isinstance(pretrained, bool):
-                made.load_pretrained(pretrained)
+                made.load_pretrained(pretrained, part)
             return made
 
-        self.encoder = encoder()  # of photos, and with sharing "all" of everything
+        self.encoder = encoder("encoder")  # of photos, and with sharing "all" of everything
         if config.sharing == "references":
-            self.reference_encoder = encoder()
+            self.reference_encoder = encoder("reference_encoder")
         elif config.sharing == "none":
             if config.sources != "street":
-                self.satellite_encoder = encoder()
+                self.satellite_encoder = encoder("satellite_encoder")
             if config.sources != "satellite":
-                self.street_encoder = encoder()
+                self.street_encoder = encoder("street_encoder")
         if config.sources == "both":
             self.fusion: nn.Module = FUSIONS[config.fusion](config.strip[0])
         # As logarithms: a step then changes them by a ratio and they cannot leave (0, inf).
