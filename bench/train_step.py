@@ -1,7 +1,7 @@
 """One training step of the small model: how much of it the operators are, and the memory, fast and reference.
 
-    python bench/train_step.py                       # batches of 32, 128, 512, encoded 32 at a time
-    python bench/train_step.py --batches 128 --repeat 5
+    python bench/train_step.py                       # batches of 32, 128, 512
+    python bench/train_step.py --batches 128 --repeat 9
 
 Each row is a process of its own, so that peak memory is its own. The operators' share is the time of the window noise,
 matching and the losses on scores, forward and backward, over that of the whole step.
@@ -24,15 +24,16 @@ sys.path.insert(0, str(ROOT / "train"))
 
 
 def one(batch: int, ops: str, repeat: int) -> dict[str, float]:
+    import geoloc
     import step as steps
-    from omegaconf import OmegaConf
 
     from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
     from geoloc_fast.ops.choose import force_backend
 
-    settings: dict = OmegaConf.to_container(OmegaConf.load(ROOT / "train/configs/small.yaml"))["model"]
-    model = Geolocalizer(GeolocalizerConfig(**settings)).to(memory_format=torch.channels_last)
-    how = steps.StepSettings(chunk=32)
+    configs = [str(ROOT / f"train/configs/{name}.yaml") for name in ("small", "small_last")]
+    settings = geoloc.read_settings([*configs, "data.manifest=none", "out=none"])
+    model = Geolocalizer(GeolocalizerConfig(**settings.model)).to(memory_format=torch.channels_last)
+    how = settings.step
     row = torch.arange(batch)
     height, width = model.config.image_size
     place = {name: torch.randn(batch, 3, height, width) for name in ("polar", "panorama")}
@@ -76,7 +77,7 @@ def one(batch: int, ops: str, repeat: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--ops", choices=("fast", "reference"), help="one row, as JSON")
     arguments = parser.parse_args()
     if arguments.ops:

@@ -146,7 +146,7 @@ def prepare(
     rows: Annotated[int, typer.Option(help="Rows of polar images and panoramas.")] = 128,
     columns: Annotated[int, typer.Option(help="Columns of polar images and panoramas.")] = 512,
     method: Annotated[str, typer.Option(help="Calibration of street views of unknown heading.")] = "azimuth",
-    assumed_fov_deg: Annotated[float, typer.Option(help="Field of view of photos that do not say theirs.")] = 70.0,
+    assumed_fov_deg: Annotated[float, typer.Option(help="Field of view of photos that do not say theirs.")] = 90.0,
     zoom: Annotated[
         float | None, typer.Option(help="Web-Mercator zoom of satellite tiles without a resolution.")
     ] = None,
@@ -514,7 +514,7 @@ def evaluate_photos(
 
     Example: geoloc-fast evaluate region/ --index region.index --split test --report report.html
     """
-    from geoloc_fast.evaluate import evaluate, neighbours_for, summary
+    from geoloc_fast.evaluate import evaluate, fov_label, neighbours_for, summary
     from geoloc_fast.index import PlaceIndex
     from geoloc_fast.locate import Answer, Locator
 
@@ -539,6 +539,10 @@ def evaluate_photos(
             _images(photos, known, bar),
             **truth,
             fov_deg=[row["fov_deg"] for row in known] if use_fov else network.config.assumed_fov_deg,
+            groups={
+                "city": [row["city"] or "unknown" for row in known],
+                "field of view": [fov_label(row["fov_deg"]) for row in known],
+            },
             keep=None if report is None else answers,
         )
     metrics = result.metrics()

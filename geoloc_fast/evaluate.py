@@ -7,7 +7,7 @@ is wrong, and so is one with no place in range.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,11 +19,12 @@ from geoloc_fast.index import Box, PlaceIndex, Region
 from geoloc_fast.locate import NEIGHBOURS, Answer, Locator
 from geoloc_fast.metrics import heading_error_deg, one_percent
 from geoloc_fast.models import Geolocalizer
-from geoloc_fast.protocol import Measured, Near, table
+from geoloc_fast.protocol import RADII_M, Measured, Near, table
 
-__all__ = ["RECALL_K", "Evaluation", "evaluate", "fit_confidence", "neighbours_for", "summary"]
+__all__ = ["RECALL_K", "Evaluation", "evaluate", "fit_confidence", "fov_label", "neighbours_for", "summary"]
 
 RECALL_K = (1, 5, 10)
+FOV_DEG = (70, 90, 120, 180)
 _MOST_NEIGHBOURS = 1024
 
 
@@ -46,6 +47,7 @@ class Evaluation:
     status: list[str] = field(default_factory=list)
     radius_m: list[float] = field(default_factory=list)
     seconds: list[dict[str, float]] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)  # names of groupings to the group of each photo
 
     def add(self, answer: Answer, lat: float, lon: float, heading_deg: float, reachable: bool) -> None:
         nan = float("nan")
@@ -93,7 +95,8 @@ class Evaluation:
         """Plain values, printable as JSON: those of `Measured.metrics`, and of the answers, confidence and time."""
         ranked = Measured(
             RECALL_K, self.one_percent, RIGHT_M, self.places, np.array(self.rank), np.array(self.place_away_m),
-            np.array(self.place_error_deg), np.array(self.reachable, bool), {},
+            np.array(self.place_error_deg), np.array(self.reachable, bool),
+            {name: np.array(labels) for name, labels in self.groups.items()},
         )  # fmt: skip
         count, right, away = len(self.rank), self.right, np.array(self.away_m)
         error = np.array(self.heading_error_deg)[right]
@@ -138,6 +141,13 @@ class Evaluation:
         return found
 
 
+def fov_label(fov_deg: float | None) -> str:
+    """The group of a photo by its field of view, as the published protocols cut it."""
+    if fov_deg is None:
+        return "unknown"
+    return next((f"up to {limit} degrees" for limit in FOV_DEG if fov_deg <= limit), "wider")
+
+
 def neighbours_for(places: int) -> int:
     """How many neighbours a locator must keep for R@1%."""
     return min(max(NEIGHBOURS, one_percent(places)), _MOST_NEIGHBOURS)
@@ -151,6 +161,7 @@ def evaluate(
     lon: Sequence[float] | np.ndarray,
     heading_deg: Sequence[float] | np.ndarray | None = None,
     fov_deg: Sequence[float | None] | float | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     keep: list[Answer] | None = None,
 ) -> Evaluation:
     """Locates photos one at a time and compares with the truth.
@@ -160,11 +171,14 @@ def evaluate(
         lat, lon: where they were taken.
         heading_deg: where they looked; NaN where unknown.
         fov_deg: as `Locator.locate` takes it.
+        groups: names of groupings (city) to the group of each photo: ranks are counted by group too.
         keep: a list that is given every answer, without its neighbours.
     """
     place_lat, place_lon = locator.index.positions(locator.within)
     near = Near(place_lat, place_lon, RIGHT_M)
-    result = Evaluation(len(place_lat), locator.neighbours)
+    result = Evaluation(
+        len(place_lat), locator.neighbours, groups={name: list(labels) for name, labels in (groups or {}).items()}
+    )
     for n, answer in enumerate(locator.locate(images, fov_deg=fov_deg)):
         at = float(lat[n]), float(lon[n])
         heading = float("nan") if heading_deg is None else float(heading_deg[n])
@@ -226,6 +240,9 @@ def _regions(lat: np.ndarray, lon: np.ndarray) -> list[Region | None]:
 def summary(metrics: dict[str, Any]) -> str:
     """The metrics as the lines a person reads."""
     lines = [table(metrics)]
+    if metrics["photos"]:
+        within = (f"{radius:g} m {100 * metrics[f'recall_at_1_within_{radius:g}_m']:.1f} %" for radius in RADII_M)
+        lines.append(f"first place within {', '.join(within)}")
     error = metrics["answers"]["heading_error_deg_when_right"]
     if error["mean"] is not None:
         lines.append(f"heading of right answers: {error['mean']:+.1f} ± {error['std']:.1f} degrees")

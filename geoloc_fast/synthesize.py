@@ -107,6 +107,7 @@ def synthesize(
     result = Synthesized()
     todo = _wanting(places, date, result)
     taken = {path for path in places["street"].to_pylist() if path is not None}
+    taken.update(path for views in places["street_views"].drop_null().to_pylist() for path in views)
 
     made: dict[int, str] = {}
     with closing(_all(_Maker(manifest, model, taken), todo, places, workers)) as outcomes:

@@ -30,7 +30,7 @@ from geoloc_fast.data.city.write import write_city
 from geoloc_fast.data.images import decode_image
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.demo import default_model, make_index
-from geoloc_fast.evaluate import evaluate, summary
+from geoloc_fast.evaluate import evaluate, fov_label, summary
 from geoloc_fast.geo import great_circle_m, move_m
 from geoloc_fast.index import Circle, Neighbours, OtherModelError, PlaceIndex, PlaceIndexError
 from geoloc_fast.locate import SPACING_M, Answer, Locator, candidates_of
@@ -236,6 +236,7 @@ def test_photos_of_the_city_are_located_far_above_chance(city: Manifest, locator
     result = evaluate(
         locator, photo_paths(city), lat=photos["lat"].to_numpy(), lon=photos["lon"].to_numpy(),
         heading_deg=photos["heading_deg"].to_numpy(), fov_deg=photos["fov_deg"].to_pylist(), keep=answers,
+        groups={"field of view": [fov_label(fov) for fov in photos["fov_deg"].to_pylist()]},
     )  # fmt: skip
     metrics = result.metrics()
     assert metrics["recall_at_5"] > 0.4
@@ -247,8 +248,18 @@ def test_photos_of_the_city_are_located_far_above_chance(city: Manifest, locator
         assert 0 < answer.candidates[0].probability < 1  # type: ignore[operator]
         assert sum(candidate.probability or 0 for candidate in answer.candidates) <= 1 + 1e-9
         assert set(answer.seconds) == {"decode", "encode", "search", "answer"}
-    assert "R@1" in summary(metrics) and "decode" in summary(metrics)
+    assert "R@1" in summary(metrics) and "decode" in summary(metrics) and "first place within 10 m" in summary(metrics)
+    parts = metrics["by"]["field of view"]
+    assert sum(part["photos"] for part in parts.values()) == len(photos)
+    right = sum(part["photos"] * part["recall_at_1"] for part in parts.values())
+    assert right == pytest.approx(len(photos) * metrics["recall_at_1"])
     json.dumps(metrics)
+
+
+def test_photos_are_grouped_by_their_field_of_view() -> None:
+    assert [fov_label(fov) for fov in (None, 70, 70.5, 120, 180, 360)] == [
+        "unknown", "up to 70 degrees", "up to 90 degrees", "up to 120 degrees", "up to 180 degrees", "wider",
+    ]  # fmt: skip
 
 
 def test_batches_give_the_answers_that_photos_get_alone(city: Manifest, locator: Locator) -> None:

@@ -203,6 +203,8 @@ def test_twin_follows_train_and_eval(model: Geolocalizer) -> None:
         nn.AvgPool2d(3, padding=1),
         nn.AvgPool2d(3, stride=2, ceil_mode=True),
         nn.ReflectionPad2d(1),
+        timm.layers.BlurPool2d(3),
+        timm.layers.AvgPool2dSame(3, stride=2),
         nn.ConvTranspose2d(3, 3, 3, padding=1),
     ],
 )

@@ -59,8 +59,17 @@ def test_the_paper_size_is_the_default() -> None:
         model = PanoGAN()
     assert model.config.image_size == (256, 1024) and model.config.satellite_size == 256
     assert model.config.passes == 2 and len(model.generator.corrections) == 5
-    # Encoder 4 convolutions, 4 + 5 blocks of two, 4 of the decoder: nothing of them is missing.
-    assert sum(p.numel() for p in model.generator.after.parameters()) == 5 * 2 * 9 * 512**2
+    # Encoder 4 convolutions, 4 + 5 blocks of two, 5 of the decoder, 5 corrections of two: nothing of them is missing.
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.generator.named_children()}
+    assert sizes == {
+        "down": 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512),
+        "before": 4 * 2 * 9 * 512**2,
+        "after": 5 * 2 * 9 * 512**2,
+        "up": 9 * (768 * 256 + 384 * 128 + 192 * 64),
+        "last": 9 * 64 * 32,
+        "out": 9 * 32 * 12 + 12,
+        "corrections": sum(9 * (128 * width + width**2) for width in (32, 64, 128, 256, 512)),
+    }
 
 
 @pytest.mark.parametrize("passes", [1, 2])

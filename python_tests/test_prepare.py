@@ -133,7 +133,7 @@ def test_nothing_is_dropped_in_silence(troubled: Manifest, tmp_path: Path, views
     assert list(photos) == ["a", "b"]
     assert decoded(ready, photos["a"]["image"]).shape == (64, 64, 3)
     assert photos["a"]["projection"] == "cylindrical" and photos["a"]["strip_fov_deg"] == 90.0
-    assert photos["b"]["fov_deg"] is None and photos["b"]["strip_fov_deg"] == pytest.approx(70, abs=0.8)
+    assert photos["b"]["fov_deg"] is None and photos["b"]["strip_fov_deg"] == pytest.approx(90, abs=0.8)
     assert photos["b"]["place"] is None and "'p5'" in photos["b"]["problem"], "still there, for the denominator"
 
     # The satellite image that is stored and the polar image that is stored are the same one.
@@ -252,7 +252,8 @@ def test_prepared_photos_are_not_reprojected_again(tmp_path: Path, views: CityVi
     (root / "a.png").write_bytes(encode(views.photo[0]))
     photos = [{"id": "known", "image": "a.png", "fov_deg": 90.0}, {"id": "unknown", "image": "a.png"}]
     original = Manifest.from_rows(root, [], photos)
-    prepare(original, tmp_path / "out", settings=Settings(image_format="png"), workers=1)
+    settings = Settings(image_format="png", assumed_fov_deg=70.0)
+    prepare(original, tmp_path / "out", settings=settings, workers=1)
     ready = Manifest.load(tmp_path / "out")
     raw, again = PhotoDataset(original, assumed_fov_deg=70.0), PhotoDataset(ready)
     for n, fov_deg in enumerate((90.0, 100 * 360 / 512)):  # 70 degrees are 99.6 columns

@@ -41,6 +41,8 @@ from geoloc_fast.data.city.views import TIDY, Sizes  # noqa: E402
 from geoloc_fast.data.city.write import write_city  # noqa: E402
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, collate, finish  # noqa: E402
 from geoloc_fast.data.manifest import Manifest  # noqa: E402
+from geoloc_fast.data.prepare import Settings as PrepareSettings  # noqa: E402
+from geoloc_fast.data.prepare import prepare  # noqa: E402
 from geoloc_fast.geo import great_circle_m  # noqa: E402
 from geoloc_fast.losses import info_nce  # noqa: E402
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig  # noqa: E402
@@ -512,6 +514,71 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert one.fingerprint == two.fingerprint
 
 
+def test_a_torn_log_and_damaged_checkpoints(region: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    geoloc.Trainer(configured(region, out, "train.steps=2")).run()
+    with (out / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # the disk was full
+    more = configured(region, out, "train.steps=2")
+    geoloc.Trainer(more, resume=True)
+    assert [line["step"] for line in log_of(out)] == [1, 2]
+    last = out / "last.safetensors"
+    whole = last.read_bytes()
+    with geoloc.safetensors.safe_open(last, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name in tensors if name.startswith("optimiser."))
+    damaged = {
+        "a tensor less": {n: t for n, t in tensors.items() if n != name},
+        "a tensor more": {**tensors, "model.more": torch.zeros(1)},
+        "another value": {**tensors, name: tensors[name] + 1},
+    }
+    for what, left in damaged.items():
+        geoloc.safetensors.torch.save_file(left, last, metadata)
+        with pytest.raises(ValueError, match="expected the tensors that training wrote"):
+            geoloc.Trainer(more, resume=True)
+        assert what
+    last.write_bytes(whole)
+    geoloc.Trainer(more, resume=True)
+
+
+def test_no_value_of_the_best_yet_is_no_end(region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no place is right, headings have no value; and batches without headings have no true window."""
+    real = geoloc.evaluate
+
+    def evaluate(*arguments: Any, **more: Any) -> dict[str, Any]:
+        found = real(*arguments, **more)
+        found["assumed"]["heading_within_22.5_deg"] = None
+        return found
+
+    monkeypatch.setattr(geoloc, "evaluate", evaluate)
+    rows = Manifest.load(region).photos.to_pylist()
+    shutil.copytree(region, tmp_path / "r")
+    photos = [{**row, "heading_deg": None} for row in rows]
+    Manifest.from_rows(tmp_path / "r", Manifest.load(region).places.to_pylist(), photos).save()
+    more = ("train.steps=2", "train.evaluate_every=1", "train.best=heading_within_22.5_deg")
+    geoloc.Trainer(configured(tmp_path / "r", tmp_path / "run", *more)).run()
+    assert not (tmp_path / "run/best.safetensors").exists()
+    steps_logged = [line for line in log_of(tmp_path / "run") if "loss" in line]
+    assert len(steps_logged) == 2 and not any("true_window" in line for line in steps_logged)
+
+
+def test_prepared_photos_train_as_they_are(region: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = PrepareSettings(size=(32, 128), satellite_px=64)
+    prepare(Manifest.load(region), tmp_path / "ready", settings=settings, workers=1, progress=False)
+    trainer = geoloc.Trainer(
+        configured(tmp_path / "ready", tmp_path / "run", "train.steps=2", "train.evaluate_every=2")
+    )
+    assert "photos have the field of view that they were prepared with" in capsys.readouterr().err
+    trainer.run()
+    (found,) = [line["evaluation"] for line in log_of(tmp_path / "run") if "evaluation" in line]
+    assert list(found) == ["as prepared"] and found["as prepared"]["photos"] == len(trainer.training.photos)
+    assert (tmp_path / "run/best.safetensors").exists()
+    memory = ("data.in_memory=true", "data.field_of_view=mixed")
+    mixed = configured(tmp_path / "ready", tmp_path / "other", *memory)
+    with pytest.raises(ValueError, match=r"data\.field_of_view: expected assumed or known for photos that are"):
+        geoloc.Trainer(mixed)
+
+
 def test_the_end_may_move_until_the_rate_falls(region: Path, tmp_path: Path) -> None:
     more = ("train.warmup=1", "train.decay=2", "data.in_memory=true")
     geoloc.Trainer(configured(region, tmp_path / "whole", *more, "train.steps=5")).run()
@@ -589,23 +656,40 @@ def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
         ("data.views=some", r"data\.views: expected one of"),
         ("train.log_every=0", r"train\.log_every: expected at least 1"),
         ("train.similar_every=-1", r"train\.similar_every: expected at least 0"),
-        ("train.best=median_error_m", r"train\.best: expected recall_at_"),
+        ("train.best=median_error_m", r"train\.best: expected one of recall_at_1, "),
+        ("train.best=recall_at_7", r"train\.best: expected one of recall_at_1, "),
+        ("step.chunk=-1", r"step\.chunk: expected at least 0"),
+        ("step.without_panorama=2", r"step\.without_panorama: expected a share"),
+        ("step.loss.cuts=-1", r"loss\.cuts: expected at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             configured(region, tmp_path, more)
     with pytest.raises(ValueError, match="out: expected a value"):
         geoloc.read_settings(["data.manifest=x"])
+    (tmp_path / "broken.yaml").write_text("train: {steps: [")
+    with pytest.raises(ValueError, match=r"broken\.yaml: "):
+        configured(region, tmp_path, str(tmp_path / "broken.yaml"))
+    (tmp_path / "broken.yaml").unlink()
     for more, message in (
         ("model.bakcbone=x", "model: expected settings"),
+        ("model.backbone=nosuch", "model: expected a network that can be built, got Unknown model"),
+        ("model.backbone_kwargs={colour: red}", "model: expected a network that can be built"),
         ("data.train={split: never}", "data: expected photos with"),
         ("data.train={colour: red}", "data: expected a column of the photos"),
         ("train.batch=64", "batch_size: expected at most the"),
     ):
         with pytest.raises(ValueError, match=message):
             geoloc.Trainer(configured(region, tmp_path, more))
-    for name in ("small", "base", "tables"):
-        given = geoloc.read_settings([str(TRAIN / f"configs/{name}.yaml"), "out=x", "data.manifest=y"])
-        GeolocalizerConfig(**given.model)
+    for names in (
+        ("small",),
+        ("small", "small_first"),
+        ("small", "small_last"),
+        ("base",),
+        ("tables",),
+        ("tables_base",),
+    ):
+        files = [str(TRAIN / f"configs/{name}.yaml") for name in names]
+        GeolocalizerConfig(**geoloc.read_settings([*files, "out=x", "data.manifest=y"]).model)
     assert not list(tmp_path.iterdir())
 
 
@@ -659,7 +743,7 @@ def test_a_manifest_that_cannot_be_trained_on_is_named(region: Path, tmp_path: P
     whole = Manifest.load(region)
     for name, places, photos, message in (
         ("no_photos", whole.places, whole.photos.slice(0, 0), "data: expected photos with"),
-        ("one_place", whole.places.slice(0, 1), whole.photos.slice(0, 1), "place"),
+        ("one_place", whole.places.slice(0, 1), whole.photos.slice(0, 1), "place: expected at least two"),
     ):
         Manifest.from_rows(region, places.to_pylist(), photos.to_pylist()).save(tmp_path / name)
         more = ("train.batch=1", f"data.manifest={tmp_path / name}", "data.train={city: 00-harbour}")
@@ -723,6 +807,14 @@ def test_tables_run_once_go_on_and_print(
     assert capsys.readouterr().out.splitlines() == ["aff.cross.0: done"]
     again = json.loads((out / "aff.cross.0.json").read_text())
     assert again["evaluation"] == one["evaluation"]
+    assert again["settings"]["step"]["seed"] == 0 and str(tmp_path) not in json.dumps(again["settings"])
+    assert run(*command, "--protocol", "same") == 0 and capsys.readouterr().out == ""
+    assert run("run", "3", "train.lr=0.002", *command[2:]) == 0  # every run's settings have changed
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1][:9] for line in said] == ["was made "] * 2 + ["done"] * 2
+    assert json.loads((out / "aff.cross.0.json").read_text())["settings"]["train"]["lr"] == 0.002
+    assert run(*command) == 0  # and back
+    capsys.readouterr()
     gaps = tmp_path / "gaps"
     shutil.copytree(region, gaps)
     rows = [{**row, "street": None} if n % 2 else row for n, row in enumerate(Manifest.load(gaps).places.to_pylist())]

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -31,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,13 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
+import yaml
 from in_memory import PairsInMemory
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from step import StepSettings, fixed_window, gradients, strip_widths, world
 from street import STREET, VIEWS, chosen_street, chosen_views
+from torch import Tensor
 from tqdm import tqdm
 
 from geoloc_fast import StripBank
@@ -56,10 +60,16 @@ from geoloc_fast.files import write_atomically
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig, PhotoStrips
 from geoloc_fast.ops.choose import force_backend
 from geoloc_fast.polar import polar_resample
-from geoloc_fast.protocol import PhotoBatch, measure, table
+from geoloc_fast.protocol import HEADING_DEG, RADII_M, PhotoBatch, measure, table
 
 _FORMAT = "geoloc_fast.training"
 _ENCODE_BATCH = 64
+_LONGEST_EVALUATION = timedelta(hours=2)  # process 0 evaluates, the others wait
+BEST = (
+    *(f"recall_at_{k}" for k in ("1", "5", "10", "1_percent")),
+    *(f"recall_at_1_within_{radius:g}_m" for radius in RADII_M),
+    *(f"heading_within_{limit:g}_deg" for limit in HEADING_DEG),
+)
 
 
 @dataclass
@@ -128,7 +138,7 @@ def merged_settings(sources: Sequence[str | dict[str, Any]], kind: Any) -> Any:
                 if OmegaConf.select(given, f"data.{name}") is not None:
                     merged.data[name] = {}
             merged = OmegaConf.merge(merged, given)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
@@ -150,10 +160,10 @@ def check_training(how: TrainSettings) -> None:
 
 def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
     settings: Settings = merged_settings(sources, Settings)
-    settings.step.loss.check()
+    settings.step.check()
     check_training(settings.train)
-    if not settings.train.best.startswith(("recall_at_", "heading_within_")):
-        raise ValueError(f"train.best: expected recall_at_... or heading_within_..., got {settings.train.best!r}")
+    if settings.train.best not in BEST:
+        raise ValueError(f"train.best: expected one of {', '.join(BEST)}, got {settings.train.best!r}")
     for name, allowed in (("street", STREET), ("views", VIEWS)):
         if (got := getattr(settings.data, name)) not in allowed:
             raise ValueError(f"data.{name}: expected one of {allowed}, got {got!r}")
@@ -193,6 +203,12 @@ def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
     return manifest.replace(places=places, photos=photos)
 
 
+def prepared(manifest: Manifest) -> bool:
+    """Whether photos were reprojected by `prepare`: with which field of view was decided there."""
+    photos = manifest.photos
+    return "projection" in photos.column_names and photos["projection"].null_count < len(photos)
+
+
 def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig) -> PairDataset | PairsInMemory:
     data = settings.data
     try:
@@ -211,9 +227,13 @@ def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig)
         column0_deg=config.column0_deg,
         **shared,
     )
+    how = {"assumed": [False], "known": [True], "mixed": [False, True]}[data.field_of_view]
+    if prepared(manifest):
+        if data.field_of_view == "mixed":
+            raise ValueError("data.field_of_view: expected assumed or known for photos that are prepared, got 'mixed'")
+        how = [True]
     readings = [
-        PhotoDataset(manifest, assumed_fov_deg=config.assumed_fov_deg, use_fov=known, **shared)
-        for known in {"assumed": [False], "known": [True], "mixed": [False, True]}[data.field_of_view]
+        PhotoDataset(manifest, assumed_fov_deg=config.assumed_fov_deg, use_fov=known, **shared) for known in how
     ]
     pairs = PairDataset(readings[0], places)
     if not len(pairs):
@@ -320,7 +340,8 @@ def photo_batches(
 def evaluate(
     model: Geolocalizer, manifest: Manifest, data: DataSettings, device: torch.device, *, window: str = "best"
 ) -> dict[str, Any]:
-    """All chosen photos against all places of their cities, the field of view assumed, known, and searched for.
+    """All chosen photos against all places of their cities, the field of view assumed, known, and searched for; of
+    prepared photos the one they were prepared with.
     `window`: of each place the best one, or "fixed", the middle of every strip."""
     training = model.training
     model.eval()
@@ -328,10 +349,12 @@ def evaluate(
         bank = encode_places(model, place_batches(manifest, model.config, data, device), window=window)
         lat, lon = (manifest.places[name].to_numpy() for name in ("lat", "lon"))
         ways: dict[str, dict[str, Any]] = {"assumed": {}, "known": {"known": True}}
-        if data.search_fov_deg:
+        if prepared(manifest):
+            ways = {"as prepared": {"known": True}}
+        elif data.search_fov_deg:
             ways["search"] = {"tried_deg": data.search_fov_deg}
         if window == "fixed":
-            del ways["known"]  # no one window fits photos of many widths
+            ways.pop("known", None)  # no one window fits photos of many widths
         return {
             name: measure(photo_batches(model, manifest, data, device, window=window, **how), bank, lat, lon).metrics()
             for name, how in ways.items()
@@ -357,7 +380,7 @@ def similar_places(
         photos = (model.encode_photo(b["photo"], b["photo_width"]) for b in pairs.all_photos(_ENCODE_BATCH, device))
     else:
         bank = encode_places(model, place_batches(manifest, model.config, settings.data, device))
-        known = settings.data.field_of_view == "known"
+        known = settings.data.field_of_view == "known" or prepared(manifest)
         batches = photo_batches(model, manifest, settings.data, device, known=known)
         photos = (PhotoStrips(*batch.readings[0]) for batch in batches)
     row_of = {name: row for row, name in enumerate(manifest.places["id"].to_pylist())}
@@ -419,9 +442,16 @@ class Trainer:
         if how.evaluate_every:
             self.held_out = chosen(manifest, settings.data.evaluate or {"split": "val"})
         self.pairs = pairs_of(self.training, settings, config)
+        if self.rank == 0:
+            self._say_what_is_special()
 
         torch.manual_seed(settings.step.seed)
-        self.model = _first_model(settings, config).to(self.device)
+        try:
+            self.model = _first_model(settings, config).to(self.device)
+        except (RuntimeError, TypeError) as error:  # of timm: no such network, no such argument
+            raise ValueError(
+                f"model: expected a network that can be built, got {str(error).splitlines()[0]}"
+            ) from error
         if how.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.AdamW(_groups(self.model, settings), lr=how.lr, betas=(0.9, 0.98))
@@ -442,6 +472,16 @@ class Trainer:
         self.window = "fixed" if settings.step.loss.select == "fixed" else "best"
         self._begin(resume)
 
+    def _say_what_is_special(self) -> None:
+        places = self.training.places
+        there = len(places) - pc.and_(places["street"].is_null(), places["street_views"].is_null()).to_pylist().count(
+            True
+        )
+        if made := len(places) - places["street_synthetic"].null_count:
+            print(f"train: {made} of {there} street views are synthetic", file=sys.stderr)
+        if prepared(self.training):
+            print("train: photos have the field of view that they were prepared with", file=sys.stderr)
+
     def _place(self, settings: Any) -> None:
         """Where this process is among others, on which device, and where it writes."""
         self.settings = settings
@@ -455,7 +495,7 @@ class Trainer:
     def _begin(self, resume: bool) -> None:
         """At the start, or where the checkpoint stands."""
         self.step, self.best = 0, -math.inf
-        self.sums: dict[str, float] = {}  # of what the next line of the log is the mean
+        self.sums: dict[str, list[float]] = {}  # sum and count of what the next line of the log is the mean
         self.due = False  # an evaluation that Ctrl-C came before
         self.stop = False
         last = self.out / "last.safetensors"
@@ -521,14 +561,14 @@ class Trainer:
                     bar.update(1)
                     bar.set_postfix({k: f"{numbers[k]:.3f}" for k in self.shown})
                     for name, value in numbers.items():
-                        sums[name] = sums.get(name, 0.0) + value
-                    sums["steps"] = sums.get("steps", 0) + 1
+                        if math.isfinite(value):  # true_window is not, in a batch without headings
+                            total, count = sums.get(name, (0.0, 0))
+                            sums[name] = [total + value, count + 1]
                     stopping = self._anyone_stops()
                     last = self.step == how.steps
                     if self.step % how.log_every == 0 or last:
-                        steps = sums.pop("steps")
                         seconds = time.perf_counter() - began
-                        means = {name: value / steps for name, value in sums.items()}
+                        means = {name: total / count for name, (total, count) in sums.items()}
                         log.write(
                             {"step": self.step, "epoch": self.sampler.epoch, "seconds": round(seconds, 1), **means}
                         )
@@ -573,12 +613,11 @@ class Trainer:
     def _evaluate(self, log: _Log, bar: Any) -> None:
         if self.rank == 0 and self.held_out is not None:
             found = evaluate(self.model, self.held_out, self.settings.data, self.device, window=self.window)
-            value = found["assumed"][self.settings.train.best]
-            if value is None:
-                raise ValueError(f"train.best: {self.settings.train.best} has no value in this evaluation")
+            way, first = next(iter(found.items()))
+            value = first.get(self.settings.train.best)  # None: of headings, while no place is right
             log.write({"step": self.step, "evaluation": found})
-            bar.write(f"step {self.step}, field of view assumed: {table(found['assumed'])}")
-            if value > self.best:
+            bar.write(f"step {self.step}, field of view {way}: {table(first)}")
+            if value is not None and value > self.best:
                 self.best = value
                 self.model.save(self.out / "best.safetensors")
         if self.processes > 1:
@@ -637,8 +676,13 @@ class Trainer:
             "sums": self.sums,
             "due": self.due,
         }
-        metadata = {"format": _FORMAT, "position": json.dumps(position), "settings": self._same_run()}
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        metadata = {
+            "format": _FORMAT,
+            "position": json.dumps(position),
+            "settings": self._same_run(),
+            "sha256": _digest(whole),
+        }
         write_atomically(self.out / "last.safetensors", safetensors.torch.save(whole, metadata))
 
     def _load(self, path: Path) -> None:
@@ -650,6 +694,8 @@ class Trainer:
             raise ValueError(f"{path}: expected a checkpoint, got {error}") from error
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path}: expected a checkpoint of training, got {metadata.get('format')}")
+        if metadata.get("sha256") != _digest(tensors):
+            raise ValueError(f"{path}: expected the tensors that training wrote, got others; the file is damaged")
         theirs, ours = json.loads(metadata["settings"]), json.loads(self._same_run())
         decay, ends = self.settings.train.decay, (theirs["train"]["steps"], ours["train"]["steps"])
         if decay and json.loads(metadata["position"])["step"] <= min(ends) - decay:
@@ -671,6 +717,14 @@ class Trainer:
         self.step, self.best = position["step"], position["best"]
         self.sums, self.due = position["sums"], position["due"]
         self.sampler.epoch, self.sampler.start = position["epoch"], position["start"]
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _first_model(settings: Settings, config: GeolocalizerConfig) -> Geolocalizer:
@@ -696,11 +750,17 @@ def _first_difference(a: Any, b: Any, name: str = "") -> str:
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Without what came after the checkpoint that a run goes on from."""
+    """Without what came after the checkpoint that a run goes on from, or after a line that was not finished."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-    write_atomically(path, "".join(line + "\n" for line in lines))
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            break
+    write_atomically(path, "".join(kept))
 
 
 class _Log:
@@ -756,7 +816,7 @@ def main(about: str = str(__doc__), train: Callable[[list[str], bool], None] = r
     if "WORLD_SIZE" in os.environ:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_LONGEST_EVALUATION)
     operators = force_backend("reference") if arguments.ops == "reference" else contextlib.nullcontext()
     try:
         with operators:

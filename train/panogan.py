@@ -17,6 +17,7 @@ real ones; and the judges by how well they tell both apart. Both are computed wi
 from __future__ import annotations
 
 import colorsys
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from step import reduce_gradients, world
 from torch import Tensor
 
 from geoloc_fast.data.augment import Augmentation
-from geoloc_fast.data.availability import MAX_AGE_DAYS
+from geoloc_fast.data.availability import MAX_AGE_DAYS, real_street_views
 from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.sampling import PlaceBatches
@@ -47,6 +48,8 @@ from geoloc_fast.metrics import psnr, sharpness_difference, ssim
 from geoloc_fast.models.panogan import PanoGAN, PanoGANConfig, to_bytes, to_signed
 
 _SAMPLES = 6
+_MEASURES = {"psnr": psnr, "ssim": ssim, "sharpness_difference": sharpness_difference}
+_CLASSES_RIGHT = "classes_right"
 
 
 @dataclass
@@ -93,8 +96,12 @@ class Settings:
 
 
 def chosen(manifest: Manifest, where: dict[str, str], data: DataSettings) -> Manifest:
-    """The places to learn from whose columns have these values; photos are not needed."""
-    places = manifest.places
+    """The places to learn from whose columns have these values; photos are not needed.
+
+    A real street view that a synthetic one stands in for is learned from too.
+    """
+    # Nothing is learned of a place without a satellite image, which may be left without any image here.
+    places = real_street_views(manifest.places.filter(manifest.places["satellite"].is_valid()))
     if data.column0 != "street_column0_deg":
         if data.column0 not in places.column_names:
             raise ValueError(f"data.column0: expected a column of the places, got {data.column0!r}")
@@ -118,7 +125,7 @@ def chosen(manifest: Manifest, where: dict[str, str], data: DataSettings) -> Man
     if not len(found):
         raise ValueError(
             f"data: expected places with {where} that have a satellite image and, near it in space and time, a real "
-            f"street view of known heading, got none of {len(places)}"
+            f"street view of known heading, got none of {len(manifest.places)}"
         )
     return manifest.replace(places=found, photos=manifest.photos.slice(0, 0))
 
@@ -270,6 +277,8 @@ class Trainer(GeolocTrainer):
         training, classes = mapped(training, config.classes, "data.train")
         if classes != config.classes:
             config = PanoGANConfig(**{**settings.model, "classes": classes})
+        if how.evaluate_every and how.best == _CLASSES_RIGHT and not classes:
+            raise ValueError(f"train.best: expected {', '.join(_MEASURES)} without class maps, got {how.best!r}")
         self.training = training
         self.pairs = street_views(training, config, settings, learn=True)  # type: ignore[assignment]
         self.views = None
@@ -369,16 +378,14 @@ class Trainer(GeolocTrainer):
             sums: dict[str, float] = {}
             for batch, images, classes in self._made():
                 pair = to_bytes(images), to_bytes(batch["panorama"])
-                values = {"psnr": psnr(*pair), "ssim": ssim(*pair), "sharpness_difference": sharpness_difference(*pair)}
+                values = {name: measure(*pair) for name, measure in _MEASURES.items()}
                 if classes is not None:
-                    values["classes_right"] = (classes.argmax(1) == batch["classes"].argmax(1)).double().mean((1, 2))
+                    values[_CLASSES_RIGHT] = (classes.argmax(1) == batch["classes"].argmax(1)).double().mean((1, 2))
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + float(value.sum())
             found = {name: value / len(self.held_out.places) for name, value in sums.items()}
             log.write({"step": self.step, "evaluation": found})
             bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-            if self.settings.train.best not in found:
-                raise ValueError(f"train.best: expected one of {', '.join(found)}, got {self.settings.train.best!r}")
             if found[self.settings.train.best] > self.best:
                 self.best = found[self.settings.train.best]
                 self.model.save(self.out / "best.safetensors")
@@ -388,10 +395,19 @@ class Trainer(GeolocTrainer):
 
 def read_settings(sources: list[str]) -> Settings:
     settings: Settings = merged_settings(sources, Settings)
-    check_training(settings.train)
-    for name, plain in (("hard", 0), ("decay", 0), ("fresh", 1.0)):
-        if getattr(settings.train, name) != plain:
-            raise ValueError(f"train.{name}: expected {plain} here, got {getattr(settings.train, name)}")
+    how, step = settings.train, settings.step
+    check_training(how)
+    for name in ("hard", "decay", "fresh", "similar_after", "similar_every"):  # they would do nothing
+        plain = getattr(TrainSettings, name)
+        if getattr(how, name) != plain:
+            raise ValueError(f"train.{name}: expected {plain} here, got {getattr(how, name)}")
+    if how.best not in (*_MEASURES, _CLASSES_RIGHT):
+        raise ValueError(f"train.best: expected {', '.join((*_MEASURES, _CLASSES_RIGHT))}, got {how.best!r}")
+    for name in ("l1", "adversarial"):
+        if not 0 <= getattr(step, name) < math.inf:
+            raise ValueError(f"step.{name}: expected at least 0, got {getattr(step, name)}")
+    if not 0 < step.real <= 1:
+        raise ValueError(f"step.real: expected above 0, at most 1, got {step.real}")
     return settings
 
 

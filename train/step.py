@@ -15,6 +15,7 @@ window selection does not depend on how a batch is shared out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from geoloc_fast.ops import gumbel_noise
 
 KINDS = ("info_nce", "decoupled", "triplet", "soft_margin_triplet")
 SELECT = ("gumbel", "correlation", "cosine", "fixed")  # fixed: the middle of every strip, without matching
-_SOURCES, _NETWORK, _WINDOWS, _CUTS = 101, 102, 103, 104  # what a random number is for
+_SOURCES, _NETWORK, _WINDOWS, _CUTS = 101, 102, 103, 106  # what a random number is for
 
 
 @dataclass
@@ -55,6 +56,9 @@ class LossSettings:
     threshold_m: float = 25.0  # nearer places are not negatives
 
     def check(self) -> None:
+        for name in ("heading", "agreement", "cuts", "alone"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"loss.{name}: expected at least 0, got {getattr(self, name)}")
         if self.kind not in KINDS:
             raise ValueError(f"loss.kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.select not in SELECT:
@@ -69,6 +73,14 @@ class StepSettings:
     without_panorama: float = 0.2  # share of places whose panorama is left out
     without_satellite: float = 0.0  # share of places with a panorama whose satellite image is left out
     loss: LossSettings = field(default_factory=LossSettings)
+
+    def check(self) -> None:
+        if self.chunk < 0:
+            raise ValueError(f"step.chunk: expected at least 0, got {self.chunk}")
+        for name in ("without_panorama", "without_satellite"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"step.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        self.loss.check()
 
 
 # -- processes ---------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """How alike are generated and real street views? Prints table B1 of the main paper for models of one's own.
 
-    python train/street_view_table.py cities/ panogan=runs/panogan/best.safetensors pix2pix=runs/pix2pix/...
+    python train/street_view_table.py cities/ panogan=runs/panogan/model.safetensors pix2pix=runs/pix2pix/...
     ... --where area=test --column0 true_column0_deg --classifier weights.safetensors --classifier-name resnet50
 
 The satellite image in polar form is a row of its own: it costs nothing. SSIM, PSNR and sharpness difference are of
 `geoloc_fast.metrics`. Inception score (over all classes, the likeliest, the likeliest five), accuracy and KL are those
-of a classifier, a timm model whose weights are given; it sees images scaled to its own size.
+of a classifier, a timm model whose weights are given; it sees images scaled to its own size. The last row is then the
+inception score of the real street views.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.files import write_atomically
 from geoloc_fast.metrics import inception_score, kl_score, prediction_accuracy, psnr, sharpness_difference, ssim
-from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, BundleError, PanoGAN
+from geoloc_fast.models import BundleError, PanoGAN
 from geoloc_fast.models.panogan import PanoGANConfig, to_bytes
 
 _BATCH = 8
@@ -39,11 +40,14 @@ Classifier = Callable[[Tensor], Tensor]
 def classifier(path: Path, name: str) -> Classifier:
     """uint8 [B, 3, H, W] to probabilities [B, K]."""
     try:
+        known = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise ValueError(f"--classifier-name: expected the name of a timm model, got {name!r}") from error
+    try:
         weights = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
-    with torch.device("meta"):
-        head = timm.create_model(name).default_cfg["classifier"]
+    head = known.classifier
     if f"{head}.weight" not in weights:
         raise ValueError(f"{path}: expected the weights of a {name} with {head}.weight, got none of that name")
     classes = len(weights[f"{head}.weight"])
@@ -56,8 +60,8 @@ def classifier(path: Path, name: str) -> Classifier:
         raise ValueError(
             f"{path}: expected the weights of a {name}, got {str(error).splitlines()[1].strip()}"
         ) from error
-    size = network.default_cfg["input_size"][1:]
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    size = known.input_size[1:]
+    mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (known.mean, known.std))
 
     @torch.inference_mode()
     def probability(images: Tensor) -> Tensor:
@@ -65,6 +69,10 @@ def classifier(path: Path, name: str) -> Classifier:
         return network((scaled - mean) / std).softmax(dim=1)
 
     return probability
+
+
+def inception(p: Tensor) -> dict[str, str]:
+    return {f"IS {name}": f"{inception_score(p, top=top):.2f}" for name, top in (("all", None), ("1", 1), ("5", 5))}
 
 
 @torch.inference_mode()
@@ -88,12 +96,18 @@ def row(model: PanoGAN | None, config: PanoGANConfig, manifest: Manifest, judge:
     found = {name: f"{float(torch.cat(values).mean()):.4g}" for name, values in pixel.items()}
     if seen:
         p, q = (torch.cat(part) for part in zip(*seen, strict=True))
-        found |= {
-            f"IS {name}": f"{inception_score(p, top=top):.2f}" for name, top in (("all", None), ("1", 1), ("5", 5))
-        }
+        found |= inception(p)
         found |= {f"accuracy {top}": f"{100 * prediction_accuracy(p, q, top=top):.1f} %" for top in (1, 5)}
         found["KL"] = "{:.2f} ± {:.2f}".format(*kl_score(p, q))
     return found
+
+
+def named(argument: str, given: Sequence[str], expected: str) -> dict[str, str]:
+    """What follows the first "=", by what comes before it."""
+    for pair in given:
+        if "=" not in pair:
+            raise ValueError(f"{argument}: expected {expected}, got {pair!r}")
+    return dict(pair.split("=", 1) for pair in given)
 
 
 def main() -> int:
@@ -107,11 +121,12 @@ def main() -> int:
     parser.add_argument("--classifier-name", default="resnet50")
     given = parser.parse_args()
     try:
+        where = named("--where", given.where, "column=value")
+        bundles = named("models", given.models, "name=bundle")
         judge = classifier(given.classifier, given.classifier_name) if given.classifier else None
         data = DataSettings(manifest=given.manifest, column0=given.column0)
-        where = dict(pair.split("=", 1) for pair in given.where)
         manifest = chosen(Manifest.load(given.manifest), where, data)
-        models = {name: PanoGAN.load(path) for name, path in (pair.split("=", 1) for pair in given.models)}
+        models = {name: PanoGAN.load(path) for name, path in bundles.items()}
         configs = {model.config.image_size: replace(model.config, classes=0) for model in models.values()}
         if len(configs) > 1:
             raise ValueError(f"models: expected one size of panoramas, got {', '.join(map(str, configs))}")
@@ -120,6 +135,11 @@ def main() -> int:
         rows = {"polar satellite image": row(None, base, manifest, judge)}
         for name, model in models.items():
             rows[name] = row(model, replace(model.config, classes=0), manifest, judge)
+        if judge is not None:
+            views = street_views(manifest, base, Settings(out=""), learn=False)
+            real = torch.cat([judge(batch["panorama"]) for batch in loader(views, _BATCH)])
+            columns = next(iter(rows.values()))
+            rows["real street view"] = dict.fromkeys(columns, "-") | inception(real)
     except (OSError, ValueError, BundleError) as error:
         print(f"street_view_table: {error}", file=sys.stderr)
         return 1

@@ -99,7 +99,7 @@ class Settings:
     side_m: float = 50.0
     satellite_px: int = 336
     method: str = "azimuth"
-    assumed_fov_deg: float = 70.0
+    assumed_fov_deg: float = 90.0
     zoom: float | None = None
     image_format: str = "jpeg"
     cache: bool = False
@@ -693,6 +693,9 @@ def _finish(
 
     for row in tables["places"]:
         row.pop("classes", None)  # class maps are of the images before, and stay with them
+        row["street_superseded"] = None  # so do real street views that synthetic ones stand in for
+        if row["street"] is None:
+            row["street_synthetic"] = None
     prepared = Manifest.from_rows(folder, tables["places"], tables["photos"])
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers import BlurPool2d, Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ _PADDING_LAYERS = (
     nn.ConstantPad2d,
     nn.ReflectionPad2d,
     nn.ReplicationPad2d,
+    BlurPool2d,
 )
 
 
@@ -142,6 +143,8 @@ def _twin_class(module: nn.Module, name: str) -> type[Any]:
         padding = _pair(getattr(module, "padding", 0))
         # Windows that neither overlap nor leave gaps divide the width, and there is nothing to round up.
         rounds = module.ceil_mode and module.kernel_size != module.stride
+        if not any(cls.forward is pool.forward for pool in (nn.MaxPool2d, *_PADDING_POOLS)):
+            raise refuse("with padding code of its own")
         if rounds or (padding != (0, 0) and (cls is not nn.MaxPool2d or module.return_indices)):
             raise refuse(f"with padding={padding}, ceil_mode={module.ceil_mode}")
         if padding != (0, 0):
