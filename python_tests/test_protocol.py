@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -125,3 +127,37 @@ def test_nothing_to_find_and_nobody_asking() -> None:
         measure([], world.bank, world.lat[:3], world.lon)
     with pytest.raises(ValueError, match="k: expected values from 1"):
         measure([], world.bank, world.lat, world.lon, k=())
+
+
+MEMORY = """
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from geoloc_fast import StripBank
+from geoloc_fast.protocol import PhotoBatch, measure
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def run(places):
+    bank = StripBank.pack(torch.randn(places, 4, 2, 8), column0_deg=0.0)
+    at = np.linspace(0, 1, places)
+    strips = torch.randn(50, 4, 2, 3)
+    batch = PhotoBatch([(strips, torch.full((50,), 3))], np.zeros(50), np.zeros(50), np.zeros(50))
+    measure((batch for _ in range(80)), bank, at, at)
+
+run(1000)
+before = peak()
+run(40000)
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_photos_times_places() -> None:
+    """4,000 photos against 40,000 places: their scores alone would be 640 MB; the bank and what it is packed from is
+    a twentieth of that."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 150

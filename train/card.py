@@ -37,6 +37,7 @@ from geoloc_fast.retrieval import StripBank
 
 CITY, PLACES, FOV_DEG = 10_000, 800, (50.0, 130.0)
 TRIED_DEG = (60.0, 80.0, 100.0, 120.0)
+BESIDE = (0.2, 0.5)
 TURNS = 20
 FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_1_percent", "heading_within_22.5_deg")
 
@@ -96,6 +97,18 @@ def city(model: Geolocalizer, views: CityViews) -> dict[str, Any]:
         for way, readings in photos.items():
             batch = PhotoBatch(readings, views.photo_lat, views.photo_lon, views.heading_deg)
             found[f"{source}, {way}"] = short(measure([batch], bank, views.lat, views.lon).metrics())
+    # What a fusion could gain: both strips side by side, the satellite image's weighing less, and the photo's twice.
+    encoded = [model.encode_sources(polar[i : i + 64], panorama[i : i + 64]) for i in range(0, len(views), 64)]
+    above, street = (torch.cat([part for part in parts if part is not None]) for parts in zip(*encoded, strict=True))
+    for weight in BESIDE:
+        bank = StripBank.pack(torch.cat((street, weight * above), dim=1), column0_deg=config.column0_deg)
+        for way in ("assumed", "known"):
+            ((strips, width),) = photos[way]
+            batch = PhotoBatch(
+                [(strips.repeat(1, 2, 1, 1), width)], views.photo_lat, views.photo_lon, views.heading_deg
+            )
+            metrics = measure([batch], bank, views.lat, views.lon).metrics()
+            found[f"side by side, satellite at {weight}, {way}"] = short(metrics)
     return found
 
 
