@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
         data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=list(TRIED_DEG))
         every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
         found[f"street {street}"] = {name: short(one) for name, one in every.items()}
+    for source in ("street", "satellite"):
+        alone = Geolocalizer(replace(model.config, sources=source))
+        alone.load_state_dict({n: x for n, x in model.state_dict().items() if n in alone.state_dict()})
+        every = geoloc.evaluate(alone, manifest, data, torch.device("cpu"))
+        found[f"street {street}, {source} only"] = {name: short(one) for name, one in every.items()}
     return found
 
 
