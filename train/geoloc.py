@@ -180,6 +180,15 @@ def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
     return settings
 
 
+def deciding(settings: Any) -> dict[str, Any]:
+    """The settings that what is learned depends on."""
+    found = asdict(settings)
+    del found["out"], found["data"]["workers"]
+    for name in ("log_every", "save_every", "device"):
+        del found["train"][name]
+    return found
+
+
 # -- data --------------------------------------------------------------------------------------
 
 
@@ -652,11 +661,7 @@ class Trainer:
 
     def _same_run(self) -> str:
         """What must not change between the parts of a run."""
-        settings = asdict(self.settings)
-        del settings["out"], settings["data"]["workers"]
-        for name in ("log_every", "save_every", "device"):
-            del settings["train"][name]
-        return json.dumps(settings, sort_keys=True, default=list)
+        return json.dumps(deciding(self.settings), sort_keys=True, default=list)
 
     def save(self) -> None:
         if self.rank != 0:

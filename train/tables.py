@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +267,7 @@ TABLES: dict[str, Table] = {
 def settings_of(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -> geoloc.Settings:
     made: Any = OmegaConf.load(config)
     changes = {**PROTOCOLS[run.protocol], **VARIANTS[run.variant], "step.seed": run.seed}
-    if made.get("pretrained"):
+    if made.get("pretrained") not in (None, "timm"):
         made.pretrained = str(ROOT / made.pretrained)
     if not made.model.get("backbone_kwargs"):  # no small network: those of the paper's size
         changes |= AT_FULL_SIZE.get(run.variant, {})
@@ -279,10 +279,8 @@ def settings_of(run: Run, config: Path, manifest: Path, out: Path, more: Sequenc
 
 def record_of(settings: geoloc.Settings) -> dict[str, Any]:
     """What decides a run's figures beside the manifest, without the paths of this machine."""
-    record: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    del record["out"], record["data"]["manifest"], record["data"]["workers"]
-    for name in ("log_every", "save_every", "device"):
-        del record["train"][name]
+    record: dict[str, Any] = json.loads(json.dumps(geoloc.deciding(settings)))
+    del record["data"]["manifest"]
     if settings.pretrained not in (None, "timm"):
         record["pretrained"] = hashlib.sha256(Path(str(settings.pretrained)).read_bytes()).hexdigest()
     return record
@@ -305,12 +303,12 @@ def do(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -
     """Trains, evaluates and writes the run's JSON. Goes on where an interrupted one stopped."""
     torch.set_num_threads(1)
     settings = settings_of(run, config, manifest, out, more)
-    began = time.perf_counter()
-    trainer = geoloc.Trainer(settings, resume=(Path(settings.out) / "last.safetensors").exists())
-    trainer.run()
     whole = geoloc.load_region(manifest)
     if geoloc.prepared(whole):
         raise ValueError(f"{manifest}: expected photos as they are, got prepared ones: their field of view is fixed")
+    began = time.perf_counter()
+    trainer = geoloc.Trainer(settings, resume=(Path(settings.out) / "last.safetensors").exists())
+    trainer.run()
     held_out = geoloc.chosen(chosen_views(whole, settings.data.views), settings.data.evaluate)
     found = geoloc.evaluate(trainer.model, held_out, settings.data, trainer.device, window=trainer.window)
     line = {
