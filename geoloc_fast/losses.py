@@ -47,9 +47,9 @@ def info_nce(
 
 
 def _cross_entropy(logits: Tensor, positive: Tensor, mask: Tensor, label_smoothing: float, decoupled: bool) -> Tensor:
-    at = F.one_hot(positive, logits.shape[1]).bool()
+    at = positive[:, None] == torch.arange(logits.shape[1], device=logits.device)
     kept = ~mask | at
-    own = logits[at]
+    own = logits.gather(1, positive[:, None])[:, 0]
     if decoupled:
         others = kept & ~at
         some = others.any(1)
@@ -159,11 +159,13 @@ def shift_cross_entropy(
     columns, width = strips.shape[3], query.shape[3]
     column = torch.arange(width, device=query.device)
     own = torch.ones_like(query[:, 0, 0]) if query_width is None else (column < query_width[:, None]).to(query)
-    at = (torch.arange(columns, device=query.device)[:, None] + column) % columns
-    windows = strips[..., at] * own[:, None, None, None]  # [B, C, H, W, Wq]
     query = F.normalize((query * own[:, None, None]).flatten(1), dim=1).view_as(query)
-    windows = F.normalize(windows.transpose(1, 3).flatten(2), dim=2)  # [B, W, H C Wq]
-    cosine = torch.einsum("bwn,bn->bw", windows, query.transpose(1, 2).flatten(1))
+    # Every query column against every strip column, then the sums along the diagonals: windows are never cut out.
+    product = query.flatten(1, 2).transpose(1, 2) @ strips.flatten(1, 2)  # [B, Wq, W]
+    energy = own[:, :, None] * strips.square().sum(dim=(1, 2))[:, None]
+    at = (column[:, None] + torch.arange(columns, device=query.device)) % columns
+    at = at.expand_as(product)
+    cosine = product.gather(2, at).sum(1) / energy.gather(2, at).sum(1).clamp(min=1e-24).sqrt()
     left = shift.floor()
     part = (shift - left).to(cosine)[:, None]
     left = left.long() % columns

@@ -253,6 +253,10 @@ def cuts(strips: Tensor, start: Tensor, width: Tensor) -> Tensor:
     return normalise_strip(cut * (column < width[:, None])[:, None, None])
 
 
+def _among(pairs: Tensor, chosen: Tensor) -> Tensor:
+    return pairs if bool(chosen.all()) else pairs[chosen][:, chosen]
+
+
 def _losses(
     model: Geolocalizer,
     strips: Mapping[str, Tensor],
@@ -318,7 +322,7 @@ def _losses(
     match = matched(places)
     score = gather_own(match.score)
     seen = gathered((used[0] | used[1]).byte()).bool()  # a place that the model sees nothing of teaches nothing
-    total = contrast(score[seen][:, seen], near[seen][:, seen]) if int(seen.sum()) > 1 else 0 * score.sum()
+    total = contrast(_among(score, seen), _among(near, seen)) if int(seen.sum()) > 1 else 0 * score.sum()
     numbers = {"contrast": total.detach()}  # whole in every process
     parts = {"heading": torch.zeros((), device=width.device)}  # each process has its part
     if how.heading:
@@ -351,7 +355,7 @@ def _losses(
             if int(there.sum()) < 2:
                 continue
             only = matched(gather_sum(strips[name]))
-            alone = contrast(gather_own(only.score)[there][:, there], near[there][:, there])
+            alone = contrast(_among(gather_own(only.score), there), _among(near, there))
             turned = heading(strips[name], known & has[name])
             total = total + how.alone * (alone + how.heading * turned)
             numbers[name], parts[f"{name}_heading"] = alone.detach(), turned.detach()
