@@ -7,21 +7,29 @@ is wrong, and so is one with no place in range.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
+from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG
+from geoloc_fast.data.datasets import PhotoDataset
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.data.storage import ImageError
 from geoloc_fast.geo import great_circle_m
 from geoloc_fast.index import Box, PlaceIndex, Region
-from geoloc_fast.locate import NEIGHBOURS, Answer, Locator
+from geoloc_fast.locate import NEIGHBOURS, Answer, AzimuthColumns, Image, Locator, usable_fov
 from geoloc_fast.metrics import heading_error_deg, one_percent
-from geoloc_fast.models import Geolocalizer
+from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.protocol import RADII_M, Measured, Near, table
 
-__all__ = ["RECALL_K", "Evaluation", "evaluate", "fit_confidence", "fov_label", "neighbours_for", "summary"]
+__all__ = [
+    "RECALL_K", "Evaluation", "Views", "contents", "evaluate", "fit_confidence", "fov_label", "neighbours_for",
+    "summary", "views_of",
+]  # fmt: skip
 
 RECALL_K = (1, 5, 10)
 FOV_DEG = (70, 90, 120, 180)
@@ -146,6 +154,81 @@ def fov_label(fov_deg: float | None) -> str:
     if fov_deg is None:
         return "unknown"
     return next((f"up to {limit} degrees" for limit in FOV_DEG if fov_deg <= limit), "wider")
+
+
+class Views(NamedTuple):
+    """Photos of known position, as they are shown to a locator."""
+
+    rows: list[dict[str, Any]]
+    """Of the photos table."""
+    truth: dict[str, list[float]]
+    """`lat`, `lon`, `heading_deg` of each; NaN where unknown."""
+    fov_deg: list[float] | float | None
+    images: Callable[[], Iterator[Image]]
+
+
+def views_of(
+    manifest: Manifest, rows: Sequence[dict[str, Any]], config: GeolocalizerConfig, crop_fov_deg: Sequence[float] = ()
+) -> dict[str, Views]:
+    """The ways to show these photos of the manifest, by title.
+
+    Photos are shown with the field of view that the model assumes, and with the one that is known of them. Panoramas
+    have theirs: they are shown as they are, or, if they go all the way round, in cuts of `crop_fov_deg`, each
+    somewhere.
+    """
+    nan, assumed = float("nan"), config.assumed_fov_deg
+
+    def numbers(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+        return [nan if row[name] is None else float(row[name]) for row in rows]
+
+    def truth(rows: Sequence[dict[str, Any]], heading_deg: list[float]) -> dict[str, list[float]]:
+        return {"lat": numbers(rows, "lat"), "lon": numbers(rows, "lon"), "heading_deg": heading_deg}
+
+    wide = [row for row in rows if (row["fov_deg"] or 0.0) > WIDEST_PHOTO_DEG]
+    photos = [row for row in rows if (row["fov_deg"] or 0.0) <= WIDEST_PHOTO_DEG]
+    found = {}
+    if photos:
+        shown: dict[str, list[float] | float] = {"field of view assumed": assumed}
+        known = [row["fov_deg"] is not None and usable_fov(row["fov_deg"]) for row in photos]
+        if any(known):
+            shown["field of view known"] = [
+                row["fov_deg"] if there else assumed for row, there in zip(photos, known, strict=True)
+            ]
+        for title, fov in shown.items():
+            where = truth(photos, numbers(photos, "heading_deg"))
+            found[title] = Views(photos, where, fov, partial(contents, manifest, photos))
+    if crop_fov_deg:
+        wide = [row for row in wide if row["fov_deg"] == 360.0]
+        if not wide:
+            raise ValueError("crop_fov_deg: expected photos that go all the way round (fov_deg 360), got none")
+    row_of = {name: n for n, name in enumerate(manifest.photos["id"].to_pylist())} if wide else {}
+    rows_of_wide = [row_of[row["id"]] for row in wide]
+    crops: list[float | None] = [*crop_fov_deg] or [None] * bool(wide)
+    for crop in crops:
+        views = PhotoDataset(manifest, panorama_size=config.image_size, crop_fov_deg=crop)
+        title = "panoramas as they are" if crop is None else f"panoramas cut to {crop:g} degrees"
+        where = truth(wide, [views.heading_deg(n) for n in rows_of_wide])
+        found[title] = Views(wide, where, None, partial(_columns, views, rows_of_wide))
+    return found
+
+
+def contents(manifest: Manifest, rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """The files of these rows of the photos table; what cannot be had is empty, so unreadable, so wrong."""
+    for row in rows:
+        try:
+            yield manifest.open_image(row["image"])
+        except ImageError:
+            yield b""
+
+
+def _columns(views: PhotoDataset, rows: Iterable[int]) -> Iterator[Image]:
+    for row in rows:
+        try:
+            photo = views[row]["photo"]
+        except ImageError:
+            yield b""
+            continue
+        yield AzimuthColumns(photo.permute(1, 2, 0).contiguous().numpy())
 
 
 def neighbours_for(places: int) -> int:

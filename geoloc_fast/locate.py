@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +32,16 @@ from geoloc_fast.geo import great_circle_m, move_m, offset_m
 from geoloc_fast.index import Neighbours, PlaceIndex, PlaceIndexError, Region
 from geoloc_fast.models import Geolocalizer
 
-__all__ = ["SPACING_M", "Answer", "Candidate", "Locator", "candidates_of", "features_of"]
+__all__ = [
+    "SPACING_M",
+    "Answer",
+    "AzimuthColumns",
+    "Candidate",
+    "Locator",
+    "candidates_of",
+    "features_of",
+    "usable_fov",
+]
 
 SPACING_M = 25.0  # no two candidates are nearer to one another
 NEIGHBOURS = 64
@@ -41,7 +51,15 @@ RADIUS_HOLDS = 0.68  # as the accuracy that telephones give
 _SMALLEST_PX = 32
 _WIDEST = 2.2  # width by height, from which on it is no perspective photo
 
-Image = str | os.PathLike[str] | bytes | np.ndarray
+
+class AzimuthColumns(NamedTuple):
+    """A panorama, or a cut of one: columns that are azimuth already, at the scale of the model's panoramas."""
+
+    columns: np.ndarray
+    """uint8 [H, w, 3] of a model whose panoramas are (H, W); it sees w / W of the horizon."""
+
+
+Image = str | os.PathLike[str] | bytes | np.ndarray | AzimuthColumns
 
 
 @dataclass(frozen=True)
@@ -160,15 +178,15 @@ class Locator:
         """An answer for each photo, in order, as they come.
 
         Args:
-            images: paths, contents of files, or uint8 [h, w, 3] arrays (RGB, upright).
+            images: paths, contents of files, uint8 [h, w, 3] arrays (RGB, upright), or `AzimuthColumns`.
             fov_deg: horizontal field of view of all of them, or of each; default (and None) what the file says,
-                else the model's assumption.
+                else the model's assumption. Azimuth columns have their own.
             candidates: at most this many each.
             batch: photos that are encoded and searched together: faster, but the first answer comes later.
         """
         given = [fov_deg] if fov_deg is None or isinstance(fov_deg, (int, float)) else fov_deg
         for value in given:
-            if value is not None and not 10 <= value <= 150:
+            if value is not None and not usable_fov(value):
                 raise ValueError(f"fov_deg: expected 10 to 150 degrees, got {value}")
         if candidates < 1 or batch < 1:
             raise ValueError(f"candidates, batch: expected at least 1, got {candidates} and {batch}")
@@ -204,6 +222,14 @@ class Locator:
     def _load(self, image: Image, name: str, fov_deg: float | None) -> _Photo:
         size = self.model.config.image_size
         exif = PhotoExif()
+        if isinstance(image, AzimuthColumns):
+            columns = image.columns
+            shape = list(columns.shape)
+            if columns.dtype != np.uint8 or shape[:1] + shape[2:] != [size[0], 3] or not 1 <= shape[1] <= size[1]:
+                raise TypeError(
+                    f"images: expected columns uint8 [{size[0]}, 1 to {size[1]}, 3], got {columns.dtype} {shape}"
+                )
+            return _Photo(columns, 360 * columns.shape[1] / size[1], "given", exif)
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise TypeError(f"images: expected uint8 [h, w, 3], got {image.dtype} {list(image.shape)}")
@@ -218,7 +244,7 @@ class Locator:
         if width > _WIDEST * height:
             raise ImageError(name, f"{width} x {height} pixels look like a panorama; cut a view of it out as a photo")
         fov, source = (fov_deg, "given") if fov_deg is not None else (exif.fov_deg, "exif")
-        if fov is None or not 10 <= fov <= 150:
+        if fov is None or not usable_fov(fov):
             fov, source = self.model.config.assumed_fov_deg, "assumed"
         if not isinstance(image, np.ndarray):
             image = decode_image(content, name, at_least=(1, pixels_across(fov, size[1])))
@@ -261,6 +287,11 @@ class Locator:
             neighbours=neighbours,
             features=features,
         )  # fmt: skip
+
+
+def usable_fov(degrees: float) -> bool:
+    """Whether a perspective photo can be shown with this field of view."""
+    return 10 <= degrees <= 150
 
 
 def candidates_of(neighbours: Neighbours) -> list[Candidate]:

@@ -201,6 +201,8 @@ def test_cropping_a_panorama_to_a_field_of_view(world: Manifest, augment: Augmen
         assert min(fits) < 3 and (augment is not None or fits[0] < 3)
         headings.append(sample["heading_deg"])
     assert len(set(headings)) > 5
+    if augment is None:
+        assert [photos.heading_deg(i) for i in range(8)] == headings
     photos.set_epoch(1)
     again = [photos[i]["heading_deg"] for i in range(8)]
     assert (again == headings) == (augment is None)  # the published test draws its crops once

@@ -40,7 +40,7 @@ ALLOWED = {
     "build": {"index", "data", "models"},
     "synthesize": {"data", "models", "files"},
     "answers": {"locate", "files", "geoparquet"},
-    "evaluate": {"index", "models", "locate", "confidence", "metrics", "protocol", "geo"},
+    "evaluate": {"index", "data", "models", "locate", "confidence", "metrics", "protocol", "geo"},
     "report": {"index", "data", "operators", "confidence", "locate", "answers", "evaluate", "files", "geo", "metrics"},
     "cli": {
         "index",

@@ -588,9 +588,13 @@ def test_a_batch_goes_on_where_it_was_interrupted(city: Manifest, locator: Locat
 
 
 def test_evaluate_on_the_command_line(run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path) -> None:
-    code, out, _ = run("evaluate", city.root, "--index", index.path, "--json", "--use-fov")
-    metrics = json.loads(out)
-    assert code == 0 and metrics["photos"] == PLACES
+    code, out, _ = run("evaluate", city.root, "--index", index.path, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert list(found) == ["field_of_view_assumed", "field_of_view_known"]
+    assert found["field_of_view_assumed"]["confidence"] != found["field_of_view_known"]["confidence"]
+    metrics = found["field_of_view_known"]
+    assert metrics["photos"] == PLACES
     assert metrics["places"] == len(index)
     assert metrics["recall_at_1"] <= metrics["recall_at_1_percent"] + 1e-9 <= metrics["recall_at_5"] + 1e-9
     assert 0 <= metrics["confidence"]["calibration_error"] <= 1
@@ -608,6 +612,46 @@ def test_evaluate_on_the_command_line(run: Any, city: Manifest, index: PlaceInde
     assert code == 1 and "no photos of known position" in err
 
 
+def test_panoramas_are_located_as_they_are_and_in_cuts(
+    run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path
+) -> None:
+    places = [row for row in city.places.to_pylist() if row["street_column0_deg"] is not None][:12]
+    photos = [
+        {
+            "id": row["id"],
+            "image": row["street"],
+            "lat": row["lat"],
+            "lon": row["lon"],
+            "fov_deg": 360.0,
+            "heading_deg": (row["street_column0_deg"] + 180.0) % 360.0,
+        }
+        for row in places
+    ]
+    broken = {**photos[0], "id": "broken", "image": "not-there.jpg"}
+    own = tmp_path / "panoramas"
+    for folder in ("places", "images", "satellite", "street"):  # the images stay where they are
+        if (city.root / folder).is_dir():
+            shutil.copytree(city.root / folder, own / folder)
+    for row in photos:
+        (own / row["image"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(city.root / row["image"], own / row["image"])
+    Manifest.from_rows(own, [], [*photos, broken]).save()
+    code, out, _ = run("evaluate", own, "--index", index.path, "--json")
+    (whole,) = json.loads(out).items()
+    assert code == 0 and whole[0] == "panoramas_as_they_are"
+    assert whole[1]["unreadable"] == 1 and whole[1]["recall_at_1"] > 0.8
+    code, out, _ = run("evaluate", own, "--index", index.path, "--json", "--crop-fov", 180, "--crop-fov", 90)
+    cut = json.loads(out)
+    assert list(cut) == ["panoramas_cut_to_180_degrees", "panoramas_cut_to_90_degrees"]
+    for one_cut in cut.values():
+        # A wrong heading of a cut would be right once in eight times.
+        assert one_cut["recall_at_1"] > 0.5 and one_cut["heading_within_22.5_deg"] > 0.8
+    code, out, _ = run("evaluate", own, "--index", index.path, "--crop-fov", 90, "--report", tmp_path / "page.html")
+    assert code == 0 and "panoramas cut to 90 degrees" in (tmp_path / "page.html").read_text()
+    code, _, err = run("evaluate", city.root, "--index", index.path, "--crop-fov", 90)
+    assert code == 1 and "expected photos that go all the way round" in err
+
+
 def test_the_confidence_of_a_model_of_ones_own(run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path) -> None:
     own = tmp_path / "own.safetensors"
     own.write_bytes(default_model().read_bytes())
@@ -623,7 +667,7 @@ def test_the_confidence_of_a_model_of_ones_own(run: Any, city: Manifest, index: 
     assert err == "" and 0 < json.loads(out)[0]["probability"] < 1
     code, out, _ = run("evaluate", city.root, *given, "--json")
     # On the very photos it was fitted on, with halves and quarters as well, it cannot be far off.
-    assert json.loads(out)["confidence"]["calibration_error"] < 0.3
+    assert json.loads(out)["field_of_view_assumed"]["confidence"]["calibration_error"] < 0.3
     code, _, err = run("fit-confidence", city.root, *given, "--split", "val")
     assert code == 1 and "use more photos" in err
 

@@ -291,13 +291,10 @@ class PhotoDataset(_Images):
         else:
             strip = to_cylindrical(image, fov, size=self.panorama_size)
         heading = _NAN if photo["heading_deg"] is None else photo["heading_deg"]
-        if self.crop_fov_deg is not None and strip.shape[1] == columns:
-            # Not only under augmentation: the published tests crop too, once for all epochs.
-            start = int(self._generator(row, _SHARED).integers(columns))
-            width = max(1, round(self.crop_fov_deg / degrees))
-            left_deg = (-heading if mirrored else heading) - 180.0
-            heading = float(shift_to_heading(torch.tensor(start), width, columns, column0_deg=left_deg))
-            heading = -heading if mirrored else heading
+        heading = -heading if mirrored else heading
+        if self.crop_fov_deg is not None and given == 360.0:
+            start, width = self._cut(row)
+            heading = self._heading_of_cut(row, heading)
             strip = np.roll(strip, -start, axis=1)[:, :width]
             fov = width * degrees
         seen = strip.any(axis=2, keepdims=True)  # what lies above and below a photo is black, and stays it
@@ -307,12 +304,32 @@ class PhotoDataset(_Images):
             "photo_width": strip.shape[1],
             "fov_deg": float(fov),
             "fov_known": known,
-            "heading_deg": (-heading if mirrored else heading) % 360.0,
+            "heading_deg": heading % 360.0,
             "photo_row": row,
             "photo_id": photo["id"],
             "photo_lat": _NAN if photo["lat"] is None else photo["lat"],
             "photo_lon": _NAN if photo["lon"] is None else photo["lon"],
         }
+
+    def _cut(self, row: int) -> tuple[int, int]:
+        """First column and columns. Not only under augmentation: the published tests cut too, once for all epochs."""
+        columns = self.panorama_size[1]
+        start = int(self._generator(row, _SHARED).integers(columns))
+        return start, max(1, round((self.crop_fov_deg or 360.0) * columns / 360.0))
+
+    def _heading_of_cut(self, row: int, heading_deg: float) -> float:
+        start, width = self._cut(row)
+        left_deg = heading_deg - 180.0
+        return float(shift_to_heading(torch.tensor(start), width, self.panorama_size[1], column0_deg=left_deg))
+
+    def heading_deg(self, row: int) -> float:
+        """What `heading_deg` of a sample is without augmentation, without reading its image."""
+        row = _row(row, len(self))
+        photo = self._table.slice(row, 1).to_pylist()[0]
+        heading = _NAN if photo["heading_deg"] is None else photo["heading_deg"]
+        if self.crop_fov_deg is not None and photo["fov_deg"] == 360.0:
+            heading = self._heading_of_cut(row, heading)
+        return heading % 360.0
 
 
 class PairDataset(Dataset[dict[str, Any]]):
