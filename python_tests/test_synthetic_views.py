@@ -33,6 +33,7 @@ from geoloc_fast.data.prepare import Settings as PrepareSettings
 from geoloc_fast.data.prepare import prepare
 from geoloc_fast.data.show import contact_sheet
 from geoloc_fast.data.street_views import StreetViewDataset, learnable, satellite_square
+from geoloc_fast.demo import default_model
 from geoloc_fast.models import PanoGAN, PanoGANConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -399,6 +400,33 @@ def test_table_b1(
     assert run("panogan") == 1 and "models: expected name=bundle, got 'panogan'" in capsys.readouterr().err
     assert run(f"panogan={bundle}", "--where", "area") == 1
     assert "--where: expected column=value, got 'area'" in capsys.readouterr().err
+
+
+def test_table_b1_with_a_locator(
+    panogan: Any, region: Path, model: PanoGAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import street_view_table
+
+    bundle, out = tmp_path / "model.safetensors", tmp_path / "b1.json"
+    PanoGAN(model.config).save(bundle)
+
+    def run(locator: Path) -> int:
+        given = ("--column0", "true_column0_deg", "--locator", str(locator), "--out", str(out))
+        monkeypatch.setattr(sys, "argv", ["street_view_table.py", str(region), f"panogan={bundle}", *given])
+        return int(street_view_table.main())
+
+    assert run(default_model()) == 0
+    found = json.loads(out.read_text())
+    rows = {name: [row["R@1"], row["R@1 with satellite"]] for name, row in found["rows"].items()}
+    assert list(rows) == ["polar satellite image", "panogan", "real street view", "no street view"]
+    alone = {name: values[0] for name, values in rows.items()}
+    assert alone["no street view"] == "-"
+    # A cut of a street view finds it; what an untrained generator made is as good as nothing.
+    real, made = (float(alone[name].removesuffix(" %")) for name in ("real street view", "panogan"))
+    assert real > 80 > 60 > made
+    assert rows["real street view"][1] != rows["no street view"][1]
+    assert run(bundle) == 1 and "street_view_table:" in capsys.readouterr().err
+    assert found["rows"]["real street view"]["PSNR"] == "-"
 
 
 def test_table_b1_with_a_classifier(

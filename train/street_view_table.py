@@ -5,8 +5,12 @@
 
 The satellite image in polar form is a row of its own: it costs nothing. SSIM, PSNR and sharpness difference are of
 `geoloc_fast.metrics`. Inception score (over all classes, the likeliest, the likeliest five), accuracy and KL are those
-of a classifier, a timm model whose weights are given; it sees images scaled to its own size. The last row is then the
-inception score of the real street views.
+of a classifier, a timm model whose weights are given; it sees images scaled to its own size. The row of the real street
+views then has their inception score.
+
+With `--locator`, a model of `geoloc.py`, stands beside that what a view is worth in finding places: a cut of 90 degrees
+of each real street view is the photo, and R@1 is how often its own place comes first of all, known from the generated
+view alone, and from it and the satellite image. More rows then have the same of the real street view, and without any.
 """
 
 from __future__ import annotations
@@ -26,15 +30,21 @@ import torch.nn.functional as F
 from panogan import DataSettings, Settings, chosen, street_views
 from torch import Tensor
 
+from geoloc_fast import azimuth_match
+from geoloc_fast.data.augment import generator_of
 from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.files import write_atomically
 from geoloc_fast.metrics import inception_score, kl_score, prediction_accuracy, psnr, sharpness_difference, ssim
-from geoloc_fast.models import BundleError, PanoGAN
-from geoloc_fast.models.panogan import PanoGANConfig, to_bytes
+from geoloc_fast.models import BundleError, Geolocalizer, PanoGAN
+from geoloc_fast.models.panogan import PanoGANConfig
+from geoloc_fast.polar import polar_resample
 
 _BATCH = 8
+_CUT = 4  # a photo is this part of the horizon
+_TURN = 107  # what a random number is for
 Classifier = Callable[[Tensor], Tensor]
+View = Callable[[dict[str, Tensor]], Tensor]  # of a batch of places
 
 
 def classifier(path: Path, name: str) -> Classifier:
@@ -75,31 +85,78 @@ def inception(p: Tensor) -> dict[str, str]:
     return {f"IS {name}": f"{inception_score(p, top=top):.2f}" for name, top in (("all", None), ("1", 1), ("5", 5))}
 
 
+class Finding:
+    """How well photos, cuts of the real street views, find their places by what is known of these."""
+
+    def __init__(self, locator: Geolocalizer) -> None:
+        self.locator = locator
+        self.strips: dict[str, list[Tensor]] = {}
+
+    def add(self, batch: dict[str, Tensor], polar: Tensor, made: Tensor | None) -> None:
+        polar, real = self._scaled(polar), self._scaled(batch["panorama"])
+        width = real.shape[3] // _CUT
+        turns = [int(generator_of(0, 0, int(row), _TURN).integers(real.shape[3])) for row in batch["place_row"]]
+        cuts = torch.stack([x.roll(-turn, 2)[..., :width] for x, turn in zip(real, turns, strict=True)])
+        strips = {"photo": self.locator.encode_photo(cuts).strips}
+        if made is None:
+            strips["R@1 with satellite"] = self.locator.encode_place(polar)
+        else:
+            made = self._scaled(made)
+            strips["R@1"] = self.locator.encode_place(panorama=made)
+            strips["R@1 with satellite"] = self.locator.encode_place(polar, made)
+        for name, strip in strips.items():
+            self.strips.setdefault(name, []).append(strip)
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        scaled = F.interpolate(images.float(), self.locator.config.image_size, mode="bilinear", antialias=True)
+        return scaled.round().clamp(0, 255).byte()
+
+    def percent(self) -> dict[str, str]:
+        strips = {name: torch.cat(parts) for name, parts in self.strips.items()}
+        photo = strips.pop("photo")
+        own = torch.arange(len(photo))
+        found = {name: azimuth_match(photo, places).score.argmax(1) == own for name, places in strips.items()}
+        return {name: f"{100 * float(right.double().mean()):.1f} %" for name, right in found.items()}
+
+
 @torch.inference_mode()
-def row(model: PanoGAN | None, config: PanoGANConfig, manifest: Manifest, judge: Classifier | None) -> dict[str, str]:
-    """The metrics of a model, or of the polar satellite image, over all places of the manifest."""
+def row(
+    view: View | None,
+    config: PanoGANConfig,
+    manifest: Manifest,
+    judge: Classifier | None,
+    locator: Geolocalizer | None,
+) -> dict[str, str]:
+    """The metrics of views, over all places of the manifest."""
     views = street_views(manifest, config, Settings(out=""), learn=False)
-    polar = (
-        PanoGAN(replace(config, condition="polar", channels=1, judge_channels=1, features=1)) if model is None else None
-    )
     pixel: dict[str, list[Tensor]] = {"SSIM": [], "PSNR": [], "SD": []}
     seen: list[tuple[Tensor, Tensor]] = []
+    finding = None if locator is None else Finding(locator)
     for batch in loader(views, _BATCH):
-        if model is not None:
-            made = model.generate(batch["satellite"])
-        elif polar is not None:
-            made = to_bytes(polar.condition(batch["satellite"]))
+        made = None if view is None else view(batch)
+        if finding is not None:
+            finding.add(batch, polar_of(batch, config), made)
+        if made is None:
+            continue
         for name, metric in (("SSIM", ssim), ("PSNR", psnr), ("SD", sharpness_difference)):
             pixel[name].append(metric(made, batch["panorama"]))
         if judge is not None:
             seen.append((judge(made), judge(batch["panorama"])))
-    found = {name: f"{float(torch.cat(values).mean()):.4g}" for name, values in pixel.items()}
+    found = {name: f"{float(torch.cat(values).mean()):.4g}" for name, values in pixel.items() if values}
     if seen:
         p, q = (torch.cat(part) for part in zip(*seen, strict=True))
         found |= inception(p)
         found |= {f"accuracy {top}": f"{100 * prediction_accuracy(p, q, top=top):.1f} %" for top in (1, 5)}
         found["KL"] = "{:.2f} ± {:.2f}".format(*kl_score(p, q))
-    return found
+    return found if finding is None else found | finding.percent()
+
+
+def polar_of(batch: dict[str, Tensor], config: PanoGANConfig) -> Tensor:
+    return polar_resample(batch["satellite"], config.image_size, column0_deg=config.column0_deg, border="replicate")
+
+
+def generated_by(model: PanoGAN) -> View:
+    return lambda batch: model.generate(batch["satellite"])
 
 
 def named(argument: str, given: Sequence[str], expected: str) -> dict[str, str]:
@@ -119,11 +176,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also as JSON: runs/b1.NAME.json comes onto the page of the tables")
     parser.add_argument("--classifier", type=Path, help="safetensors weights of a timm classifier")
     parser.add_argument("--classifier-name", default="resnet50")
+    parser.add_argument("--locator", type=Path, help="a model of geoloc.py")
     given = parser.parse_args()
     try:
         where = named("--where", given.where, "column=value")
         bundles = named("models", given.models, "name=bundle")
         judge = classifier(given.classifier, given.classifier_name) if given.classifier else None
+        locator = Geolocalizer.load(given.locator) if given.locator else None
         data = DataSettings(manifest=given.manifest, column0=given.column0)
         manifest = chosen(Manifest.load(given.manifest), where, data)
         models = {name: PanoGAN.load(path) for name, path in bundles.items()}
@@ -132,14 +191,19 @@ def main() -> int:
             raise ValueError(f"models: expected one size of panoramas, got {', '.join(map(str, configs))}")
         (config,) = configs.values()
         base = replace(config, condition="polar")
-        rows = {"polar satellite image": row(None, base, manifest, judge)}
+
+        def measured(view: View | None, config: PanoGANConfig = base) -> dict[str, str]:
+            return row(view, config, manifest, judge, locator)
+
+        rows = {"polar satellite image": measured(lambda batch: polar_of(batch, base))}
         for name, model in models.items():
-            rows[name] = row(model, replace(model.config, classes=0), manifest, judge)
-        if judge is not None:
-            views = street_views(manifest, base, Settings(out=""), learn=False)
-            real = torch.cat([judge(batch["panorama"]) for batch in loader(views, _BATCH)])
-            columns = next(iter(rows.values()))
-            rows["real street view"] = dict.fromkeys(columns, "-") | inception(real)
+            rows[name] = measured(generated_by(model), replace(model.config, classes=0))
+        columns = next(iter(rows.values()))
+        if judge is not None or locator is not None:
+            real = measured(lambda batch: batch["panorama"])
+            rows["real street view"] = {n: x if n.startswith(("IS", "R@")) else "-" for n, x in real.items()}
+        if locator is not None:
+            rows["no street view"] = dict.fromkeys(columns, "-") | measured(None)
     except (OSError, ValueError, BundleError) as error:
         print(f"street_view_table: {error}", file=sys.stderr)
         return 1
