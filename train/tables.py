@@ -493,7 +493,7 @@ def views_section(out: Path) -> list[str]:
     """Table B1, of what `street_view_table.py` left."""
     command = (
         "street_view_table.py cities/ panogan=... pix2pix=... --where area=test --column0 true_column0_deg "
-        "--out runs/b1.test.json"
+        "--locator geoloc_fast/assets/small.safetensors --out runs/b1.test.json"
     )
     page = [
         "## Table B1: Generated street views against real ones",
@@ -501,7 +501,8 @@ def views_section(out: Path) -> list[str]:
         f"`python train/{command}`",
         "",
         "The paper's rows; X-Fork, X-Seq and SelectionGAN are not rebuilt here. Accuracy and inception score need a "
-        "classifier of streets, given with `--classifier`; none may be shipped.",
+        "classifier of streets, given with `--classifier`; none may be shipped. R@1: of cuts of 90 degrees of the real "
+        "street views, among the same places, known from the view alone and from it and the satellite image.",
         "",
         "| the paper | SSIM | PSNR | SD | IS all | IS 1 | IS 5 | accuracy 1 | accuracy 5 | KL |",
         "|---|---|---|---|---|---|---|---|---|---|",
