@@ -822,7 +822,7 @@ def test_tables_run_once_go_on_and_print(
     assert run("run", "4", "--manifest", str(gaps), "--config", str(config)) == 0
     assert run("page", "--page", str(page)) == 0
     text = page.read_text()
-    assert "| R@1 % | photos covered, % | R@1 where no real view |" in text
+    assert "| R@1 % | photos covered, % | R@1 where a real view | R@1 where no real view |" in text
     assert re.search(r"\| hybrid \| 1 \| .* \| 100\.0 \| \d+\.\d \|", text)
     recall = 100 * one["evaluation"]["assumed"]["recall_at_1"]
     assert f"| aff | 1 | {recall:.1f} [" in text and " / 9.0 |" in text
