@@ -827,6 +827,9 @@ def test_tables_run_once_go_on_and_print(
     recall = 100 * one["evaluation"]["assumed"]["recall_at_1"]
     assert f"| aff | 1 | {recall:.1f} [" in text and " / 9.0 |" in text
     assert "The paper's order at R@1, cross area" in text and "Not run yet" not in text
+    tables.time_queries([tables.Run("aff", "cross", 0)], out, rounds=1)
+    timed = json.loads((out / "aff.cross.0.json").read_text())
+    assert timed.pop("query_ms") > 0 and timed.keys() == one.keys()
 
 
 class _InThisProcess:

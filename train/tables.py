@@ -3,6 +3,7 @@
     geoloc-fast city make cities/ --places 400 --cities 12 --seed 2025     # the benchmark; or any manifest
     python train/tables.py run 6 --manifest cities/ --out runs/            # all runs of table 6
     python train/tables.py run all --manifest cities/ --out runs/ --jobs 2
+    python train/tables.py time --out runs/                                # table C1's, when nothing else runs
     python train/tables.py page --out runs/                                # docs/paper_tables.md
 
 Every run is a training with `geoloc.py` and an evaluation, and leaves `<variant>.<protocol>.<seed>.json`; one that is
@@ -248,6 +249,7 @@ TABLES: dict[str, Table] = {
             Row("ConvNeXt, shared by satellite and street view", "share_references", (51.62,)),
             Row("ConvNeXt, shared by all: the paper's choice", "share_all", (54.27,)),
         ),
+        "Times: `python train/tables.py time --out runs/`, one core, all models in turn. "
         "The backbones are of the size of this scale, not the paper's. MobileNetV4 and EfficientNet have norms over "
         "the batch. VGG16 has no form of this size in timm that gives a map of stride 16, and a ViT's positions break "
         "the circle. The last three rows begin with the model that ships, which shares nothing: those that share, with "
@@ -326,7 +328,6 @@ def do(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -
         "pairs": len(trainer.sampler.place),
         "coverage": len(held_out.photos) / len(geoloc.chosen(whole, settings.data.evaluate).photos),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "query_ms": query_ms(trainer.model),
         "seconds": round(time.perf_counter() - began),
         "config": config.name,
         "more": list(more),
@@ -337,18 +338,22 @@ def do(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -
 
 
 @torch.inference_mode()
-def query_ms(model: Geolocalizer) -> float:
-    """To encode one photo of the assumed field of view, the median of 20."""
-    model.eval()
-    height, columns = model.config.image_size
-    photo = torch.randn(1, 3, height, round(columns * model.config.assumed_fov_deg / 360))
-    photo = photo.to(next(model.parameters()).device)
-    spent = []
-    for _ in range(23):
-        begin = time.perf_counter()
-        model.encode_photo(photo).strips.cpu()
-        spent.append(time.perf_counter() - begin)
-    return 1000 * statistics.median(spent[3:])
+def time_queries(runs: Sequence[Run], out: Path, rounds: int = 40) -> None:
+    """To encode one photo of the assumed field of view on one core: of all runs in turn, the median into their JSON."""
+    torch.set_num_threads(1)
+    models = {run: Geolocalizer.load(out / str(run) / "model.safetensors") for run in runs}
+    spent: dict[Run, list[float]] = {run: [] for run in runs}
+    for _ in range(rounds + 3):
+        for run, model in models.items():
+            height, columns = model.config.image_size
+            photo = torch.randn(1, 3, height, round(columns * model.config.assumed_fov_deg / 360))
+            begin = time.perf_counter()
+            model.encode_photo(photo)
+            spent[run].append(time.perf_counter() - begin)
+    for run, seconds in spent.items():
+        path = out / f"{run}.json"
+        line = json.loads(path.read_text()) | {"query_ms": 1000 * statistics.median(seconds[3:])}
+        write_atomically(path, json.dumps(line, indent=1) + "\n")
 
 
 def calibrations(manifest: Path, out: Path) -> None:
@@ -422,7 +427,7 @@ MORE_COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], float]]] = {
         "R@1 where a real view": lambda line: where(line, "available"),
         "R@1 where no real view": lambda line: where(line, "none"),
     },
-    "C1": {"ms a photo": lambda line: line["query_ms"]},
+    "C1": {"ms a photo": lambda line: line.get("query_ms", math.nan)},
 }
 
 
@@ -575,13 +580,19 @@ def main() -> int:
     running.add_argument("--config", type=Path, default=CONFIG)
     running.add_argument("--protocol", choices=list(PROTOCOLS), help="one of them; cross needs a column area")
     running.add_argument("--jobs", type=int, default=1, help="runs at the same time, of one core each")
+    timing = commands.add_parser(
+        "time", help="time the models of table C1 in turn, on a machine that does nothing else"
+    )
     writing = commands.add_parser("page", help="write the page of what has been run")
     writing.add_argument("--page", type=Path, default=PAGE)
-    for one in (running, writing):
+    for one in (running, timing, writing):
         one.add_argument("--out", type=Path, default=RUNS, help="folder of the runs")
     given = parser.parse_args()
     if given.command == "page":
         write_atomically(given.page, page_of(given.out))
+        return 0
+    if given.command == "time":
+        time_queries([run for run in sorted(set(TABLES["C1"].runs())) if run in read(given.out)], given.out)
         return 0
     given.out.mkdir(parents=True, exist_ok=True)
     tables = list(TABLES) if given.table == "all" else [given.table]
