@@ -893,6 +893,10 @@ def test_street_views_of_table_4(region: Path, tmp_path: Path) -> None:
 def test_every_run_of_the_tables_has_settings_and_a_model() -> None:
     runs = {run for table in tables.TABLES.values() for run in table.runs()}
     assert {run.variant for run in runs} == set(tables.VARIANTS)
+    full_size = tables.settings_of(
+        tables.Run("resnet", "same", 0), TRAIN / "configs/tables_base.yaml", Path("m"), Path("o"), ()
+    )
+    assert full_size.train.steps == 10_000 and full_size.model["backbone"] == "resnet50"
     for run in sorted(runs):
         made = tables.settings_of(run, tables.CONFIG, Path("m"), Path("o"), ())
         assert made.step.seed == run.seed
