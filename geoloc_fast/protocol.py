@@ -6,8 +6,9 @@
     median    distance of the first place
     heading   error of the first place's heading where that place is right, wrapped to half a turn; shares within limits
 
-Every photo stays in every denominator: one with no place in range is wrong, and counted. Ties go to the lower row,
-as in `strip_topk`. Beside the bank, memory is some numbers a photo: never photos x places.
+Every photo stays in every denominator: one with no place in range is wrong, and counted. A photo without a position
+is 0 m from its own place, if that is known, and from no other. Ties go to the lower row, as in `strip_topk`. Beside the
+bank, memory is some numbers a photo: never photos x places.
 
 This works on strips, so that protocols and ablations compare encoders and nothing else; `PhotoBatch` may carry several
 readings of a photo (other fields of view), of which the best counts for each place.
@@ -35,7 +36,7 @@ _RESAMPLES = 1000
 
 
 class PhotoBatch(NamedTuple):
-    """Photos of known position."""
+    """Photos of known position, or of known place."""
 
     readings: Sequence[tuple[Tensor, Tensor]]
     """Strips `[B, C, H, Wq]` with their widths `[B]`, as `encode_photo` gives them: one for each field of view that
@@ -46,6 +47,8 @@ class PhotoBatch(NamedTuple):
     """NaN where unknown."""
     groups: Mapping[str, Sequence[str]] = {}
     """Names of groupings (city, field of view) to the group of each photo."""
+    place: np.ndarray | None = None
+    """The bank's row of each photo's own place, -1 where unknown; for photos without a position."""
 
 
 class Measured(NamedTuple):
@@ -168,12 +171,16 @@ def measure(
         with np.errstate(invalid="ignore"):
             away = great_circle_m(batch.lat[:, None], batch.lon[:, None], near.lat[index], near.lon[index])
             away = np.where((index >= 0) & np.isfinite(away), away, np.inf)
+        reachable = np.array([near.any(*at) for at in zip(batch.lat, batch.lon, strict=True)], bool)
+        if batch.place is not None:
+            own = np.isnan(batch.lat) & (batch.place >= 0)
+            away[own[:, None] & (index == batch.place[:, None])] = 0.0
+            reachable |= own
         right = away <= threshold_m
         rank = np.where(right.any(axis=1), right.argmax(axis=1), np.inf)
         columns = bank.shape[2]
         heading = shift_to_heading(found.shift[:, :1], width, columns, column0_deg=bank.column0_deg)[:, 0].cpu().numpy()
         error = np.where(index[:, 0] >= 0, heading_error_deg(heading, batch.heading_deg), np.nan)
-        reachable = np.array([near.any(*at) for at in zip(batch.lat, batch.lon, strict=True)], bool)
         parts.append((rank, away[:, 0], error, reachable))
         for name, labels in batch.groups.items():
             groups.setdefault(name, []).extend(map(str, labels))

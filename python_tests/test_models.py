@@ -588,6 +588,12 @@ def test_weights_of_another_architecture_are_refused(
         (other.to_json(), "expected the weights of its config"),
         (other.to_json().replace("convnext_atto", "no_such_net"), "expected a usable config"),
         (other.to_json().replace("sharing", "shearing"), "expected a usable config"),
+        (
+            other.to_json().replace('"depths":[', '"act_layer":"none","depths":['),
+            "expected a usable config, got KeyError",
+        ),
+        (other.to_json().replace('"column0_deg":180.0', '"column0_deg":NaN'), "column0_deg: expected an angle"),
+        (other.to_json().replace('"column0_deg":180.0', '"column0_deg":"south"'), "column0_deg: expected an angle"),
         ("not json", "expected a usable config"),
     ):
         monkeypatch.setattr(GeolocalizerConfig, "to_json", lambda self, text=config: text)

@@ -161,3 +161,28 @@ def test_memory_does_not_grow_with_photos_times_places() -> None:
     a twentieth of that."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 150
+
+
+def test_a_photo_without_a_position_is_at_its_own_place() -> None:
+    world = World()
+    unknown = np.arange(PHOTOS) % 2 == 0
+    world.photo_lat[unknown] = world.photo_lon[unknown] = np.nan
+    place = np.where(np.arange(PHOTOS) % 4 == 0, world.own, -1)
+
+    def photos() -> Iterator[PhotoBatch]:
+        begin = 0
+        for batch in world.photos():
+            yield batch._replace(place=place[begin : begin + len(batch.lat)])
+            begin += len(batch.lat)
+
+    found = measure(photos(), world.bank, world.lat, world.lon)
+    plain = measure(world.photos(), world.bank, world.lat, world.lon)
+    here = np.arange(PHOTOS) % 4 == 0
+    for name in ("rank", "away_m", "reachable"):
+        assert np.array_equal(getattr(found, name)[~here], getattr(plain, name)[~here])
+    assert found.reachable[here].all() and not plain.reachable[here].any() and np.isinf(plain.rank[here]).all()
+    score = azimuth_match(world.query, world.strips, query_width=world.width).score
+    order = score.argsort(dim=1, descending=True, stable=True).numpy()
+    rank = (order == world.own[:, None]).argmax(1)
+    assert np.array_equal(np.where(rank < 10, rank, np.inf)[here], np.where(found.rank < 10, found.rank, np.inf)[here])
+    assert np.array_equal(found.away_m[here] == 0, rank[here] == 0) and np.isinf(found.away_m[here & (rank > 0)]).all()

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -36,6 +38,7 @@ import tables  # noqa: E402
 from in_memory import PairsInMemory  # noqa: E402
 from street import chosen_street, chosen_views  # noqa: E402
 
+from geoloc_fast import strip_topk  # noqa: E402
 from geoloc_fast.data.augment import Augmentation, generator_of  # noqa: E402
 from geoloc_fast.data.city.views import TIDY, Sizes  # noqa: E402
 from geoloc_fast.data.city.write import write_city  # noqa: E402
@@ -299,14 +302,19 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_papers_network_takes_a_step_on_a_cpu() -> None:
-    """ConvNeXt-Base at 128 x 512, four pairs: the memory of an ordinary machine is enough."""
-    made = geoloc.read_settings([str(TRAIN / "configs/base.yaml"), "out=x", "data.manifest=y", "step.chunk=2"])
+    """ConvNeXt-Base at 128 x 512, four pairs at once: the memory of an ordinary machine is enough."""
+    made = geoloc.read_settings([str(TRAIN / "configs/base.yaml"), "out=x", "data.manifest=y", "step.chunk=0"])
     model = Geolocalizer(GeolocalizerConfig(**made.model))
     batch = some_batch(4)
     for name in ("photo", "polar", "panorama"):
         batch[name] = torch.randn(4, 3, 128, 128 if name == "photo" else 512)
     batch["photo_width"][:] = 128
+    optimiser = torch.optim.AdamW(model.parameters(), lr=made.train.lr)
+    begin = time.perf_counter()
     numbers = steps.gradients(model, batch, made.step, step=0, epoch=0)
+    optimiser.step()
+    seconds = time.perf_counter() - begin
+    print(f"{seconds:.1f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
     assert math.isfinite(numbers["loss"])
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 << 20  # KiB
@@ -474,6 +482,27 @@ def test_a_tiny_run_learns(region: Path, tmp_path: Path) -> None:
         assert Geolocalizer.load(tmp_path / name).config == trainer.model.config
 
 
+def test_a_tiny_run_learns_about_photos_it_has_not_seen(tmp_path: Path) -> None:
+    sizes = Sizes(satellite_px=64, panorama=(32, 128), photo=(48, 64))
+    write_city(tmp_path / "region", seed=5, cities=2, places=100, sizes=sizes, fov_range=(80.0, 100.0), capture=TIDY)
+    more = ("train.steps=100", "train.batch=32", "train.lr=3e-3", "train.warmup=5", "data.evaluate={split: test}")
+    more += ("data.in_memory=true", "data.field_of_view=known", "train.evaluate_every=100")
+    trainer = geoloc.Trainer(configured(tmp_path / "region", tmp_path / "run", *more))
+    trainer.run()
+    trainer.model.eval()
+    data, held_out = trainer.settings.data, trainer.held_out
+    assert held_out is not None and set(held_out.photos["split"].to_pylist()) == {"test"}
+    places = geoloc.place_batches(held_out, trainer.model.config, data, trainer.device)
+    bank = geoloc.encode_places(trainer.model, places)
+    photos = list(geoloc.photo_batches(trainer.model, held_out, data, trainer.device, known=True))
+    readings = [photo.readings[0] for photo in photos]
+    index = torch.cat([strip_topk(strips, bank, 200, query_width=width).index for strips, width in readings])
+    own = torch.from_numpy(np.concatenate([photo.place for photo in photos]))
+    rank = (index == own[:, None]).float().argmax(1) / 200  # evenly from 0 to 1 if nothing was learned
+    assert len(rank) == 40
+    assert float(rank.mean()) < 0.5 - 3 / math.sqrt(12 * 40)
+
+
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C in the middle of step 4."""
@@ -492,7 +521,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Over epochs (of three batches), and from neighbours on the ground to similar ones."""
+    """Over epochs (of three batches), and from neighbours on the ground to similar ones. It stops before an evaluation,
+    is gone on with, and is ended by force right after that."""
     more = ("train.steps=8", "train.hard=2", "train.similar_every=1", "step.chunk=5")
     more += ("train.log_every=2", "train.evaluate_every=5")  # it stops between lines, before an evaluation
     geoloc.Trainer(configured(region, tmp_path / "whole", *more)).run()
@@ -505,6 +535,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
         geoloc.Trainer(configured(region, tmp_path / "parts", *more))
     with pytest.raises(ValueError, match=r"got another train\.lr"):
         geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.lr=1e-2"), resume=True)
+    resumed = geoloc.Trainer(configured(region, tmp_path / "parts", *more), resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resumed, "_one_step", lambda batch: pytest.exit("no power"))
+        with pytest.raises(pytest.exit.Exception):
+            resumed.run()
     geoloc.Trainer(configured(region, tmp_path / "parts", *more), resume=True).run()
     whole, parts = log_of(tmp_path / "whole"), log_of(tmp_path / "parts")
     assert max(line.get("epoch", 0) for line in whole) == 2
@@ -512,6 +547,26 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert parts == whole
     one, two = (Geolocalizer.load(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert one.fingerprint == two.fingerprint
+
+
+def test_tensorboard_shows_what_the_log_holds(region: Path, tmp_path: Path) -> None:
+    """After an end by force as well: what came after the checkpoint does not count."""
+    name = "tensorboard.backend.event_processing.event_accumulator"
+    events = pytest.importorskip(name, reason="tensorboard is not installed: pip install '.[train]'")
+    settings = configured(region, tmp_path, "train.steps=4", "train.save_every=2")
+    cut_off = geoloc.Trainer(settings)
+    before = cut_off._one_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            cut_off, "_one_step", lambda batch: before(batch) if cut_off.step < 3 else pytest.exit("no power")
+        )
+        with pytest.raises(pytest.exit.Exception):
+            cut_off.run()
+    geoloc.Trainer(settings, resume=True).run()
+    board = events.EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True).Reload()
+    shown = {event.step: event.value for event in board.Scalars("loss")}
+    assert len(board.Scalars("loss")) == 4
+    assert shown == pytest.approx({line["step"]: line["loss"] for line in log_of(tmp_path)})
 
 
 def test_a_torn_log_and_damaged_checkpoints(region: Path, tmp_path: Path) -> None:
@@ -532,9 +587,13 @@ def test_a_torn_log_and_damaged_checkpoints(region: Path, tmp_path: Path) -> Non
         "a tensor more": {**tensors, "model.more": torch.zeros(1)},
         "another value": {**tensors, name: tensors[name] + 1},
     }
-    for what, left in damaged.items():
-        geoloc.safetensors.torch.save_file(left, last, metadata)
-        with pytest.raises(ValueError, match="expected the tensors that training wrote"):
+    written = {what: (left, metadata) for what, left in damaged.items()}
+    position = json.loads(metadata["position"])
+    written["another step"] = tensors, metadata | {"position": json.dumps(position | {"step": 1})}
+    written["no position"] = tensors, {key: text for key, text in metadata.items() if key != "position"}
+    for what, (left, said) in written.items():
+        geoloc.safetensors.torch.save_file(left, last, said)
+        with pytest.raises(ValueError, match="expected what training wrote"):
             geoloc.Trainer(more, resume=True)
         assert what
     last.write_bytes(whole)
@@ -579,6 +638,34 @@ def test_prepared_photos_train_as_they_are(region: Path, tmp_path: Path, capsys:
         geoloc.Trainer(mixed)
 
 
+def test_photos_that_go_all_the_way_round_train_in_cuts(region: Path, tmp_path: Path) -> None:
+    """The published protocols: the street view of one place is the photo of another, cut."""
+    manifest = Manifest.load(region)
+    places = {place["id"]: place for place in manifest.places.to_pylist()}
+    photos = []
+    for photo in manifest.photos.to_pylist():
+        place = places[photo["place"]]
+        if place["street_column0_deg"] is not None:
+            heading = place["street_column0_deg"] + 180
+            photos.append({**photo, "image": place["street"], "heading_deg": heading % 360, "fov_deg": 360.0})
+    table = pa.Table.from_pylist(photos, schema=manifest.photos.schema)
+    shutil.copytree(region, tmp_path / "around")
+    manifest.replace(photos=table).save(tmp_path / "around")
+    for memory in ("false", "true"):
+        more = ("data.crop_fov_deg=90", f"data.in_memory={memory}", "train.steps=2", "train.evaluate_every=2")
+        trainer = geoloc.Trainer(configured(tmp_path / "around", tmp_path / memory, *more))
+        source = trainer._batches()
+        batch = next(source)
+        source.close()
+        assert batch["photo"].shape[3] == 32 and set(batch["photo_width"].tolist()) == {32}
+        assert len(set(batch["heading_deg"].tolist())) > 5
+        trainer.run()
+        (found,) = [line["evaluation"] for line in log_of(tmp_path / memory) if "evaluation" in line]
+        assert found["assumed"]["photos"] == len(trainer.training.photos)
+        with pytest.raises(ValueError, match="crop_fov_deg: expected at least one column"):
+            geoloc.Trainer(configured(tmp_path / "around", tmp_path / "x", "data.crop_fov_deg=400"))
+
+
 def test_the_end_may_move_until_the_rate_falls(region: Path, tmp_path: Path) -> None:
     more = ("train.warmup=1", "train.decay=2", "data.in_memory=true")
     geoloc.Trainer(configured(region, tmp_path / "whole", *more, "train.steps=5")).run()
@@ -614,25 +701,36 @@ def test_a_loss_that_is_not_finite_stops_the_run(region: Path, tmp_path: Path) -
 
 
 def test_torchrun_trains_like_one_process_with_reference_operators(
-    region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    region: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
-    """The script itself, both ways; a checkpoint of either goes on."""
-    more = ("train.steps=4", "train.hard=1", "train.evaluate_every=2", "step.chunk=3", "data.workers=1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(TRAIN / "geoloc.py"), *given(region, tmp_path / "two", *more)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    """The script itself, both ways; a checkpoint of either goes on in the other."""
+    more = ("train.steps=6", "train.hard=1", "train.evaluate_every=2", "step.chunk=3", "data.workers=1")
+
+    def two_processes(out: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += [str(TRAIN / "geoloc.py"), *given(region, out, *more), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-3000:]
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["geoloc.py", *arguments])
         return geoloc.main()
 
     assert run(*given(region, tmp_path / "one", *more), "--ops", "reference") == 0
-    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
-    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 2, 3, 4, 4]
-    for a, b in zip(one, two, strict=True):
-        if "loss" in a:
-            assert a == pytest.approx(b, rel=2e-3, abs=1e-6)
+    two_processes(tmp_path / "two")
+    request.getfixturevalue("interrupted")
+    assert run(*given(region, tmp_path / "parts", *more)) == 130
+    two_processes(tmp_path / "parts", "--resume")
+    logs = [log_of(tmp_path / name) for name in ("one", "two", "parts")]
+    assert [[line["step"] for line in log] for log in logs] == 3 * [[1, 2, 2, 3, 4, 4, 5, 6, 6]]
+    for one, *others in zip(*logs, strict=True):
+        for other in others:
+            if "loss" in one:
+                assert one == pytest.approx(other, rel=2e-3, abs=1e-6)
     assert run(*given(region, tmp_path / "two", *more), "--resume") == 0  # nothing is left to do
     last = tmp_path / "two" / "last.safetensors"
     last.write_bytes(last.read_bytes()[:-100])
@@ -672,8 +770,11 @@ def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").unlink()
     for more, message in (
         ("model.bakcbone=x", "model: expected settings"),
-        ("model.backbone=nosuch", "model: expected a network that can be built, got Unknown model"),
+        ("model.backbone=nosuch", "model: expected a network that can be built, got RuntimeError: Unknown model"),
         ("model.backbone_kwargs={colour: red}", "model: expected a network that can be built"),
+        ("model.backbone_kwargs={depths: [1]}", "model: expected a network that can be built, got IndexError"),
+        ("model.column0_deg=.nan", "column0_deg: expected an angle"),
+        ("train.device=abacus", r"train\.device: expected auto, cpu, cuda or cuda:N, got 'abacus'"),
         ("data.train={split: never}", "data: expected photos with"),
         ("data.train={colour: red}", "data: expected a column of the photos"),
         ("train.batch=64", "batch_size: expected at most the"),
@@ -749,6 +850,34 @@ def test_a_manifest_that_cannot_be_trained_on_is_named(region: Path, tmp_path: P
         more = ("train.batch=1", f"data.manifest={tmp_path / name}", "data.train={city: 00-harbour}")
         with pytest.raises(ValueError, match=message):
             geoloc.Trainer(configured(region, tmp_path / "out", *more))
+
+
+def test_what_a_manifest_need_not_know(region: Path, tmp_path: Path) -> None:
+    """Cities of places, positions of photos, positions at all."""
+    whole = Manifest.load(region)
+    one = geoloc.chosen(whole, {"city": "00-harbour"})
+    assert set(one.places["city"].to_pylist()) == {"00-harbour"} and len(one.places) == 20
+    places, photos = whole.places.to_pylist(), whole.photos.to_pylist()
+    moved = [{**row, "city": "01-grid"} if n == 0 else row for n, row in enumerate(places)]
+    kept = geoloc.chosen(Manifest.from_rows(region, moved, photos), {"city": "00-harbour"})
+    assert len(kept.places) == 20  # with the one that its photo is of
+    without = [{**row, "city": None} for row in places]
+    assert len(geoloc.chosen(Manifest.from_rows(region, without, photos), {"city": "00-harbour"}).places) == 40
+
+    nowhere = {"lat": None, "lon": None}
+    shutil.copytree(region, tmp_path / "region")
+    manifest = Manifest.from_rows(region, [row | nowhere for row in places], [row | nowhere for row in photos])
+    manifest.save(tmp_path / "region")
+    more = ("train.steps=2", "train.evaluate_every=2", "data.in_memory=true")
+    trainer = geoloc.Trainer(configured(tmp_path / "region", tmp_path / "run", *more))
+    trainer.run()
+    (found,) = [line["evaluation"]["known"] for line in log_of(tmp_path / "run") if "evaluation" in line]
+    # As if every place were alone, which in this city they are not all.
+    expected = geoloc.evaluate(
+        trainer.model, geoloc.chosen(whole, {"split": "train"}), trainer.settings.data, trainer.device
+    )["known"]
+    assert found["photos_with_no_place_in_range"] == 0
+    assert 0 < found["recall_at_10"] <= expected["recall_at_10"]
 
 
 def test_a_disk_that_is_full_leaves_the_last_checkpoint(

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors
 import safetensors.torch
@@ -84,6 +85,7 @@ class DataSettings:
     street: str = "known"  # how they lie: see there; others than known train in memory
     in_memory: bool = False  # decode everything once; a pair at 64 x 256 takes 100 KB
     cut: float = 0.0  # in memory: the largest share of a photo's columns to cut off
+    crop_fov_deg: float | None = None  # photos that go all the way round are cut to this angle, in memory once for all
     search_fov_deg: list[float] = field(default_factory=list)  # evaluation also tries each of these
     workers: int = 0
     augment: dict[str, Any] = field(default_factory=dict)
@@ -199,7 +201,7 @@ def load_region(folder: str | Path, threshold_m: float = 25.0) -> Manifest:
 
 
 def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
-    """Photos whose columns have these values, and the places of their cities."""
+    """Photos whose columns have these values, their places and those of their cities."""
     photos, places = manifest.photos, manifest.places
     for name, value in where.items():
         if name not in photos.column_names:
@@ -207,8 +209,10 @@ def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
         photos = photos.filter(pc.equal(pc.cast(photos[name], "string"), value))
     if not len(photos):
         raise ValueError(f"data: expected photos with {where}, got none of {len(manifest.photos)}")
-    if photos["city"].null_count == 0:
-        places = places.filter(pc.is_in(places["city"], value_set=photos["city"].combine_chunks().unique()))
+    cities = set(photos["city"].to_pylist())
+    if "" not in cities:  # a photo of an unknown city may be anywhere, and so may a place
+        in_city = pc.is_in(places["city"], value_set=pa.array([*cities, ""], "string"))
+        places = places.filter(pc.or_(in_city, pc.is_in(places["id"], value_set=pc.unique(photos["place"]))))
     return manifest.replace(places=places, photos=photos)
 
 
@@ -242,7 +246,14 @@ def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig)
             raise ValueError("data.field_of_view: expected assumed or known for photos that are prepared, got 'mixed'")
         how = [True]
     readings = [
-        PhotoDataset(manifest, assumed_fov_deg=config.assumed_fov_deg, use_fov=known, **shared) for known in how
+        PhotoDataset(
+            manifest,
+            assumed_fov_deg=config.assumed_fov_deg,
+            use_fov=known,
+            crop_fov_deg=data.crop_fov_deg,
+            **shared,
+        )
+        for known in how
     ]
     pairs = PairDataset(readings[0], places)
     if not len(pairs):
@@ -323,7 +334,13 @@ def photo_batches(
     config = model.config
     readings = [
         loader(
-            PhotoDataset(manifest, panorama_size=config.image_size, assumed_fov_deg=fov_deg, use_fov=known),
+            PhotoDataset(
+                manifest,
+                panorama_size=config.image_size,
+                assumed_fov_deg=fov_deg,
+                use_fov=known,
+                crop_fov_deg=data.crop_fov_deg,
+            ),
             _ENCODE_BATCH,
             workers=data.workers,
         )
@@ -331,6 +348,8 @@ def photo_batches(
     ]
     groups = [name for name in ("city", "street_view") if name in manifest.photos.column_names]
     labels = {name: manifest.photos[name].to_pylist() for name in groups}
+    row_of = {name: row for row, name in enumerate(manifest.places["id"].to_pylist())}
+    place = np.array([row_of.get(name, -1) for name in manifest.photos["place"].to_pylist()], np.int64)
     for batches in zip(*readings, strict=True):
         finished = [finish(batch, device) for batch in batches]
         first = finished[0]
@@ -343,6 +362,7 @@ def photo_batches(
             first["photo_lon"].cpu().numpy(),
             first["heading_deg"].cpu().numpy(),
             {name: [str(label[int(row)]) for row in first["photo_row"]] for name, label in labels.items()},
+            place[first["photo_row"].cpu().numpy()],
         )
 
 
@@ -457,9 +477,11 @@ class Trainer:
         torch.manual_seed(settings.step.seed)
         try:
             self.model = _first_model(settings, config).to(self.device)
-        except (RuntimeError, TypeError) as error:  # of timm: no such network, no such argument
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # timm's, of any kind: no such network, no such argument, too few stages
             raise ValueError(
-                f"model: expected a network that can be built, got {str(error).splitlines()[0]}"
+                f"model: expected a network that can be built, got {type(error).__name__}: {error}"
             ) from error
         if how.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -499,11 +521,16 @@ class Trainer:
         name = settings.train.device
         name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        try:
+            self.device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        except RuntimeError as error:
+            raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
 
     def _begin(self, resume: bool) -> None:
         """At the start, or where the checkpoint stands."""
         self.step, self.best = 0, -math.inf
+        self.seconds = 0.0  # of training and evaluation, over all parts of the run
+        self.following = 0  # where the batch after this one starts: what a run goes on with
         self.sums: dict[str, list[float]] = {}  # sum and count of what the next line of the log is the mean
         self.due = False  # an evaluation that Ctrl-C came before
         self.stop = False
@@ -536,6 +563,7 @@ class Trainer:
             if not isinstance(self.pairs, PairsInMemory):
                 self.pairs.set_epoch(self.sampler.epoch)
             for batch in batches:
+                self.following = self.sampler.start + 1
                 if isinstance(self.pairs, PairsInMemory):
                     place = self.sampler.epoch, self.sampler.start
                     yield self.pairs.batch(batch, place, self.device)
@@ -553,8 +581,8 @@ class Trainer:
     def run(self) -> None:
         """Trains to the last step. KeyboardInterrupt after SIGINT, with everything saved."""
         how, sums = self.settings.train, self.sums
-        began = time.perf_counter()
-        with _Log(self.out, self.rank) as log, self._interruptible():
+        began = time.perf_counter() - self.seconds
+        with _Log(self.out, self.rank, self.step) as log, self._interruptible():
             bar = tqdm(total=how.steps, initial=self.step, unit="step", disable=None if self.rank == 0 else True)
             source = self._batches()
             with contextlib.closing(bar), contextlib.closing(source):
@@ -575,11 +603,11 @@ class Trainer:
                             sums[name] = [total + value, count + 1]
                     stopping = self._anyone_stops()
                     last = self.step == how.steps
+                    self.seconds = time.perf_counter() - began
                     if self.step % how.log_every == 0 or last:
-                        seconds = time.perf_counter() - began
                         means = {name: total / count for name, (total, count) in sums.items()}
                         log.write(
-                            {"step": self.step, "epoch": self.sampler.epoch, "seconds": round(seconds, 1), **means}
+                            {"step": self.step, "epoch": self.sampler.epoch, "seconds": round(self.seconds, 1), **means}
                         )
                         sums.clear()
                     if self.held_out is not None and (self.step % how.evaluate_every == 0 or last):
@@ -675,19 +703,15 @@ class Trainer:
         position = {
             "step": self.step,
             "epoch": self.sampler.epoch,
-            # The generator of batches moves on only when the next one is asked for.
-            "start": self.sampler.start + 1,
+            "start": self.following,
+            "seconds": self.seconds,
             "best": self.best,
             "sums": self.sums,
             "due": self.due,
         }
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        metadata = {
-            "format": _FORMAT,
-            "position": json.dumps(position),
-            "settings": self._same_run(),
-            "sha256": _digest(whole),
-        }
+        metadata = {"format": _FORMAT, "position": json.dumps(position), "settings": self._same_run()}
+        metadata["sha256"] = _digest(whole, metadata)
         write_atomically(self.out / "last.safetensors", safetensors.torch.save(whole, metadata))
 
     def _load(self, path: Path) -> None:
@@ -699,8 +723,8 @@ class Trainer:
             raise ValueError(f"{path}: expected a checkpoint, got {error}") from error
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path}: expected a checkpoint of training, got {metadata.get('format')}")
-        if metadata.get("sha256") != _digest(tensors):
-            raise ValueError(f"{path}: expected the tensors that training wrote, got others; the file is damaged")
+        if metadata.pop("sha256", None) != _digest(tensors, metadata):
+            raise ValueError(f"{path}: expected what training wrote, got something else; the file is damaged")
         theirs, ours = json.loads(metadata["settings"]), json.loads(self._same_run())
         decay, ends = self.settings.train.decay, (theirs["train"]["steps"], ours["train"]["steps"])
         if decay and json.loads(metadata["position"])["step"] <= min(ends) - decay:
@@ -721,11 +745,13 @@ class Trainer:
         position = json.loads(metadata["position"])
         self.step, self.best = position["step"], position["best"]
         self.sums, self.due = position["sums"], position["due"]
-        self.sampler.epoch, self.sampler.start = position["epoch"], position["start"]
+        self.sampler.epoch = position["epoch"]
+        self.sampler.start = self.following = position["start"]
+        self.seconds = position["seconds"]
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    found = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy())
@@ -771,14 +797,15 @@ def _cut_log(path: Path, step: int) -> None:
 class _Log:
     """log.jsonl, and TensorBoard where it is installed. Only process 0 writes."""
 
-    def __init__(self, out: Path, rank: int) -> None:
+    def __init__(self, out: Path, rank: int, step: int) -> None:
         self.file = (out / "log.jsonl").open("a") if rank == 0 else None
         self.board: Any = None
         if rank == 0:
             with contextlib.suppress(ImportError):
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.board = SummaryWriter(str(out / "tensorboard"))
+                # What an interrupted run wrote after its checkpoint does not count.
+                self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
         if self.file is None:

@@ -278,6 +278,7 @@ def _losses(
     lat, lon, at_lat, at_lon, row = (
         gathered(batch[name]) for name in ("photo_lat", "photo_lon", "place_lat", "place_lon", "place_row")
     )
+    lat, lon = torch.where(lat.isnan(), at_lat, lat), torch.where(lon.isnan(), at_lon, lon)  # not known: at its place
     near = great_circle_m(lat[:, None], lon[:, None], at_lat, at_lon) <= how.threshold_m
     near |= row[:, None] == row
     temperature = model.temperature if how.learn_temperature else model.temperature.detach()

@@ -294,7 +294,7 @@ class PhotoDataset(_Images):
         heading = -heading if mirrored else heading
         if self.crop_fov_deg is not None and given == 360.0:
             start, width = self._cut(row)
-            heading = self._heading_of_cut(row, heading)
+            heading = self._heading_of_cut(start, width, heading)
             strip = np.roll(strip, -start, axis=1)[:, :width]
             fov = width * degrees
         seen = strip.any(axis=2, keepdims=True)  # what lies above and below a photo is black, and stays it
@@ -317,8 +317,7 @@ class PhotoDataset(_Images):
         start = int(self._generator(row, _SHARED).integers(columns))
         return start, max(1, round((self.crop_fov_deg or 360.0) * columns / 360.0))
 
-    def _heading_of_cut(self, row: int, heading_deg: float) -> float:
-        start, width = self._cut(row)
+    def _heading_of_cut(self, start: int, width: int, heading_deg: float) -> float:
         left_deg = heading_deg - 180.0
         return float(shift_to_heading(torch.tensor(start), width, self.panorama_size[1], column0_deg=left_deg))
 
@@ -328,7 +327,7 @@ class PhotoDataset(_Images):
         photo = self._table.slice(row, 1).to_pylist()[0]
         heading = _NAN if photo["heading_deg"] is None else photo["heading_deg"]
         if self.crop_fov_deg is not None and photo["fov_deg"] == 360.0:
-            heading = self._heading_of_cut(row, heading)
+            heading = self._heading_of_cut(*self._cut(row), heading)
         return heading % 360.0
 
 

@@ -61,8 +61,8 @@ def load_bundle(path: str | os.PathLike[str], kind: str, build: Callable[[str], 
     config, fingerprint, tensors = _read(Path(path), kind)
     try:
         model = build(config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BundleError(f"{path}: expected a usable config, got {error}") from error
+    except Exception as error:  # a stranger's config can fail anywhere in the network's constructors
+        raise BundleError(f"{path}: expected a usable config, got {type(error).__name__}: {error}") from error
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if expected != found:

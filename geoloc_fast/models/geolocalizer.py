@@ -88,6 +88,8 @@ class GeolocalizerConfig:
                 f"backbone_kwargs: expected settings of the architecture, got {fetching[0]!r}; "
                 "pretrained weights are an argument of Geolocalizer"
             )
+        if not isinstance(self.column0_deg, int | float) or not math.isfinite(self.column0_deg):
+            raise ValueError(f"column0_deg: expected an angle, got {self.column0_deg!r}")
         if not 0 < self.assumed_fov_deg <= 360:
             raise ValueError(f"assumed_fov_deg: expected in (0, 360], got {self.assumed_fov_deg}")
         for name in ("initial_scale", "initial_temperature"):
