@@ -4,7 +4,7 @@ Where a place has no real street view, or none that counts (`data.availability`)
 and marked with the fingerprint of the model that made it (`street_synthetic`), in the manifest and in the image file.
 A real street view that a synthetic one stands in for keeps its file, and all that is known of it, in
 `street_superseded`. Every run decides anew from the real street views: what comes of a manifest depends on these, the
-model and the date, and not on the runs before.
+model and the date, and not on the runs before, but for places that it can make none for: these stay as they are.
 
 An image is named after the model and the satellite image's bytes, and computed by itself on one thread. So its bytes
 do not depend on the number of workers, and a run that was interrupted finds what it had finished. The table is
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
@@ -103,11 +104,14 @@ def synthesize(
             raise ValueError(f"manifest: expected a folder or its table of places, got {path}")
         manifest = Manifest.load(path)
     _check_prepared(manifest, model)
+    _check_folder(manifest.root, model)
     places = real_street_views(manifest.places)
     result = Synthesized()
-    todo = _wanting(places, date, result)
-    taken = {path for path in places["street"].to_pylist() if path is not None}
-    taken.update(path for views in places["street_views"].drop_null().to_pylist() for path in views)
+    wanting = _wanting(places, date, result)
+    todo = [row for row in wanting if places["satellite"][row].is_valid]
+    result.without_satellite = len(wanting) - len(todo)
+    taken = {os.path.normpath(path) for path in places["street"].drop_null().to_pylist()}
+    taken.update(os.path.normpath(path) for views in places["street_views"].drop_null().to_pylist() for path in views)
 
     made: dict[int, str] = {}
     with closing(_all(_Maker(manifest, model, taken), todo, places, workers)) as outcomes:
@@ -121,6 +125,7 @@ def synthesize(
             if progress is not None:
                 progress(done, len(todo))
     result.problems.sort()
+    places = _kept(places, manifest.places, [row for row in wanting if row not in made])
     table = _marked(places, made, model, result)
     if not table.equals(manifest.places):
         manifest.replace(places=table).save(tables=("places",))
@@ -145,23 +150,34 @@ def _check_prepared(manifest: Manifest, model: PanoGAN) -> None:
             )
 
 
+def _check_folder(root: Path, model: PanoGAN) -> None:
+    for folder in (root / FOLDER, root / FOLDER / _of(model)):
+        if folder.is_symlink():
+            raise ValueError(
+                f"{folder}: expected a folder, got a symbolic link; images are written below the manifest's folder, "
+                "and read from nowhere else"
+            )
+
+
+def _of(model: PanoGAN) -> str:
+    """The folder of what this model makes."""
+    return str(model.fingerprint)[:12]
+
+
 def _wanting(places: pa.Table, date: datetime.date | None, result: Synthesized) -> list[int]:
-    """The rows to make a street view for; counts the others."""
+    """The rows without a street view that counts; counts the others."""
     counts = available(places, date)
     there = ~(places["street"].is_null().to_numpy() & places["street_views"].is_null().to_numpy())
-    # A satellite image from further away in time would not bring the place up to date.
+    # A satellite image from further away in time would not bring the place up to date, nor surely one of unknown date.
     when = np.datetime64("NaT") if date is None else np.datetime64(date, "D")
     street, satellite = (
         np.abs(places[name].to_numpy().astype("datetime64[D]") - when) for name in ("street_date", "satellite_date")
     )
     near = available(places, None)
-    older = there & ~counts & near & (satellite >= street)
-    below = places["satellite"].is_valid().to_numpy()
+    older = there & ~counts & near & ~(satellite < street)
     result.older_satellite = int(older.sum())
     result.real = int(counts.sum()) + result.older_satellite
-    rest = ~counts & ~older
-    result.without_satellite = int((rest & ~below).sum())
-    return np.flatnonzero(rest & below).tolist()
+    return np.flatnonzero(~counts & ~older).tolist()
 
 
 class _Maker:
@@ -182,7 +198,7 @@ class _Maker:
             content = self.manifest.open_image(satellite)
             seed = f"{_VERSION} {self.model.fingerprint} {metres_per_pixel!r}\n".encode()
             name = hashlib.sha256(seed + content).hexdigest()
-            path = f"{FOLDER}/{str(self.model.fingerprint)[:12]}/{name[:2]}/{name[2:26]}.jpg"
+            path = f"{FOLDER}/{_of(self.model)}/{name[:2]}/{name[2:26]}.jpg"
             if path in self.taken:
                 raise ImageError(path, "would be overwritten, and is in use as a real street view")
             if self._is_there(path):
@@ -238,9 +254,21 @@ def _all(
             torch.set_num_threads(threads)
 
 
+_MARKED = (*STREET_COLUMNS, "street_synthetic", "street_superseded")
+
+
+def _kept(places: pa.Table, before: pa.Table, rows: list[int]) -> pa.Table:
+    """The rows as they were before."""
+    which = np.zeros(len(places), bool)
+    which[rows] = True
+    for name in _MARKED:
+        values = pc.if_else(pa.array(which), before[name], places[name])
+        places = places.set_column(places.schema.get_field_index(name), places.schema.field(name), values)
+    return places
+
+
 def _marked(places: pa.Table, made: dict[int, str], model: PanoGAN, result: Synthesized) -> pa.Table:
-    names = (*STREET_COLUMNS, "street_synthetic", "street_superseded")
-    columns = {name: places[name].to_pylist() for name in names}
+    columns = {name: places[name].to_pylist() for name in _MARKED}
     for row, path in made.items():
         old = {name: columns[name][row] for name in STREET_COLUMNS if columns[name][row] is not None}
         if "street" in old or "street_views" in old:
@@ -253,7 +281,7 @@ def _marked(places: pa.Table, made: dict[int, str], model: PanoGAN, result: Synt
         # It is made in the compass's frame.
         columns["street_column0_deg"][row] = columns["calibration_column0_deg"][row] = model.config.column0_deg
         columns["calibration_quality"][row], columns["calibration_status"][row] = 1.0, "known"
-    for name in names:
+    for name in _MARKED:
         at = places.schema.get_field_index(name)
         places = places.set_column(at, name, pa.array(columns[name], PLACES.field(name).type))
     return places

@@ -58,6 +58,9 @@ class Drawn:
     def street(self, place: int) -> np.ndarray | None:
         return None if place == 7 else np.full((32, 128, 3), 100, np.uint8)
 
+    def synthetic(self, place: int) -> bool:
+        return place % 2 == 1
+
 
 @dataclass
 class Written:
@@ -75,8 +78,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     north, east = (values.ravel() * 40.0 for values in np.mgrid[0:6, 0:6])
     lat, lon = move_m(np.full(PLACES, 48.0), np.full(PLACES, 11.0), east, north)
     with PlaceIndex.create(folder / "index", model="m", shape=(2, 1, 8)) as index:
-        made, keys = ["f00d" if n % 2 else "" for n in range(PLACES)], [HOSTILE[0]] * PLACES
-        index.add(random_strips(PLACES, 2, 1, 8), model="m", lat=lat, lon=lon, key=keys, street_synthetic=made)
+        index.add(random_strips(PLACES, 2, 1, 8), model="m", lat=lat, lon=lon, key=[HOSTILE[0]] * PLACES)
     at = rng.integers(PLACES, size=PHOTOS)
     true_lat, true_lon = move_m(lat[at], lon[at], 3.0, 4.0)
     heading = rng.uniform(0, 360, PHOTOS)

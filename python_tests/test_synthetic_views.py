@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from geoloc_fast import cli, synthesize
+from geoloc_fast.build import add_places
 from geoloc_fast.data.augment import Augmentation
 from geoloc_fast.data.availability import real_street_views
 from geoloc_fast.data.city.views import TIDY, Sizes
@@ -34,7 +36,9 @@ from geoloc_fast.data.prepare import prepare
 from geoloc_fast.data.show import contact_sheet
 from geoloc_fast.data.street_views import StreetViewDataset, learnable, satellite_square
 from geoloc_fast.demo import default_model
-from geoloc_fast.models import PanoGAN, PanoGANConfig
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.models import Geolocalizer, PanoGAN, PanoGANConfig
+from geoloc_fast.report.pictures import ManifestPictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -365,8 +369,11 @@ def test_the_papers_size_takes_a_step_on_a_cpu(panogan: Any) -> None:
     batch = {name: 2 * torch.rand(1, 3, 256, 1024) - 1 for name in ("condition", "panorama")}
     batch["classes"] = panogan.signed_classes(torch.zeros(1, 1, 256, 1024, dtype=torch.uint8), network.config.classes)
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.train.lr)
+    begin = time.perf_counter()
     numbers = panogan.gradients(network, batch, settings.step)
     optimiser.step()
+    seconds = time.perf_counter() - begin
+    print(f"{seconds:.1f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
     assert np.isfinite(numbers["loss"])
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 << 20  # KiB
@@ -412,6 +419,7 @@ def test_table_b1_with_a_locator(
 
     def run(locator: Path) -> int:
         given = ("--column0", "true_column0_deg", "--locator", str(locator), "--out", str(out))
+        given += ("--sheet", str(tmp_path / "sheet.png"))
         monkeypatch.setattr(sys, "argv", ["street_view_table.py", str(region), f"panogan={bundle}", *given])
         return int(street_view_table.main())
 
@@ -421,6 +429,8 @@ def test_table_b1_with_a_locator(
     assert list(rows) == ["polar satellite image", "panogan", "real street view", "no street view"]
     alone = {name: values[0] for name, values in rows.items()}
     assert alone["no street view"] == "-"
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))  # of one city: polar, made, real
+    assert sheet.shape == (24 + 32, 3 * 128 + 2 * 6, 3)
     # A cut of a street view finds it; what an untrained generator made is as good as nothing.
     real, made = (float(alone[name].removesuffix(" %")) for name in ("real street view", "panogan"))
     assert real > 80 > 60 > made
@@ -617,8 +627,52 @@ def test_what_cannot_be_made_stays_as_it_was(gaps: Path, model: PanoGAN) -> None
     assert "2 places are left as they were" in found.summary()
 
 
+def test_a_view_that_cannot_be_made_again_stays(gaps: Path, model: PanoGAN, tmp_path: Path) -> None:
+    """Another model needs more ground than the satellite images show; one of them is gone, with one there was."""
+    synthesize.synthesize(gaps, model, date=NEW, workers=1)
+    rows = Manifest.load(gaps).places.to_pylist()
+    rows[2]["satellite"] = None
+    rows[0]["metres_per_pixel"] = rows[1]["metres_per_pixel"] = 0.8
+    Manifest.from_rows(gaps, rows, []).save(tables=("places",))
+    before = Manifest.load(gaps).places
+    torch.manual_seed(1)
+    PanoGAN(PanoGANConfig(**{**NETWORK, "extent_m": 80.0})).save(tmp_path / "wide.safetensors")
+    found = synthesize.synthesize(gaps, PanoGAN.load(tmp_path / "wide.safetensors"), date=NEW, workers=1)
+    assert (found.made, found.there_already, found.without_satellite, found.superseded) == (0, 0, 1, 0)
+    assert len(found.problems) == 2
+    assert Manifest.load(gaps).places.equals(before)
+    assert before["street_synthetic"].to_pylist()[:3] == [model.fingerprint] * 3
+    # A real street view that counts for another date takes its place back all the same.
+    synthesize.synthesize(gaps, PanoGAN.load(tmp_path / "wide.safetensors"), date=OLD, workers=1)
+    assert Manifest.load(gaps).places["street_synthetic"].is_valid().to_pylist()[:3] == [True, False, True]
+
+
+def test_a_satellite_image_of_unknown_date_brings_nothing_up_to_date(gaps: Path, model: PanoGAN) -> None:
+    rows = Manifest.load(gaps).places.to_pylist()
+    rows[1]["satellite_date"] = None
+    Manifest.from_rows(gaps, rows, []).save(tables=("places",))
+    found = synthesize.synthesize(gaps, model, date=NEW, workers=1)
+    assert (found.made, found.real, found.older_satellite) == (2, 4, 1)
+    assert Manifest.load(gaps).place(1)["street"] == rows[1]["street"]
+
+
+@pytest.mark.parametrize("below", [".", "model"])
+def test_images_are_written_through_no_link(gaps: Path, model: PanoGAN, tmp_path: Path, below: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = gaps / synthesize.FOLDER / (str(model.fingerprint)[:12] if below == "model" else ".")
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    before = tree(gaps)
+    with pytest.raises(ValueError, match="expected a folder, got a symbolic link"):
+        synthesize.synthesize(gaps, model, workers=1)
+    assert tree(gaps) == before and not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("spelled", ["{}", "./{}"])
 @pytest.mark.parametrize("column", ["street", "street_views"])
-def test_a_real_view_is_never_overwritten(gaps: Path, model: PanoGAN, tmp_path: Path, column: str) -> None:
+def test_a_real_view_is_never_overwritten(
+    gaps: Path, model: PanoGAN, tmp_path: Path, column: str, spelled: str
+) -> None:
     """Place 3's real street view lies where place 0's synthetic one would be written."""
     shutil.copytree(gaps, tmp_path / "copy")
     synthesize.synthesize(tmp_path / "copy", model, workers=1)
@@ -627,7 +681,8 @@ def test_a_real_view_is_never_overwritten(gaps: Path, model: PanoGAN, tmp_path: 
     own = rows[3]["street"]
     (gaps / path).parent.mkdir(parents=True)
     shutil.copy(gaps / own, gaps / path)
-    rows[3] |= {"street": None, column: path if column == "street" else [own, own, own, path]}
+    there = spelled.format(path)
+    rows[3] |= {"street": None, column: there if column == "street" else [own, own, own, there]}
     Manifest.from_rows(gaps, rows, []).save(tables=("places",))
     before = Manifest.load(gaps).places
     found = synthesize.synthesize(gaps, model, workers=1)
@@ -675,6 +730,7 @@ def test_prepare_leaves_what_is_superseded_behind(gaps: Path, model: PanoGAN, tm
 
 
 def test_the_mark_is_known_everywhere(gaps: Path, model: PanoGAN, tmp_path: Path) -> None:
+    locator = Geolocalizer.load(default_model())
     synthesize.synthesize(gaps, model, date=NEW, workers=1)
     manifest = Manifest.load(gaps)
     manifest.save(tmp_path / "csv", format="csv")
@@ -688,6 +744,12 @@ def test_the_mark_is_known_everywhere(gaps: Path, model: PanoGAN, tmp_path: Path
     sample = PlaceDataset(prepared, satellite_size=32, panorama_size=(32, 128))[0]
     assert sample["has_panorama"] and sample["heading_known"]
     names = manifest.places["id"].to_pylist()
+    with PlaceIndex.create(tmp_path / "index", model=locator.fingerprint, shape=locator.config.strip) as index:
+        added = add_places(index, locator, manifest)
+        assert "6 places added (3 with a synthetic street view)" in added.summary()
+        assert [place.street_synthetic for place in index.places(range(6))] == [model.fingerprint] * 3 + [""] * 3
+    pictures = ManifestPictures(manifest, [], dict(enumerate(names)))  # whatever an older index says
+    assert [pictures.synthetic(place) for place in range(6)] == [True] * 3 + [False] * 3
     plain, _ = contact_sheet(manifest, places=names[3:4], settings=settings)
     marked, _ = contact_sheet(manifest, places=names[:1], settings=settings)
     count = [(np.abs(sheet.astype(int) - (150, 0, 150)).max(axis=2) < 12).sum() for sheet in (plain, marked)]

@@ -373,7 +373,7 @@ def _card(photo: _Photo, index: PlaceIndex, pictures: Pictures) -> str:
     radius = "" if photo.answer.radius_m is None else f", 68 % within {_metres(photo.answer.radius_m)}"
     shown = (
         _picture("taken", taken, "photo", 400),
-        _picture("street", window, "synthetic street view" if place.street_synthetic else "street view", 400),
+        _picture("street", window, "synthetic street view" if pictures.synthetic(first.place) else "street view", 400),
         _picture("polar", polar, "satellite, polar", 400),
         _picture("above", None if tile is None else tile.image, "matched place", 260, overlay),
     )

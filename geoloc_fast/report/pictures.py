@@ -40,6 +40,9 @@ class Pictures(Protocol):
     def street(self, place: int) -> np.ndarray | None:
         """Panorama [H, W, 3] of a place, whose left edge looks at `COLUMN0_DEG`; None too if nobody knows its frame."""
 
+    def synthetic(self, place: int) -> bool:
+        """Whether that panorama was made of a satellite image."""
+
 
 class CityPictures:
     """Of a synthetic city, whose n-th place has the id n."""
@@ -58,6 +61,9 @@ class CityPictures:
         if self.city.street_missing[place]:
             return None
         return _turned(self.city.panorama[place], float(self.city.street_column0_deg[place]))
+
+    def synthetic(self, place: int) -> bool:
+        return False
 
 
 class ManifestPictures:
@@ -111,6 +117,10 @@ class ManifestPictures:
         if not sample["has_panorama"] or not sample["heading_known"]:
             return None
         return np.ascontiguousarray(np.moveaxis(np.asarray(sample["panorama"]), 0, 2))
+
+    def synthetic(self, place: int) -> bool:
+        row = self._row(place)  # of the manifest, as the panorama: the index may be older
+        return row is not None and row["street_synthetic"] is not None
 
     def _row(self, place: int) -> dict[str, Any] | None:
         return self._manifest.place(self._rows[place]) if place in self._rows else None
