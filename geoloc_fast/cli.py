@@ -518,7 +518,8 @@ def evaluate_photos(
     """How often is the index right about photos of known position? Recall with intervals, headings, confidence, time.
 
     Photos are located twice: as if nobody knew their field of view, and, where the table has it, with it. Those that go
-    all the way round are located as they are, or cut, each somewhere: --crop-fov 180 --crop-fov 90.
+    all the way round are located as they are, or cut, each somewhere, with their field of view and as if nobody knew
+    it: --crop-fov 180 --crop-fov 90.
 
     Example: geoloc-fast evaluate region/ --index region.index --split test --report report.html
     """

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
@@ -174,7 +175,7 @@ def views_of(
 
     Photos are shown with the field of view that the model assumes, and with the one that is known of them. Panoramas
     have theirs: they are shown as they are, or, if they go all the way round, in cuts of `crop_fov_deg`, each
-    somewhere.
+    somewhere, and these also stretched to the field of view that the model assumes, as if nobody knew theirs.
     """
     nan, assumed = float("nan"), config.assumed_fov_deg
 
@@ -209,6 +210,11 @@ def views_of(
         title = "panoramas as they are" if crop is None else f"panoramas cut to {crop:g} degrees"
         where = truth(wide, [views.heading_deg(n) for n in rows_of_wide])
         found[title] = Views(wide, where, None, partial(_columns, views, rows_of_wide))
+        if crop is not None:
+            columns = round(assumed / 360.0 * config.image_size[1])
+            found[f"{title} taken for {assumed:g}"] = Views(
+                wide, where, None, partial(_columns, views, rows_of_wide, columns)
+            )
     return found
 
 
@@ -221,14 +227,17 @@ def contents(manifest: Manifest, rows: Iterable[dict[str, Any]]) -> Iterator[byt
             yield b""
 
 
-def _columns(views: PhotoDataset, rows: Iterable[int]) -> Iterator[Image]:
+def _columns(views: PhotoDataset, rows: Iterable[int], columns: int | None = None) -> Iterator[Image]:
+    """Photos in their azimuth columns, or stretched to so many of them; one that cannot be read is empty."""
     for row in rows:
         try:
-            photo = views[row]["photo"]
+            photo = views[row]["photo"].permute(1, 2, 0).contiguous().numpy()
         except ImageError:
             yield b""
             continue
-        yield AzimuthColumns(photo.permute(1, 2, 0).contiguous().numpy())
+        if columns is not None:
+            photo = cv2.resize(photo, (columns, photo.shape[0]), interpolation=cv2.INTER_AREA)
+        yield AzimuthColumns(photo)
 
 
 def neighbours_for(places: int) -> int:

@@ -642,7 +642,11 @@ def test_panoramas_are_located_as_they_are_and_in_cuts(
     assert whole[1]["unreadable"] == 1 and whole[1]["recall_at_1"] > 0.8
     code, out, _ = run("evaluate", own, "--index", index.path, "--json", "--crop-fov", 180, "--crop-fov", 90)
     cut = json.loads(out)
-    assert list(cut) == ["panoramas_cut_to_180_degrees", "panoramas_cut_to_90_degrees"]
+    titles = ["panoramas_cut_to_180_degrees", "panoramas_cut_to_90_degrees"]
+    assert list(cut) == [f"{title}{end}" for title in titles for end in ("", "_taken_for_90")]
+    assert all(one_cut["unreadable"] == 1 and one_cut["photos"] == len(photos) + 1 for one_cut in cut.values())
+    stretched = cut.pop("panoramas_cut_to_180_degrees_taken_for_90")
+    assert stretched["recall_at_1"] < cut["panoramas_cut_to_180_degrees"]["recall_at_1"]
     for one_cut in cut.values():
         # A wrong heading of a cut would be right once in eight times.
         assert one_cut["recall_at_1"] > 0.5 and one_cut["heading_within_22.5_deg"] > 0.8
