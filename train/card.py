@@ -1,6 +1,6 @@
 """The figures of a model's card: synthetic cities it never saw, and real pairs where they are at hand.
 
-    python train/card.py --model geoloc_fast/assets/small.safetensors --manifest cities/ --pairs real_pairs/
+    python train/card.py --model geoloc_fast/assets/small.safetensors --manifest benchmark/ --pairs real_pairs/
 
 Beside every figure stands what one gets without learning anything (`geoloc_fast.data.city.floor`).
 
@@ -26,12 +26,14 @@ import torch
 from street import chosen_views
 from torch import Tensor
 
-from geoloc_fast.azimuth import azimuth_match
+from geoloc_fast.azimuth import azimuth_match, shift_to_heading
 from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.city.floor import floors, ground_strip
 from geoloc_fast.data.cylindrical import to_cylindrical
+from geoloc_fast.data.datasets import PhotoDataset, PlaceDataset, loader
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.models import Geolocalizer
+from geoloc_fast.metrics import heading_error_deg
+from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.protocol import PhotoBatch, measure
 from geoloc_fast.retrieval import StripBank
@@ -54,6 +56,7 @@ def short(metrics: dict[str, Any]) -> dict[str, Any]:
 def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
     manifest = geoloc.chosen(chosen_views(geoloc.load_region(folder), "real"), {"area": "test"})
     found: dict[str, Any] = {"photos": manifest.photos.num_rows, "places": manifest.places.num_rows}
+    found["floor"] = floor(manifest)
     for street in ("known", "azimuth"):
         data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=list(TRIED_DEG))
         every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
@@ -63,6 +66,33 @@ def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
         alone.load_state_dict({n: x for n, x in model.state_dict().items() if n in alone.state_dict()})
         every = geoloc.evaluate(alone, manifest, data, torch.device("cpu"))
         found[f"street {street}, {source} only"] = {name: short(one) for name, one in every.items()}
+    return found
+
+
+def floor(manifest: Manifest) -> dict[str, float]:
+    """R@1 in percent of the hand-made strips of `geoloc_fast.data.city.floor`."""
+    strips: dict[str, list[np.ndarray]] = {"satellite": [], "street": []}
+    for batch in loader(PlaceDataset(manifest), 64):
+        polar = polar_resample(batch["satellite"], (128, 512), column0_deg=180.0)
+        for name, images in (("satellite", polar), ("street", batch["panorama"])):
+            strips[name] += [ground_strip(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    banks = {name: StripBank.pack(torch.from_numpy(np.stack(of)), dtype="fp32") for name, of in strips.items()}
+    lat, lon = (manifest.places[name].to_numpy() for name in ("lat", "lon"))
+    found = {}
+    for way, known in (("assumed", False), ("known", True)):
+        photos: list[PhotoBatch] = []
+        for batch in loader(PhotoDataset(manifest, use_fov=known), 64):
+            images = batch["photo"].permute(0, 2, 3, 1).numpy()
+            cut = [image[:, :width] for image, width in zip(images, batch["photo_width"].tolist(), strict=True)]
+            queries = [torch.from_numpy(ground_strip(image)) for image in cut]
+            width = torch.tensor([query.shape[2] for query in queries])
+            widest = int(width.max())
+            query = torch.stack([torch.nn.functional.pad(q, (0, widest - q.shape[2])) for q in queries])
+            about = (batch[name].numpy() for name in ("photo_lat", "photo_lon", "heading_deg"))
+            photos.append(PhotoBatch([(query, width)], *about))
+        for name, bank in banks.items():
+            metrics = measure(photos, bank, lat, lon, select="cosine").metrics()
+            found[f"{name}, {way}"] = round(100 * metrics["recall_at_1"], 1)
     return found
 
 
@@ -99,10 +129,14 @@ def city(model: Geolocalizer, views: CityViews) -> dict[str, Any]:
     found: dict[str, Any] = {"floor": {n: round(100 * v, 1) for n, v in floors(views).items() if isinstance(v, float)}}
     for source, images in sources.items():
         parts = [model.encode_place(**{n: x[i : i + 64] for n, x in images.items()}) for i in range(0, len(views), 64)]
-        bank = StripBank.pack(torch.cat(parts), column0_deg=config.column0_deg)
+        places = torch.cat(parts)
+        bank = StripBank.pack(places, column0_deg=config.column0_deg)
         for way, readings in photos.items():
             batch = PhotoBatch(readings, views.photo_lat, views.photo_lon, views.heading_deg)
             found[f"{source}, {way}"] = short(measure([batch], bank, views.lat, views.lon).metrics())
+        for way in ("assumed", "known"):
+            ((strips, width),) = photos[way]
+            found[f"{source}, {way}"]["window"] = round(100 * window_right(strips, width, places, views, config), 1)
     # What a fusion could gain: both strips side by side, the satellite image's weighing less, and the photo's twice.
     encoded = [model.encode_sources(polar[i : i + 64], panorama[i : i + 64]) for i in range(0, len(views), 64)]
     above, street = (torch.cat([part for part in parts if part is not None]) for parts in zip(*encoded, strict=True))
@@ -116,6 +150,14 @@ def city(model: Geolocalizer, views: CityViews) -> dict[str, Any]:
             metrics = measure([batch], bank, views.lat, views.lon).metrics()
             found[f"side by side, satellite at {weight}, {way}"] = short(metrics)
     return found
+
+
+def window_right(strips: Tensor, width: Tensor, places: Tensor, views: CityViews, config: GeolocalizerConfig) -> float:
+    """The share of photos whose best window of their own place lies within a column of where they looked."""
+    shift = azimuth_match(strips, places, query_width=width, select="correlation").shift.diagonal()
+    heading = shift_to_heading(shift, width, places.shape[3], column0_deg=config.column0_deg)
+    off = np.abs(heading_error_deg(heading.numpy(), views.heading_deg))
+    return float((off <= 360 / places.shape[3]).mean())
 
 
 def photo_strips(model: Geolocalizer, photos: np.ndarray, fov_deg: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """How alike are generated and real street views? Prints table B1 of the main paper for models of one's own.
 
-    python train/street_view_table.py cities/ panogan=runs/panogan/model.safetensors pix2pix=runs/pix2pix/...
+    python train/street_view_table.py benchmark/ panogan=runs/panogan/model.safetensors pix2pix=runs/pix2pix/...
     ... --where area=test --column0 true_column0_deg --classifier weights.safetensors --classifier-name resnet50
 
 The satellite image in polar form is a row of its own: it costs nothing. SSIM, PSNR and sharpness difference are of
@@ -11,6 +11,8 @@ views then has their inception score.
 With `--locator`, a model of `geoloc.py`, stands beside that what a view is worth in finding places: a cut of 90 degrees
 of each real street view is the photo, and R@1 is how often its own place comes first of all, known from the generated
 view alone, and from it and the satellite image. More rows then have the same of the real street view, and without any.
+
+`--sheet` draws a place of each city: the polar satellite image, what every model makes of it, and the real street view.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import safetensors
 import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-from panogan import DataSettings, Settings, chosen, street_views
+from panogan import DataSettings, Settings, chosen, sample_sheet, street_views
 from torch import Tensor
 
 from geoloc_fast import azimuth_match
@@ -159,6 +162,26 @@ def generated_by(model: PanoGAN) -> View:
     return lambda batch: model.generate(batch["satellite"])
 
 
+@torch.inference_mode()
+def sheet(models: dict[str, PanoGAN], base: PanoGANConfig, manifest: Manifest) -> bytes:
+    """A PNG: a line for the first place of every city."""
+    cities = manifest.places["city"].to_pylist()
+    first = sorted({city: row for row, city in reversed(list(enumerate(cities)))}.values())
+    few = manifest.replace(places=manifest.places.take(first), photos=manifest.photos.slice(0, 0))
+
+    def batch(config: PanoGANConfig) -> dict[str, Tensor]:
+        return next(iter(loader(street_views(few, config, Settings(out=""), learn=False), len(first))))
+
+    shown = {"satellite image, polar": polar_of(batch(base), base)}
+    for name, model in models.items():
+        shown[name] = generated_by(model)(batch(replace(model.config, classes=0)))
+    shown["real street view"] = batch(base)["panorama"]
+    lines = [{name: images[n].permute(1, 2, 0).numpy() for name, images in shown.items()} for n in range(len(first))]
+    done, content = cv2.imencode(".png", sample_sheet(lines)[:, :, ::-1])
+    assert done
+    return content.tobytes()
+
+
 def named(argument: str, given: Sequence[str], expected: str) -> dict[str, str]:
     """What follows the first "=", by what comes before it."""
     for pair in given:
@@ -177,6 +200,7 @@ def main() -> int:
     parser.add_argument("--classifier", type=Path, help="safetensors weights of a timm classifier")
     parser.add_argument("--classifier-name", default="resnet50")
     parser.add_argument("--locator", type=Path, help="a model of geoloc.py")
+    parser.add_argument("--sheet", type=Path, help="a PNG of the views of one place of each city")
     given = parser.parse_args()
     try:
         where = named("--where", given.where, "column=value")
@@ -207,6 +231,8 @@ def main() -> int:
     except (OSError, ValueError, BundleError) as error:
         print(f"street_view_table: {error}", file=sys.stderr)
         return 1
+    if given.sheet:
+        write_atomically(given.sheet, sheet(models, base, manifest))
     if given.out:
         found = {"places": len(manifest.places), "where": " ".join(given.where), "rows": rows}
         write_atomically(given.out, json.dumps(found, indent=1) + "\n")

@@ -1,10 +1,10 @@
 """The tables of the main paper, at a scale of one's own: a table is a list of runs and a way to print them.
 
-    geoloc-fast city make cities/ --places 400 --cities 12 --seed 2025     # the benchmark; or any manifest
-    python train/tables.py run 6 --manifest cities/ --out runs/            # all runs of table 6
-    python train/tables.py run all --manifest cities/ --out runs/ --jobs 2
-    python train/tables.py time --out runs/                                # table C1's, when nothing else runs
-    python train/tables.py page --out runs/                                # docs/paper_tables.md
+    geoloc-fast city make benchmark/ --places 400 --cities 12 --seed 2025     # or any manifest
+    python train/tables.py run 6 --manifest benchmark/ --out runs/            # all runs of table 6
+    python train/tables.py run all --manifest benchmark/ --out runs/ --jobs 2
+    python train/tables.py time --out runs/                                   # table C1's, when nothing else runs
+    python train/tables.py page --out runs/                                   # docs/paper_tables.md
 
 Every run is a training with `geoloc.py` and an evaluation, and leaves `<variant>.<protocol>.<seed>.json`; one that is
 there is not done again, and one that was interrupted goes on. Tables share runs: "ours" is in nearly all of them. The
@@ -34,11 +34,13 @@ from typing import Any
 
 import geoloc
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from omegaconf import OmegaConf
 from street import chosen_views
 from tqdm import tqdm
 
+from geoloc_fast.data.availability import real_street_views
 from geoloc_fast.data.calibration import calibrate
 from geoloc_fast.data.datasets import PlaceDataset, loader
 from geoloc_fast.data.manifest import Manifest
@@ -63,6 +65,16 @@ FROM_NOTHING = {
     "data.field_of_view": "known",
     "step.without_panorama": 0.0,
 }
+
+COMMANDS = (
+    "geoloc-fast city make benchmark/ --places 400 --cities 12 --seed 2025",
+    "python train/panogan.py train/configs/panogan_small.yaml data.manifest=benchmark/ train.evaluate_every=0 "
+    "out=runs/panogan",
+    "geoloc-fast synthesize benchmark/ --model runs/panogan/model.safetensors --date 2025-01-01",
+    "python train/tables.py run all --manifest benchmark/ --out runs/ --jobs 2",
+    "python train/tables.py time --out runs/",
+    "python train/tables.py page --out runs/",
+)
 
 # What each variant changes of the configuration; a value replaces what was there, dictionaries too.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -169,7 +181,8 @@ TABLES: dict[str, Table] = {
             Row("AFF", "aff", (48.93, 68.74, 78.26, 89.32), (28.92, 41.44, 55.63, 70.75)),
             Row("iAFF", "ours", *OURS),
         ),
-        repeated=("aff", "ours"),
+        "Three seeds for iAFF and for those next to it at the first.",
+        repeated=("fcl", "aff", "ours"),
     ),
     "4": Table(
         "Street views made from satellite images",
@@ -181,8 +194,8 @@ TABLES: dict[str, Table] = {
         ),
         "Real street views count within 50 m and a year of the photo. Places without one: strict leaves them out with "
         "their photos, hybrid encodes the satellite image alone, nearest takes the next place's street view, ours "
-        "has one made: first `geoloc-fast synthesize cities/ --model panogan.safetensors`, with `--date` in the "
-        "middle of the photos' year. The paper covers 62.45 % of its photos with strict, all with the others, and "
+        "has one made: first `geoloc-fast synthesize`, with `--date` in the middle of "
+        "the photos' year. The paper covers 62.45 % of its photos with strict, all with the others, and "
         "trains a generator for every city; here one was trained for all, on cities of the area train. The last "
         "two columns say where the differences come from: made views in training teach that a street view says little, "
         "and photos of places with real ones pay for it, while those of places without one gain nothing. What a made "
@@ -211,10 +224,11 @@ TABLES: dict[str, Table] = {
             Row("both", "ours", *OURS),
         ),
         "38 % of the synthetic places have no street view: from street views alone they cannot be found, and can take "
-        "no photo from another place either. Both together find more photos among the first percent, "
-        "fewer at once: the satellite image by itself finds one photo in forty, and the fusion, which begins with "
-        "nothing, still weighs both about equally after these steps (AWA's weight of the satellite image in the run "
-        "awa.cross.0 is 0.47: `Geolocalizer.load(...).fusion.logit.sigmoid()` of its model.safetensors).",
+        "no photo from another place either. In the same area both together find more photos among the first "
+        "percent, everywhere fewer at once: the satellite image by itself finds one photo in forty, and the fusion, "
+        "which begins with nothing, still weighs both about equally after these steps (AWA's weight of the satellite "
+        "image in the run awa.cross.0 is 0.47: `Geolocalizer.load(...).fusion.logit.sigmoid()` of its "
+        "model.safetensors).",
         repeated=("street", "satellite", "ours"),
     ),
     "7": Table(
@@ -256,7 +270,7 @@ TABLES: dict[str, Table] = {
         "the circle. The last three rows begin with the model that ships, which shares nothing: those that share, with "
         "its encoder of photos for all, so that they have more to learn anew. The others begin with nothing, for 1,000 "
         "steps and with fields of view that are known in training, or they would learn next to nothing: compare those "
-        "with each other.",
+        "with each other, by their last recall, since all of them still stand at the beginning.",
         protocols=("same",),
     ),
     "D1": Table(
@@ -291,6 +305,9 @@ def record_of(settings: geoloc.Settings) -> dict[str, Any]:
     """What decides a run's figures beside the manifest, without the paths of this machine."""
     record: dict[str, Any] = json.loads(json.dumps(geoloc.deciding(settings)))
     del record["data"]["manifest"]
+    if settings.data.views in ("given", "synthetic"):
+        made = Manifest.load(settings.data.manifest).places["street_synthetic"]
+        record["street_synthetic"] = sorted(pc.unique(made.drop_null()).to_pylist())
     if settings.pretrained not in (None, "timm"):
         record["pretrained"] = hashlib.sha256(Path(str(settings.pretrained)).read_bytes()).hexdigest()
     return record
@@ -316,9 +333,9 @@ def do(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -
     whole = geoloc.load_region(manifest)
     if geoloc.prepared(whole):
         raise ValueError(f"{manifest}: expected photos as they are, got prepared ones: their field of view is fixed")
-    began = time.perf_counter()
     trainer = geoloc.Trainer(settings, resume=(Path(settings.out) / "last.safetensors").exists())
     trainer.run()
+    began = time.perf_counter()
     held_out = geoloc.chosen(chosen_views(whole, settings.data.views), settings.data.evaluate)
     found = geoloc.evaluate(trainer.model, held_out, settings.data, trainer.device, window=trainer.window)
     line = {
@@ -330,7 +347,7 @@ def do(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -
         "pairs": len(trainer.sampler.place),
         "coverage": len(held_out.photos) / len(geoloc.chosen(whole, settings.data.evaluate).photos),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "seconds": round(time.perf_counter() - began),
+        "seconds": round(trainer.seconds + time.perf_counter() - began),
         "config": config.name,
         "more": list(more),
         "settings": record_of(settings),
@@ -365,6 +382,7 @@ def calibrations(manifest: Path, out: Path) -> None:
     whole = Manifest.load(manifest)
     if path.exists() or "true_column0_deg" not in whole.places.column_names:
         return
+    whole = whole.replace(places=real_street_views(whole.places))
     whole = geoloc.chosen(whole, PROTOCOLS["cross"]["data.evaluate"])
     truth = np.array(whole.places["true_column0_deg"].to_pylist(), np.float64)
     places = PlaceDataset(whole)
@@ -445,20 +463,27 @@ def lines_of(table: Table, row: Row, protocol: str, done: dict[Run, dict[str, An
 
 
 def order(table: Table, protocol: str, done: dict[Run, dict[str, Any]]) -> str:
-    """Of how many pairs of rows the paper's order at R@1 comes out here, and of which not."""
+    """Of how many pairs of rows the paper's order at R@1 comes out here, over the seeds that both have, and of which
+    not."""
     known = []
     for row in table.rows:
         paper = getattr(row, protocol)
-        ours = figures(lines_of(table, row, protocol, done), "recall_at_1")
-        if paper and ours is not None:
-            known.append((paper[0], ours, row.label))
-    known.sort()
-    pairs = [(low, high) for low, high in itertools.combinations(known, 2) if low[0] < high[0]]
-    turned = [f"{high[2]} over {low[2]}" for low, high in pairs if high[1][0] < low[1][0]]
-    beyond = sum(high[1][1] > low[1][2] for low, high in pairs)
+        lines = {line["seed"]: line for line in lines_of(table, row, protocol, done)}
+        if paper and lines:
+            known.append((paper[0], row.label, lines))
+    pairs, beyond, turned = 0, 0, []
+    for (less, low, of_low), (more, high, of_high) in itertools.combinations(sorted(known, key=lambda k: k[:2]), 2):
+        seeds = sorted(of_low.keys() & of_high.keys())
+        ours = [figures([lines[seed] for seed in seeds], "recall_at_1") for lines in (of_low, of_high)]
+        if less == more or ours[0] is None or ours[1] is None:
+            continue
+        pairs += 1
+        beyond += ours[1][1] > ours[0][2]
+        if ours[1][0] < ours[0][0]:
+            turned.append(f"{high} over {low}")
     if not pairs:
         return ""
-    said = f"{len(pairs) - len(turned)} of {len(pairs)} pairs come out, {beyond} of them by more than the intervals"
+    said = f"{pairs - len(turned)} of {pairs} pairs come out, {beyond} of them by more than the intervals"
     return said + (f"; does NOT come out: {', '.join(turned)}" if turned else "")
 
 
@@ -467,7 +492,7 @@ def section(number: str, done: dict[Run, dict[str, Any]], out: Path) -> list[str
     page = [f"## Table {number}: {table.title}", ""]
     wanted = list(table.runs())
     if wanted:
-        page += [f"`python train/tables.py run {number} --manifest cities/ --out runs/`", ""]
+        page += [f"`python train/tables.py run {number} --manifest benchmark/ --out runs/`", ""]
     if table.note:
         page += [table.note, ""]
     more = MORE_COLUMNS.get(number, {})
@@ -509,8 +534,9 @@ PAPER_B1 = (
 def views_section(out: Path) -> list[str]:
     """Table B1, of what `street_view_table.py` left."""
     command = (
-        "street_view_table.py cities/ panogan=... pix2pix=... --where area=test --column0 true_column0_deg "
-        "--locator geoloc_fast/assets/small.safetensors --out runs/b1.test.json"
+        "street_view_table.py benchmark/ panogan=runs/panogan/model.safetensors pix2pix=runs/pix2pix/model.safetensors "
+        "--where area=test --column0 true_column0_deg --locator geoloc_fast/assets/small.safetensors "
+        "--out runs/b1.test.json"
     )
     page = [
         "## Table B1: Generated street views against real ones",
@@ -519,7 +545,8 @@ def views_section(out: Path) -> list[str]:
         "",
         "The paper's rows; X-Fork, X-Seq and SelectionGAN are not rebuilt here. Accuracy and inception score need a "
         "classifier of streets, given with `--classifier`; none may be shipped. R@1: of cuts of 90 degrees of the real "
-        "street views, among the same places, known from the view alone and from it and the satellite image.",
+        "street views, among the same places, known from the view alone and from it and the satellite image. Every "
+        "other row is one more NAME=BUNDLE: [their training](synthetic_views.md#training).",
         "",
         "| the paper | SSIM | PSNR | SD | IS all | IS 1 | IS 5 | accuracy 1 | accuracy 5 | KL |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -543,12 +570,13 @@ def page_of(out: Path) -> str:
     page = [
         "# The paper's tables, on synthetic cities",
         "",
-        "Made by `python train/tables.py page`. **Figures on synthetic cities say nothing about real ones**, and the "
+        "**Figures on synthetic cities say nothing about real ones**, and the "
         "paper's figures, behind the stroke, are of other data and a network 100 times as large: only the order of "
         "rows can be compared. Percent; field of view and heading unknown; in brackets the middle 95 % of a bootstrap "
         "over photos, widened to the least and the greatest seed where there are several.",
         "",
     ]
+    page += ["```", *COMMANDS, "```", ""]
     if done:
         scales = sorted({(line["config"], line["steps"], line["batch"], *line["more"]) for line in done.values()})
         said = [f"`{' '.join(map(str, s[:1] + s[3:]))}`, {s[1]} steps of {s[2]} pairs" for s in scales]
@@ -556,7 +584,9 @@ def page_of(out: Path) -> str:
             pairs = sorted({line["pairs"] for line in done.values() if line["protocol"] == protocol})
             said += [f"{' or '.join(map(str, pairs))} pairs to train on in the {protocol} area"] if pairs else []
         spent = [line["seconds"] for line in done.values()]
-        said.append(f"{statistics.mean(spent) / 60:.0f} minutes a run on one core")
+        said.append(
+            f"{statistics.median(spent) / 60:.0f} minutes a run on one core, {sum(spent) / 3600:.1f} hours for all"
+        )
         page += [f"Scale: {'; '.join(said)}.", ""]
         page += [
             "All but the rows that say so begin with the encoders of [the model that ships](model_card.md), which were "
