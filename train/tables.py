@@ -463,8 +463,8 @@ def lines_of(table: Table, row: Row, protocol: str, done: dict[Run, dict[str, An
 
 
 def order(table: Table, protocol: str, done: dict[Run, dict[str, Any]]) -> str:
-    """Of how many pairs of rows the paper's order at R@1 comes out here, over the seeds that both have, and of which
-    not."""
+    """Of how many pairs of rows, trained alike, the paper's order at R@1 comes out here, over the seeds that both have,
+    and of which not."""
     known = []
     for row in table.rows:
         paper = getattr(row, protocol)
@@ -475,7 +475,8 @@ def order(table: Table, protocol: str, done: dict[Run, dict[str, Any]]) -> str:
     for (less, low, of_low), (more, high, of_high) in itertools.combinations(sorted(known, key=lambda k: k[:2]), 2):
         seeds = sorted(of_low.keys() & of_high.keys())
         ours = [figures([lines[seed] for seed in seeds], "recall_at_1") for lines in (of_low, of_high)]
-        if less == more or ours[0] is None or ours[1] is None:
+        alike = len({line["steps"] for lines in (of_low, of_high) for line in lines.values()}) == 1
+        if less == more or not alike or ours[0] is None or ours[1] is None:
             continue
         pairs += 1
         beyond += ours[1][1] > ours[0][2]
