@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
@@ -204,17 +203,19 @@ def views_of(
             raise ValueError("crop_fov_deg: expected photos that go all the way round (fov_deg 360), got none")
     row_of = {name: n for n, name in enumerate(manifest.photos["id"].to_pylist())} if wide else {}
     rows_of_wide = [row_of[row["id"]] for row in wide]
-    crops: list[float | None] = [*crop_fov_deg] or [None] * bool(wide)
-    for crop in crops:
-        views = PhotoDataset(manifest, panorama_size=config.image_size, crop_fov_deg=crop)
+    crops: list[tuple[float | None, bool]] = [(crop, known) for crop in crop_fov_deg for known in (True, False)]
+    for crop, known_fov in crops or [(None, True)] * bool(wide):
+        views = PhotoDataset(
+            manifest,
+            panorama_size=config.image_size,
+            assumed_fov_deg=assumed,
+            use_fov=known_fov,
+            crop_fov_deg=crop,
+        )
         title = "panoramas as they are" if crop is None else f"panoramas cut to {crop:g} degrees"
+        title += "" if known_fov else f" taken for {assumed:g}"
         where = truth(wide, [views.heading_deg(n) for n in rows_of_wide])
         found[title] = Views(wide, where, None, partial(_columns, views, rows_of_wide))
-        if crop is not None:
-            columns = round(assumed / 360.0 * config.image_size[1])
-            found[f"{title} taken for {assumed:g}"] = Views(
-                wide, where, None, partial(_columns, views, rows_of_wide, columns)
-            )
     return found
 
 
@@ -227,16 +228,14 @@ def contents(manifest: Manifest, rows: Iterable[dict[str, Any]]) -> Iterator[byt
             yield b""
 
 
-def _columns(views: PhotoDataset, rows: Iterable[int], columns: int | None = None) -> Iterator[Image]:
-    """Photos in their azimuth columns, or stretched to so many of them; one that cannot be read is empty."""
+def _columns(views: PhotoDataset, rows: Iterable[int]) -> Iterator[Image]:
+    """Photos in their azimuth columns; one that cannot be read is empty."""
     for row in rows:
         try:
             photo = views[row]["photo"].permute(1, 2, 0).contiguous().numpy()
         except ImageError:
             yield b""
             continue
-        if columns is not None:
-            photo = cv2.resize(photo, (columns, photo.shape[0]), interpolation=cv2.INTER_AREA)
         yield AzimuthColumns(photo)
 
 

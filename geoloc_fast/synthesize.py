@@ -66,7 +66,8 @@ class Synthesized:
             lines.append(f"{self.superseded} of them stand in for a real one that does not count")
         if self.older_satellite:
             lines.append(
-                f"{self.older_satellite} real ones are out of date and stay: their satellite image is no nearer in time"
+                f"{self.older_satellite} real ones are out of date and stay: their satellite image is not known to be "
+                "nearer in time"
             )
         if self.without_satellite:
             lines.append(f"{self.without_satellite} places have no satellite image to make one of")
@@ -174,7 +175,8 @@ def _wanting(places: pa.Table, date: datetime.date | None, result: Synthesized) 
         np.abs(places[name].to_numpy().astype("datetime64[D]") - when) for name in ("street_date", "satellite_date")
     )
     near = available(places, None)
-    older = there & ~counts & near & ~(satellite < street)
+    below = places["satellite"].is_valid().to_numpy()
+    older = there & ~counts & near & below & ~(satellite < street)
     result.older_satellite = int(older.sum())
     result.real = int(counts.sum()) + result.older_satellite
     return np.flatnonzero(~counts & ~older).tolist()
@@ -199,6 +201,8 @@ class _Maker:
             seed = f"{_VERSION} {self.model.fingerprint} {metres_per_pixel!r}\n".encode()
             name = hashlib.sha256(seed + content).hexdigest()
             path = f"{FOLDER}/{_of(self.model)}/{name[:2]}/{name[2:26]}.jpg"
+            if (self.manifest.root / path).parent.is_symlink():
+                raise ImageError(path, "would be written through a symbolic link")
             if path in self.taken:
                 raise ImageError(path, "would be overwritten, and is in use as a real street view")
             if self._is_there(path):

@@ -654,6 +654,10 @@ def test_a_satellite_image_of_unknown_date_brings_nothing_up_to_date(gaps: Path,
     found = synthesize.synthesize(gaps, model, date=NEW, workers=1)
     assert (found.made, found.real, found.older_satellite) == (2, 4, 1)
     assert Manifest.load(gaps).place(1)["street"] == rows[1]["street"]
+    rows[1]["satellite"] = None
+    Manifest.from_rows(gaps, rows, []).save(tables=("places",))
+    found = synthesize.synthesize(gaps, model, date=NEW, workers=1)
+    assert (found.real, found.older_satellite, found.without_satellite) == (3, 0, 1)
 
 
 @pytest.mark.parametrize("below", [".", "model"])
@@ -666,6 +670,18 @@ def test_images_are_written_through_no_link(gaps: Path, model: PanoGAN, tmp_path
     with pytest.raises(ValueError, match="expected a folder, got a symbolic link"):
         synthesize.synthesize(gaps, model, workers=1)
     assert tree(gaps) == before and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_link_among_what_was_made_is_left_alone(gaps: Path, model: PanoGAN, tmp_path: Path) -> None:
+    shutil.copytree(gaps, tmp_path / "copy")
+    synthesize.synthesize(tmp_path / "copy", model, workers=1)
+    folder = (gaps / Manifest.load(tmp_path / "copy").place(0)["street"]).parent
+    (tmp_path / "elsewhere").mkdir()
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(tmp_path / "elsewhere")
+    found = synthesize.synthesize(gaps, model, workers=1)
+    assert "would be written through a symbolic link" in found.problems[0]
+    assert not list((tmp_path / "elsewhere").iterdir()) and Manifest.load(gaps).place(0)["street"] is None
 
 
 @pytest.mark.parametrize("spelled", ["{}", "./{}"])

@@ -498,6 +498,7 @@ def test_a_tiny_run_learns_about_photos_it_has_not_seen(tmp_path: Path) -> None:
     readings = [photo.readings[0] for photo in photos]
     index = torch.cat([strip_topk(strips, bank, 200, query_width=width).index for strips, width in readings])
     own = torch.from_numpy(np.concatenate([photo.place for photo in photos]))
+    assert bool((own >= 0).all()) and bool((index == own[:, None]).any(1).all())
     rank = (index == own[:, None]).float().argmax(1) / 200  # evenly from 0 to 1 if nothing was learned
     assert len(rank) == 40
     assert float(rank.mean()) < 0.5 - 3 / math.sqrt(12 * 40)
@@ -522,7 +523,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Over epochs (of three batches), and from neighbours on the ground to similar ones. It stops before an evaluation,
-    is gone on with, and is ended by force right after that."""
+    is gone on with, and is ended by force right after that, before and after it is saved."""
     more = ("train.steps=8", "train.hard=2", "train.similar_every=1", "step.chunk=5")
     more += ("train.log_every=2", "train.evaluate_every=5")  # it stops between lines, before an evaluation
     geoloc.Trainer(configured(region, tmp_path / "whole", *more)).run()
@@ -535,11 +536,13 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
         geoloc.Trainer(configured(region, tmp_path / "parts", *more))
     with pytest.raises(ValueError, match=r"got another train\.lr"):
         geoloc.Trainer(configured(region, tmp_path / "parts", *more, "train.lr=1e-2"), resume=True)
-    resumed = geoloc.Trainer(configured(region, tmp_path / "parts", *more), resume=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resumed, "_one_step", lambda batch: pytest.exit("no power"))
-        with pytest.raises(pytest.exit.Exception):
-            resumed.run()
+    for ended_in in ("save", "_one_step"):
+        resumed = geoloc.Trainer(configured(region, tmp_path / "parts", *more), resume=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resumed, ended_in, lambda *given: pytest.exit("no power"))
+            with pytest.raises(pytest.exit.Exception):
+                resumed.run()
+        assert [line["step"] for line in log_of(tmp_path / "parts") if "evaluation" in line] == [5]
     geoloc.Trainer(configured(region, tmp_path / "parts", *more), resume=True).run()
     whole, parts = log_of(tmp_path / "whole"), log_of(tmp_path / "parts")
     assert max(line.get("epoch", 0) for line in whole) == 2
@@ -651,19 +654,26 @@ def test_photos_that_go_all_the_way_round_train_in_cuts(region: Path, tmp_path: 
     table = pa.Table.from_pylist(photos, schema=manifest.photos.schema)
     shutil.copytree(region, tmp_path / "around")
     manifest.replace(photos=table).save(tmp_path / "around")
-    for memory in ("false", "true"):
-        more = ("data.crop_fov_deg=90", f"data.in_memory={memory}", "train.steps=2", "train.evaluate_every=2")
-        trainer = geoloc.Trainer(configured(tmp_path / "around", tmp_path / memory, *more))
+    for reading, width, memory in (("assumed", 32, "true"), ("known", 64, "true"), ("known", 64, "false")):
+        out = tmp_path / f"{reading}.{memory}"
+        more = ("data.crop_fov_deg=180", f"data.field_of_view={reading}", f"data.in_memory={memory}")
+        trainer = geoloc.Trainer(configured(tmp_path / "around", out, *more, "train.steps=2", "train.evaluate_every=2"))
         source = trainer._batches()
         batch = next(source)
         source.close()
-        assert batch["photo"].shape[3] == 32 and set(batch["photo_width"].tolist()) == {32}
+        assert batch["photo"].shape[3] == width and set(batch["photo_width"].tolist()) == {width}
         assert len(set(batch["heading_deg"].tolist())) > 5
         trainer.run()
-        (found,) = [line["evaluation"] for line in log_of(tmp_path / memory) if "evaluation" in line]
-        assert found["assumed"]["photos"] == len(trainer.training.photos)
-        with pytest.raises(ValueError, match="crop_fov_deg: expected at least one column"):
-            geoloc.Trainer(configured(tmp_path / "around", tmp_path / "x", "data.crop_fov_deg=400"))
+        (found,) = [line["evaluation"] for line in log_of(out) if "evaluation" in line]
+        assert found["assumed"]["photos"] == found["known"]["photos"] == len(trainer.training.photos)
+    known, assumed = (
+        next(geoloc.photo_batches(trainer.model, trainer.training, trainer.settings.data, trainer.device, known=way))
+        for way in (True, False)
+    )
+    widths = [int(batch.readings[0][1].max()) for batch in (known, assumed)]
+    assert widths == [4, 2] and np.array_equal(known.heading_deg, assumed.heading_deg)
+    with pytest.raises(ValueError, match="crop_fov_deg: expected at least one column"):
+        geoloc.Trainer(configured(tmp_path / "around", tmp_path / "x", "data.crop_fov_deg=400"))
 
 
 def test_the_end_may_move_until_the_rate_falls(region: Path, tmp_path: Path) -> None:
@@ -774,7 +784,7 @@ def test_wrong_settings_are_named(region: Path, tmp_path: Path) -> None:
         ("model.backbone_kwargs={colour: red}", "model: expected a network that can be built"),
         ("model.backbone_kwargs={depths: [1]}", "model: expected a network that can be built, got IndexError"),
         ("model.column0_deg=.nan", "column0_deg: expected an angle"),
-        ("train.device=abacus", r"train\.device: expected auto, cpu, cuda or cuda:N, got 'abacus'"),
+        ("train.device=abacus", r"train\.device: expected auto, or one of \['cpu'.*\], got 'abacus'"),
         ("data.train={split: never}", "data: expected photos with"),
         ("data.train={colour: red}", "data: expected a column of the photos"),
         ("train.batch=64", "batch_size: expected at most the"),

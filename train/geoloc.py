@@ -63,7 +63,7 @@ from geoloc_fast.ops.choose import force_backend
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.protocol import HEADING_DEG, RADII_M, PhotoBatch, measure, table
 
-_FORMAT = "geoloc_fast.training"
+_FORMAT = "geoloc_fast.training.2"
 _ENCODE_BATCH = 64
 _LONGEST_EVALUATION = timedelta(hours=2)  # process 0 evaluates, the others wait
 BEST = (
@@ -521,10 +521,11 @@ class Trainer:
         name = settings.train.device
         name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         local = int(os.environ.get("LOCAL_RANK", 0))
-        try:
-            self.device = torch.device(f"cuda:{local}" if name == "cuda" else name)
-        except RuntimeError as error:
-            raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+        there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        name = f"cuda:{local}" if name == "cuda" else name
+        if name not in there:
+            raise ValueError(f"train.device: expected auto, or one of {there}, got {settings.train.device!r}")
+        self.device = torch.device(name)
 
     def _begin(self, resume: bool) -> None:
         """At the start, or where the checkpoint stands."""
@@ -542,7 +543,7 @@ class Trainer:
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             write_atomically(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.settings)))
-            _cut_log(self.out / "log.jsonl", self.step)
+            _cut_log(self.out / "log.jsonl", self.step, due=self.due)
 
     def _rate(self) -> float:
         how = self.settings.train
@@ -574,9 +575,14 @@ class Trainer:
             self.sampler.start = 0
             since = self.sampler.epoch - how.similar_after
             if how.hard and how.similar_every and since >= 0 and since % how.similar_every == 0:
-                self.sampler.neighbours = similar_places(
+                found = similar_places(
                     self.model, self.training, self.pairs, self.settings, self.device, self.neighbour_count
                 )
+                if self.processes > 1:  # norms over the batch differ from process to process
+                    everyones = torch.from_numpy(found).to(self.device)
+                    dist.broadcast(everyones, 0)
+                    found = everyones.cpu().numpy()
+                self.sampler.neighbours = found
 
     def run(self) -> None:
         """Trains to the last step. KeyboardInterrupt after SIGINT, with everything saved."""
@@ -589,6 +595,7 @@ class Trainer:
                 if self.due:
                     self._evaluate(log, bar)
                     self.due = False
+                    self.seconds = time.perf_counter() - began
                     self.save()
                 while self.step < how.steps:
                     batch = next(source)
@@ -615,6 +622,7 @@ class Trainer:
                             self.due = True
                         else:
                             self._evaluate(log, bar)
+                            self.seconds = time.perf_counter() - began
                     if self.step % how.save_every == 0 or last or stopping:
                         self.save()
                     if stopping:
@@ -780,14 +788,16 @@ def _first_difference(a: Any, b: Any, name: str = "") -> str:
     return f"{name}: {a!r} and now {b!r}"
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Without what came after the checkpoint that a run goes on from, or after a line that was not finished."""
+def _cut_log(path: Path, step: int, *, due: bool) -> None:
+    """Without what came after the checkpoint that a run goes on from, its evaluation if that is still due, or after a
+    line that was not finished."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
+            found = json.loads(line)
+            if found["step"] < step or (found["step"] == step and not (due and "evaluation" in found)):
                 kept.append(line)
         except ValueError:
             break

@@ -231,8 +231,6 @@ def main() -> int:
     except (OSError, ValueError, BundleError) as error:
         print(f"street_view_table: {error}", file=sys.stderr)
         return 1
-    if given.sheet:
-        write_atomically(given.sheet, sheet(models, base, manifest))
     if given.out:
         found = {"places": len(manifest.places), "where": " ".join(given.where), "rows": rows}
         write_atomically(given.out, json.dumps(found, indent=1) + "\n")
@@ -241,6 +239,12 @@ def main() -> int:
     print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     for name, values in rows.items():
         print(f"| {name} | " + " | ".join(values.values()) + " |")
+    try:
+        if given.sheet:
+            write_atomically(given.sheet, sheet(models, base, manifest))
+    except (OSError, ValueError) as error:
+        print(f"street_view_table: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

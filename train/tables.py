@@ -574,7 +574,8 @@ def page_of(out: Path) -> str:
         "**Figures on synthetic cities say nothing about real ones**, and the "
         "paper's figures, behind the stroke, are of other data and a network 100 times as large: only the order of "
         "rows can be compared. Percent; field of view and heading unknown; in brackets the middle 95 % of a bootstrap "
-        "over photos, widened to the least and the greatest seed where there are several.",
+        "over photos, widened to the least and the greatest seed where there are several. Under each table stands how "
+        "much of the paper's order comes out, between rows of as many steps, over the seeds that both have.",
         "",
     ]
     page += ["```", *COMMANDS, "```", ""]

@@ -223,7 +223,7 @@ class PhotoDataset(_Images):
         use_fov: whether a known field of view is used; the headline results do not. A photo that goes all the way
             round is always taken as such.
         crop_fov_deg: cut photos that go all the way round to this angle, at a random place: the limited field of view
-            of the published protocols.
+            of the published protocols. Without `use_fov` the cut is stretched to the assumed one.
 
     Photos that `prepare` has reprojected are taken as they are.
     """
@@ -297,6 +297,9 @@ class PhotoDataset(_Images):
             heading = self._heading_of_cut(start, width, heading)
             strip = np.roll(strip, -start, axis=1)[:, :width]
             fov = width * degrees
+            if not self.use_fov and width < columns:
+                known, fov = False, self.assumed_fov_deg
+                strip = cv2.resize(strip, (round(fov / degrees), rows), interpolation=cv2.INTER_AREA)
         seen = strip.any(axis=2, keepdims=True)  # what lies above and below a photo is black, and stays it
         strip = self._coloured(strip, row, _PHOTO) * seen
         return {
