@@ -19,6 +19,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -575,7 +576,7 @@ def _run_all(shards: list[_Shard], workers: int) -> Iterator[str]:
     # Not a plain fork: the threads of torch and OpenCV do not survive one.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=context, initializer=_start_worker) as pool:
         waiting = iter(shards)
         running: dict[Future[str], _Shard] = {}
         try:
@@ -598,7 +599,8 @@ def _run_all(shards: list[_Shard], workers: int) -> Iterator[str]:
             raise
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which lets begun shards end
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
