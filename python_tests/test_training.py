@@ -170,6 +170,16 @@ def test_a_step_is_the_sum_of_its_losses() -> None:
     assert numbers["true_window"] == pytest.approx(float((window[known].abs() <= 1).float().mean()))
 
 
+def test_a_photo_without_a_position_stands_at_its_place() -> None:
+    """Two of the places lie within the threshold: neither may be a negative of the other's photo."""
+    batch = some_batch(10)
+    expected, numbers = gradients(network(), settings(), batch)
+    unknown = torch.full_like(batch["photo_lat"], float("nan"))
+    grads, theirs = gradients(network(), settings(), batch | {"photo_lat": unknown, "photo_lon": unknown})
+    assert_same(expected, grads, 1e-6)
+    assert theirs == pytest.approx(numbers, rel=1e-6)
+
+
 def test_each_source_alone_answers_photos_too() -> None:
     """What the weight adds: photos against one source, only of places that have it."""
     model, batch = network(), some_batch(8)
