@@ -216,6 +216,12 @@ def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
     return manifest.replace(places=places, photos=photos)
 
 
+def own_places(manifest: Manifest) -> np.ndarray:
+    """Of every photo the row of its place, -1 where it has none."""
+    rows = pc.index_in(manifest.photos["place"], value_set=manifest.places["id"].combine_chunks())
+    return np.asarray(pc.if_else(manifest.photos["place"].is_valid(), pc.fill_null(rows, -1), -1), np.int64)
+
+
 def prepared(manifest: Manifest) -> bool:
     """Whether photos were reprojected by `prepare`: with which field of view was decided there."""
     photos = manifest.photos
@@ -348,8 +354,7 @@ def photo_batches(
     ]
     groups = [name for name in ("city", "street_view") if name in manifest.photos.column_names]
     labels = {name: manifest.photos[name].to_pylist() for name in groups}
-    row_of = {name: row for row, name in enumerate(manifest.places["id"].to_pylist())}
-    place = np.array([row_of.get(name, -1) for name in manifest.photos["place"].to_pylist()], np.int64)
+    place = own_places(manifest)
     for batches in zip(*readings, strict=True):
         finished = [finish(batch, device) for batch in batches]
         first = finished[0]
@@ -412,12 +417,11 @@ def similar_places(
         known = settings.data.field_of_view == "known" or prepared(manifest)
         batches = photo_batches(model, manifest, settings.data, device, known=known)
         photos = (PhotoStrips(*batch.readings[0]) for batch in batches)
-    row_of = {name: row for row, name in enumerate(manifest.places["id"].to_pylist())}
-    own = [row_of.get(name, -1) for name in manifest.photos["place"].to_pylist()]
+    own = own_places(manifest)
     found = np.full((len(bank), count), -1, np.int64)
     begin = 0
     for strips, width in photos:
-        place = np.array(own[begin : begin + len(strips)])
+        place = own[begin : begin + len(strips)]
         begin += len(strips)
         keep = torch.from_numpy(place >= 0)
         part = most_similar(
