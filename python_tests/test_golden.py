@@ -1,0 +1,157 @@
+"""What the shipped model makes of ten places and ten photos, what the demonstration answers, and what three steps of
+training lose. Numbers of `golden.json` change only in a commit that says so and why:
+
+    python python_tests/test_golden.py > python_tests/golden.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from geoloc_fast.build import add_places
+from geoloc_fast.data.city.views import Sizes
+from geoloc_fast.data.city.write import write_city
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.demo import default_model, run_demo
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.locate import Locator
+from geoloc_fast.models import Geolocalizer
+
+HERE = Path(__file__).resolve().parent
+TRAIN = HERE.parent / "train"
+pytestmark = [
+    pytest.mark.checkout,
+    pytest.mark.skipif(not TRAIN.is_dir(), reason="not in a checkout: there are no scripts to train with"),
+]
+PROJECTIONS = 6
+
+
+def projected(strips: torch.Tensor) -> list[list[float]]:
+    """Every strip on fixed random directions: short, and any change of a value shows."""
+    flat = strips.reshape(len(strips), -1).double().numpy()
+    directions = np.random.default_rng(0).standard_normal((flat.shape[1], PROJECTIONS))
+    return [[round(float(value), 5) for value in row] for row in flat @ directions]
+
+
+def made_region(folder: Path) -> Manifest:
+    sizes = Sizes(satellite_px=128, panorama=(64, 256), photo=(96, 128))
+    return write_city(folder, seed=11, cities=1, places=10, sizes=sizes, jobs=1)
+
+
+def golden_strips(folder: Path) -> dict[str, Any]:
+    manifest = made_region(folder / "region")
+    model = Geolocalizer.load(default_model())
+    config = model.config
+    with PlaceIndex.create(
+        folder / "index",
+        model=str(model.fingerprint),
+        shape=config.strip,
+        dtype="fp32",
+        column0_deg=config.column0_deg,
+    ) as index:
+        add_places(index, model, manifest)
+    (segment,) = index._snapshot.segments
+    places = segment.bank.unpack(torch.arange(len(index)))
+    photos = []
+    for answer in Locator(index, model).locate(
+        [manifest.root / name for name in manifest.photos["image"].to_pylist()[:10]], candidates=1
+    ):
+        first = answer.candidates[0]
+        photos.append([first.place, round(first.score, 5), round(first.heading_deg, 3)])
+    return {"places": projected(places), "photos": photos}
+
+
+def golden_demo(folder: Path) -> list[list[float]]:
+    run_demo(folder / "demo", model_path=default_model(), places=24, photos=10, seed=20_000)
+    features = json.loads((folder / "demo" / "predictions.geojson").read_text())["features"]
+    return [
+        [
+            feature["properties"]["place"],
+            feature["properties"]["score"],
+            feature["properties"]["heading_deg"],
+            *feature["geometry"]["coordinates"],
+        ]
+        for feature in features
+    ]
+
+
+def golden_losses(folder: Path) -> list[float]:
+    sys.path.insert(0, str(TRAIN))
+    import geoloc
+
+    region = folder / "region"
+    if not region.is_dir():
+        made_region(region)
+    network = {
+        "backbone": "convnext_atto",
+        "backbone_kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 32], "ls_init_value": None},
+        "image_size": [32, 128],
+        "strip": [8, 2, 8],
+    }
+    settings = geoloc.read_settings(
+        [
+            {
+                "out": str(folder / "run"),
+                "model": network,
+                "data": {"manifest": str(region), "train": {"area": "train"}, "satellite_size": 96},
+                "step": {"bf16": False},
+                "train": {
+                    "steps": 3,
+                    "batch": 4,
+                    "log_every": 1,
+                    "warmup": 1,
+                    "evaluate_every": 0,
+                    "device": "cpu",
+                },
+            }
+        ]
+    )
+    geoloc.Trainer(settings).run()
+    lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    return [round(line["loss"], 6) for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / "golden.json").read_text())
+    return found
+
+
+def test_strips_and_answers(tmp_path: Path, golden: dict[str, Any], one_thread: None) -> None:
+    found = golden_strips(tmp_path)
+    np.testing.assert_allclose(found["places"], golden["strips"]["places"], atol=2e-3)
+    expected = golden["strips"]["photos"]
+    assert [row[0] for row in found["photos"]] == [row[0] for row in expected]
+    np.testing.assert_allclose([row[1:] for row in found["photos"]], [row[1:] for row in expected], atol=2e-3)
+
+
+def test_the_demonstration(tmp_path: Path, golden: dict[str, Any], one_thread: None) -> None:
+    found = np.array(golden_demo(tmp_path))
+    expected = np.array(golden["demo"])
+    assert found[:, 0].tolist() == expected[:, 0].tolist()
+    np.testing.assert_allclose(found[:, 1:3], expected[:, 1:3], atol=2e-2)
+    np.testing.assert_allclose(found[:, 3:], expected[:, 3:], atol=1e-6)
+
+
+def test_losses_of_three_steps(tmp_path: Path, golden: dict[str, Any], one_thread: None) -> None:
+    np.testing.assert_allclose(golden_losses(tmp_path), golden["losses"], atol=1e-4)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        at = Path(name)
+        print(
+            json.dumps(
+                {"strips": golden_strips(at), "demo": golden_demo(at), "losses": golden_losses(at)},
+                indent=1,
+            )
+        )
