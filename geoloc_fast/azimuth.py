@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geoloc_fast import checks
 from geoloc_fast.ops import azimuth_crop as crop_op
 from geoloc_fast.ops import azimuth_match as match_op
+from geoloc_fast.ops import checks
 from geoloc_fast.ops import gumbel_noise as noise_op
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geoloc_fast import checks
+from geoloc_fast.ops import checks
 from geoloc_fast.ops import polar_resample as op
 
 _DTYPES = (torch.uint8, *checks.FLOATS)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geoloc_fast import _native, checks, files
+from geoloc_fast import _native, files
+from geoloc_fast.ops import checks
 from geoloc_fast.ops import strip_bank as op
 from geoloc_fast.reference import strip_bank as layouts
 from geoloc_fast.reference.strip_bank import BankLayout

@@ -19,7 +19,7 @@ pytestmark = [
 
 # Floors from the ground up; a room may use the rooms of lower floors and itself, nothing beside or above.
 FLOORS = [
-    {"_native", "checks", "errors", "files", "geo", "geoparquet", "reference", "triton_kernels"},
+    {"_native", "errors", "files", "geo", "geoparquet", "reference", "triton_kernels"},
     {"ops"},
     {"operators"},
     {"images", "testing", "losses"},

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoloc_fast import checks
 from geoloc_fast.azimuth import shift_to_heading
 from geoloc_fast.index import log
 from geoloc_fast.index.errors import (
@@ -52,6 +51,7 @@ from geoloc_fast.index.segment import (
     segment_names,
     write_segment,
 )
+from geoloc_fast.ops import checks
 from geoloc_fast.retrieval import MAX_K, StripBank, strip_topk
 
 __all__ = ["Neighbours", "Place", "PlaceIndex"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from geoloc_fast import _native
-from geoloc_fast.checks import SELECTIONS
 from geoloc_fast.ops import choose
+from geoloc_fast.ops.checks import SELECTIONS
 from geoloc_fast.ops.library import register, without_autocast
 from geoloc_fast.ops.workspace import workspace
 from geoloc_fast.reference import azimuth_match as reference
