@@ -225,7 +225,7 @@ def _read_rows(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]
 def _parquet(rows: list[dict[str, Any]], settings: dict[str, Any]) -> bytes:
     import pyarrow as pa
 
-    from geoloc_fast.geoparquet import geoparquet_bytes
+    from geoloc_fast.geo.geoparquet import geoparquet_bytes
 
     number, text = pa.float64(), pa.string()
     candidate = pa.struct(

@@ -662,7 +662,7 @@ def _confidence(path: Path | None, network: Any) -> Any:
 
 
 def _region(box: str | None, near: str | None) -> Any:
-    from geoloc_fast.index import parse_box, parse_circle
+    from geoloc_fast.geo.regions import parse_box, parse_circle
 
     if box is not None and near is not None:
         raise typer.BadParameter("--box and --near: give one of them")

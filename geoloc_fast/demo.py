@@ -19,7 +19,7 @@ from geoloc_fast.confidence import RIGHT_M, Confidence
 from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.evaluate import RECALL_K, evaluate, neighbours_for
 from geoloc_fast.files import write_atomically
-from geoloc_fast.geo import great_circle_m
+from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate import Answer, Locator
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer

@@ -28,8 +28,9 @@ from geoloc_fast.data.cylindrical import pixels_across, to_cylindrical
 from geoloc_fast.data.exif import PhotoExif, parse_exif
 from geoloc_fast.data.images import decode_image, read_header
 from geoloc_fast.data.storage import MAX_FILE_BYTES, ImageError
-from geoloc_fast.geo import great_circle_m, move_m, offset_m
-from geoloc_fast.index import Neighbours, PlaceIndex, PlaceIndexError, Region
+from geoloc_fast.geo.regions import Region
+from geoloc_fast.geo.sphere import great_circle_m, move_m, offset_m
+from geoloc_fast.index import Neighbours, PlaceIndex, PlaceIndexError
 from geoloc_fast.models import Geolocalizer
 
 __all__ = [

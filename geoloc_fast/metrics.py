@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from geoloc_fast.geo import great_circle_m
+from geoloc_fast.geo.sphere import great_circle_m
 
 __all__ = [
     "Recall",

@@ -7,7 +7,7 @@ import numpy as np
 
 from geoloc_fast.data.availability import available, street_distance_m
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.geo import move_m
+from geoloc_fast.geo.sphere import move_m
 
 DAY = datetime.date(2022, 6, 1)
 

@@ -22,7 +22,7 @@ from geoloc_fast.data.datasets import (
 )
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.storage import ImageError
-from geoloc_fast.geo import great_circle_m, move_m
+from geoloc_fast.geo.sphere import great_circle_m, move_m
 
 ONLY_GEOMETRY = Augmentation(
     turn=True, mirror=0.5, brightness=0, contrast=0, saturation=0, tint=0, grey=0, blur=0, noise=0

@@ -19,7 +19,7 @@ pytestmark = [
 
 # Floors from the ground up; a room may use the rooms of lower floors and itself, nothing beside or above.
 FLOORS = [
-    {"_native", "errors", "files", "geo", "geoparquet", "reference", "triton_kernels"},
+    {"_native", "errors", "files", "geo", "reference", "triton_kernels"},
     {"ops"},
     {"operators"},
     {"images", "testing", "losses"},
@@ -35,7 +35,6 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Within one floor of today's tree these know each other.
 BESIDE = {
-    "geoparquet": {"geo"},
     "protocol": {"metrics"},
     "locate": {"confidence"},
     "answers": {"locate"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from geoloc_fast.geo import EARTH_RADIUS_M, great_circle_m, move_m, offset_m
+from geoloc_fast.geo.sphere import EARTH_RADIUS_M, great_circle_m, move_m, offset_m
 
 
 def test_known_distances() -> None:

@@ -17,9 +17,8 @@ import safetensors
 import torch
 
 from geoloc_fast import StripBank, strip_topk
+from geoloc_fast.geo.regions import Box, Circle, parse_box, parse_circle
 from geoloc_fast.index import (
-    Box,
-    Circle,
     DamagedIndexError,
     IndexBusyError,
     IndexVersionError,
@@ -27,8 +26,6 @@ from geoloc_fast.index import (
     OtherModelError,
     PlaceIndex,
     PlaceIndexError,
-    parse_box,
-    parse_circle,
 )
 from geoloc_fast.testing import random_strips
 

@@ -31,8 +31,9 @@ from geoloc_fast.data.images import decode_image
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.demo import default_model, make_index
 from geoloc_fast.evaluate import evaluate, fov_label, summary
-from geoloc_fast.geo import great_circle_m, move_m
-from geoloc_fast.index import Circle, Neighbours, OtherModelError, PlaceIndex, PlaceIndexError
+from geoloc_fast.geo.regions import Circle
+from geoloc_fast.geo.sphere import great_circle_m, move_m
+from geoloc_fast.index import Neighbours, OtherModelError, PlaceIndex, PlaceIndexError
 from geoloc_fast.locate import SPACING_M, Answer, Locator, candidates_of
 from geoloc_fast.models import Geolocalizer
 from geoloc_fast.testing import random_strips

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from geoloc_fast.geo import move_m
+from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.metrics import (
     heading_error_deg,
     inception_score,

@@ -27,7 +27,7 @@ from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.images import decode_image
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import PrepareError, Settings, crop_satellite, prepare, web_mercator_metres_per_pixel
-from geoloc_fast.geo import move_m
+from geoloc_fast.geo.sphere import move_m
 
 SIZE = (64, 256)
 SMALL = Settings(size=SIZE, satellite_px=128, image_format="png")

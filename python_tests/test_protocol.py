@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from geoloc_fast import StripBank, azimuth_match, shift_to_heading
-from geoloc_fast.geo import great_circle_m, move_m
+from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.protocol import PhotoBatch, measure, table
 
 PLACES, PHOTOS = 150, 40

@@ -19,8 +19,8 @@ from geoloc_fast.cli import app
 from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest, ManifestError
 from geoloc_fast.data.readers import READERS, read
 from geoloc_fast.data.readers.mat import load_mat
-from geoloc_fast.data.utm import utm_to_lat_lon, zone_is_south
-from geoloc_fast.geo import great_circle_m, move_m
+from geoloc_fast.geo.sphere import great_circle_m, move_m
+from geoloc_fast.geo.utm import utm_to_lat_lon, zone_is_south
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 8), exif: Image.Exif | None = None) -> None:

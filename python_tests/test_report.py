@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from geoloc_fast.evaluate import Evaluation
-from geoloc_fast.geo import move_m
+from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.locate import Answer, Candidate
 from geoloc_fast.report import page, write_report

@@ -14,7 +14,7 @@ from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import Settings, prepare
 from geoloc_fast.data.show import contact_sheet, show
-from geoloc_fast.geo import move_m
+from geoloc_fast.geo.sphere import move_m
 
 WIDTH = module._PHOTO[0] + module._SATELLITE + module._STRIP[0] + 4 * module._GAP
 TILE = module._TITLE + 3 * (module._STRIP[1] + module._LABEL) + 2 * module._GAP

@@ -46,7 +46,7 @@ from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, c
 from geoloc_fast.data.manifest import Manifest  # noqa: E402
 from geoloc_fast.data.prepare import Settings as PrepareSettings  # noqa: E402
 from geoloc_fast.data.prepare import prepare  # noqa: E402
-from geoloc_fast.geo import great_circle_m  # noqa: E402
+from geoloc_fast.geo.sphere import great_circle_m  # noqa: E402
 from geoloc_fast.losses import info_nce  # noqa: E402
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig  # noqa: E402
 from geoloc_fast.ops.choose import force_backend  # noqa: E402

@@ -25,8 +25,9 @@ from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranki
 from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.cylindrical import to_cylindrical
 from geoloc_fast.demo import default_model, make_index
-from geoloc_fast.geo import great_circle_m
-from geoloc_fast.index import Box, Neighbours, PlaceIndex, Region
+from geoloc_fast.geo.regions import Box, Region
+from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.locate import NEIGHBOURS, RADIUS_HOLDS, Locator, candidates_of, features_of
 from geoloc_fast.models import Geolocalizer
 

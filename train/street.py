@@ -30,7 +30,7 @@ from torch import Tensor
 from geoloc_fast.data.availability import available, real_street_views
 from geoloc_fast.data.calibration import calibrate
 from geoloc_fast.data.manifest import DEFAULTS, STREET_COLUMNS, Manifest
-from geoloc_fast.geo import great_circle_m
+from geoloc_fast.geo.sphere import great_circle_m
 
 __all__ = ["STREET", "VIEWS", "chosen_street", "chosen_views", "projected"]
 

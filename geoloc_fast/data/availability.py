@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geoloc_fast.data.manifest import DEFAULTS, PLACES, STREET_COLUMNS, superseded_street
-from geoloc_fast.geo import great_circle_m
+from geoloc_fast.geo.sphere import great_circle_m
 
 __all__ = ["MAX_AGE_DAYS", "MAX_DISTANCE_M", "available", "real_street_views", "street_distance_m"]
 

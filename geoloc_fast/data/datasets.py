@@ -30,7 +30,7 @@ from geoloc_fast.data.augment import Augmentation, change_colours, generator_of
 from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG, pixels_across, to_cylindrical
 from geoloc_fast.data.images import ImageError, decode_image, fit_panorama, stitch_views
 from geoloc_fast.data.manifest import CALIBRATION_STATUS, Manifest
-from geoloc_fast.geo import great_circle_m, latitude_band_deg
+from geoloc_fast.geo.sphere import great_circle_m, latitude_band_deg
 from geoloc_fast.polar import polar_resample
 
 __all__ = [

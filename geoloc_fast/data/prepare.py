@@ -49,7 +49,7 @@ from geoloc_fast.data.images import (
 from geoloc_fast.data.manifest import Manifest, Problem
 from geoloc_fast.data.storage import Storage
 from geoloc_fast.files import write_atomically
-from geoloc_fast.geo import offset_m
+from geoloc_fast.geo.sphere import offset_m
 from geoloc_fast.polar import polar_resample
 
 __all__ = [

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from geoloc_fast.geo import great_circle_m, latitude_band_deg
+from geoloc_fast.geo.sphere import great_circle_m, latitude_band_deg
 from geoloc_fast.retrieval import StripBank, strip_topk
 
 __all__ = ["PlaceBatches", "most_similar", "nearest_on_ground"]

@@ -9,11 +9,8 @@ from geoloc_fast.index.errors import (
     UnsureCommitError,
 )
 from geoloc_fast.index.place_index import Neighbours, Place, PlaceIndex
-from geoloc_fast.index.regions import Box, Circle, Region, parse_box, parse_circle
 
 __all__ = [
-    "Box",
-    "Circle",
     "DamagedIndexError",
     "IndexBusyError",
     "IndexVersionError",
@@ -22,8 +19,5 @@ __all__ = [
     "Place",
     "PlaceIndex",
     "PlaceIndexError",
-    "Region",
     "UnsureCommitError",
-    "parse_box",
-    "parse_circle",
 ]

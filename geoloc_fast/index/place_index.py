@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast.azimuth import shift_to_heading
+from geoloc_fast.geo.regions import Region
 from geoloc_fast.index import log
 from geoloc_fast.index.errors import (
     DamagedIndexError,
@@ -40,7 +41,6 @@ from geoloc_fast.index.errors import (
     UnsureCommitError,
 )
 from geoloc_fast.index.log import IndexState
-from geoloc_fast.index.regions import Region
 from geoloc_fast.index.segment import (
     NO_DATE,
     TEXTS,
@@ -497,7 +497,7 @@ class PlaceIndex:
         import pyarrow as pa
 
         from geoloc_fast.files import write_atomically
-        from geoloc_fast.geoparquet import geoparquet_bytes
+        from geoloc_fast.geo.geoparquet import geoparquet_bytes
 
         names = ("id", "lat", "lon", *TEXTS, "satellite_date", "street_date")
         parts: dict[str, list[Any]] = {name: [] for name in names}

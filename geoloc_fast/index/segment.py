@@ -24,9 +24,9 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
+from geoloc_fast.geo.regions import Region
 from geoloc_fast.index.errors import DamagedIndexError
 from geoloc_fast.index.log import IndexState, SegmentEntry
-from geoloc_fast.index.regions import Region
 from geoloc_fast.retrieval import StripBank
 
 __all__ = ["NO_DATE", "TEXTS", "Columns", "Segment", "encode_texts", "merge_segments", "segment_names", "write_segment"]

@@ -27,8 +27,9 @@ from geoloc_fast.answers import printable
 from geoloc_fast.confidence import RIGHT_M
 from geoloc_fast.evaluate import Evaluation
 from geoloc_fast.files import write_atomically
-from geoloc_fast.geo import great_circle_m, offset_m
-from geoloc_fast.index import PlaceIndex, Region
+from geoloc_fast.geo.regions import Region
+from geoloc_fast.geo.sphere import great_circle_m, offset_m
+from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate import Answer
 from geoloc_fast.metrics import heading_error_deg
 from geoloc_fast.report.figures import (

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 
 from geoloc_fast.data.city.styles import MIXED, Colour, Style, style_number, style_of
-from geoloc_fast.geo import move_m
+from geoloc_fast.geo.sphere import move_m
 
 CELL_M = 0.2
 VIEW_RANGE_M = 90.0  # how far a street view sees; the map reaches this far beyond every place

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from geoloc_fast.geo import great_circle_m, latitude_band_deg
+from geoloc_fast.geo.sphere import great_circle_m, latitude_band_deg
 
 __all__ = ["Box", "Circle", "Region", "parse_box", "parse_circle"]
 
