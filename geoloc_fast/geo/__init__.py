@@ -1,1 +1,4 @@
-"""Where things are on the earth: distances, UTM, Web Mercator, regions, and positions in Parquet. Knows nothing of the other rooms."""
+"""Where things are on the earth: distances, UTM, Web Mercator, regions, positions in Parquet.
+
+Knows nothing of the other rooms. Begin with `sphere`.
+"""
