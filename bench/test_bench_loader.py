@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from geoloc_fast.data.augment import Augmentation
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, finish, loader
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.images.augment import Augmentation
 
 IMAGES, BATCH = 16, 32
 SAMPLES = {"prepared": 512, "original": 64}

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
-from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG
 from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.storage import ImageError
 from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG
+from geoloc_fast.images.storage import ImageError
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate import NEIGHBOURS, Answer, AzimuthColumns, Image, Locator, usable_fov
 from geoloc_fast.metrics import heading_error_deg, one_percent

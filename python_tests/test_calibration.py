@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import geoloc_fast
-from geoloc_fast.data.calibration import LOW_QUALITY, METHODS, Calibration, calibrate, roll_panorama
 from geoloc_fast.data.city import make_city
+from geoloc_fast.images.calibration import LOW_QUALITY, METHODS, Calibration, calibrate, roll_panorama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

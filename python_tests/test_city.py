@@ -30,9 +30,9 @@ from geoloc_fast.data.city import (
 )
 from geoloc_fast.data.city.views import Sizes
 from geoloc_fast.data.city.write import recipes, write_city
-from geoloc_fast.data.cylindrical import to_cylindrical
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.images.cylindrical import to_cylindrical
 
 PLACES = 24
 SEED = 21

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from geoloc_fast.data.cylindrical import to_cylindrical
+from geoloc_fast.images.cylindrical import to_cylindrical
 
 SIZE = (64, 256)
 DEGREES = 360 / SIZE[1]

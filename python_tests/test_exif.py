@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geoloc_fast.data.exif import PhotoExif, orientation_of, parse_exif
-from geoloc_fast.data.images import decode_image, read_header
+from geoloc_fast.images.decode import decode_image, read_header
+from geoloc_fast.images.exif import PhotoExif, orientation_of, parse_exif
 
 GEOTAGGED = Path(__file__).resolve().parents[2] / "shared" / "data" / "geotagged"
 SIZE = (3000, 4000)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geoloc_fast.data.images import ImageError, decode_image, fit_panorama, read_header, stitch_views
+from geoloc_fast.images.decode import ImageError, decode_image, fit_panorama, read_header, stitch_views
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -171,7 +171,7 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     (tmp_path / "bombs.pickle").write_bytes(pickle.dumps(BOMBS))
     code = """
 import pickle, resource, sys, warnings
-from geoloc_fast.data.images import ImageError, decode_image
+from geoloc_fast.images.decode import ImageError, decode_image
 warnings.simplefilter("ignore")
 bombs = pickle.load(open(sys.argv[1], "rb"))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -27,12 +27,12 @@ from geoloc_fast.confidence import FEATURES, Confidence, ConfidenceError, calibr
 from geoloc_fast.data.city import make_city
 from geoloc_fast.data.city.views import Sizes
 from geoloc_fast.data.city.write import write_city
-from geoloc_fast.data.images import decode_image
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.demo import default_model, make_index
 from geoloc_fast.evaluate import evaluate, fov_label, summary
 from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m, move_m
+from geoloc_fast.images.decode import decode_image
 from geoloc_fast.index import Neighbours, OtherModelError, PlaceIndex, PlaceIndexError
 from geoloc_fast.locate import SPACING_M, Answer, Locator, candidates_of
 from geoloc_fast.models import Geolocalizer

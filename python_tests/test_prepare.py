@@ -21,13 +21,15 @@ import torch
 import geoloc_fast
 from geoloc_fast.data import prepare as module
 from geoloc_fast.data.cache import CacheError, StripCache
-from geoloc_fast.data.calibration import calibrate
 from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.datasets import PhotoDataset
-from geoloc_fast.data.images import decode_image
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.prepare import PrepareError, Settings, crop_satellite, prepare, web_mercator_metres_per_pixel
+from geoloc_fast.data.prepare import PrepareError, Settings, prepare
+from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 from geoloc_fast.geo.sphere import move_m
+from geoloc_fast.images.calibration import calibrate
+from geoloc_fast.images.decode import decode_image
+from geoloc_fast.images.satellite import crop_satellite
 
 SIZE = (64, 256)
 SMALL = Settings(size=SIZE, satellite_px=128, image_format="png")
@@ -144,7 +146,7 @@ def test_nothing_is_dropped_in_silence(troubled: Manifest, tmp_path: Path, views
 
 def test_the_stitched_frame_is_the_right_one(views: CityViews) -> None:
     """Four views made of a panorama, stitched, looked at from above: column 0 is at 315 degrees."""
-    from geoloc_fast.data.images import stitch_views
+    from geoloc_fast.images.decode import stitch_views
 
     stitched = [stitch_views([perspective(p, 90.0 * k, 256) for k in range(4)]) for p in views.panorama]
     street = torch.from_numpy(np.stack(stitched)).permute(0, 3, 1, 2)

@@ -39,7 +39,6 @@ from in_memory import PairsInMemory  # noqa: E402
 from street import chosen_street, chosen_views  # noqa: E402
 
 from geoloc_fast import strip_topk  # noqa: E402
-from geoloc_fast.data.augment import Augmentation, generator_of  # noqa: E402
 from geoloc_fast.data.city.views import TIDY, Sizes  # noqa: E402
 from geoloc_fast.data.city.write import write_city  # noqa: E402
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, collate, finish  # noqa: E402
@@ -47,6 +46,7 @@ from geoloc_fast.data.manifest import Manifest  # noqa: E402
 from geoloc_fast.data.prepare import Settings as PrepareSettings  # noqa: E402
 from geoloc_fast.data.prepare import prepare  # noqa: E402
 from geoloc_fast.geo.sphere import great_circle_m  # noqa: E402
+from geoloc_fast.images.augment import Augmentation, generator_of  # noqa: E402
 from geoloc_fast.losses import info_nce  # noqa: E402
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig  # noqa: E402
 from geoloc_fast.ops.choose import force_backend  # noqa: E402

@@ -29,9 +29,9 @@ from torch import Tensor
 from geoloc_fast.azimuth import azimuth_match, shift_to_heading
 from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.city.floor import floors, ground_strip
-from geoloc_fast.data.cylindrical import to_cylindrical
 from geoloc_fast.data.datasets import PhotoDataset, PlaceDataset, loader
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.metrics import heading_error_deg
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.polar import polar_resample

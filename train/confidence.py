@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
 from geoloc_fast.data.city import CityViews, make_city
-from geoloc_fast.data.cylindrical import to_cylindrical
 from geoloc_fast.demo import default_model, make_index
 from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.locate import NEIGHBOURS, RADIUS_HOLDS, Locator, candidates_of, features_of
 from geoloc_fast.models import Geolocalizer

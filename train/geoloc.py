@@ -53,11 +53,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from geoloc_fast import StripBank
-from geoloc_fast.data.augment import Augmentation
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, assign_places, finish, loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.sampling import PlaceBatches, most_similar, nearest_on_ground
 from geoloc_fast.files import write_atomically
+from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig, PhotoStrips
 from geoloc_fast.ops.choose import force_backend
 from geoloc_fast.polar import polar_resample

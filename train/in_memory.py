@@ -22,8 +22,8 @@ from street import chosen_street
 from torch import Tensor
 from tqdm import tqdm
 
-from geoloc_fast.data.augment import Augmentation, colour_matrix, generator_of
 from geoloc_fast.data.datasets import IMAGENET_MEAN, IMAGENET_STD, PairDataset, PhotoDataset, loader
+from geoloc_fast.images.augment import Augmentation, colour_matrix, generator_of
 from geoloc_fast.polar import polar_resample
 
 _DECODE_BATCH = 64

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from geoloc_fast import azimuth_match
 from geoloc_fast.azimuth import AzimuthMatch
-from geoloc_fast.data.augment import generator_of
 from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.images.augment import generator_of
 from geoloc_fast.losses import info_nce, shift_cross_entropy, soft_margin_triplet, triplet
 from geoloc_fast.models import Geolocalizer
 from geoloc_fast.models.encoder import normalise_strip

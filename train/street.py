@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from geoloc_fast.data.availability import available, real_street_views
-from geoloc_fast.data.calibration import calibrate
 from geoloc_fast.data.manifest import DEFAULTS, STREET_COLUMNS, Manifest
 from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.images.calibration import calibrate
 
 __all__ = ["STREET", "VIEWS", "chosen_street", "chosen_views", "projected"]
 

@@ -34,10 +34,10 @@ from panogan import DataSettings, Settings, chosen, sample_sheet, street_views
 from torch import Tensor
 
 from geoloc_fast import azimuth_match
-from geoloc_fast.data.augment import generator_of
 from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.files import write_atomically
+from geoloc_fast.images.augment import generator_of
 from geoloc_fast.metrics import inception_score, kl_score, prediction_accuracy, psnr, sharpness_difference, ssim
 from geoloc_fast.models import BundleError, Geolocalizer, PanoGAN
 from geoloc_fast.models.panogan import PanoGANConfig

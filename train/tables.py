@@ -41,10 +41,10 @@ from street import chosen_views
 from tqdm import tqdm
 
 from geoloc_fast.data.availability import real_street_views
-from geoloc_fast.data.calibration import calibrate
 from geoloc_fast.data.datasets import PlaceDataset, loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.files import write_atomically
+from geoloc_fast.images.calibration import calibrate
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.polar import polar_resample
 

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG
-from geoloc_fast.data.images import read_header, require_panorama
-from geoloc_fast.data.storage import UNSAFE_PATHS, ImageError, Storage
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.geoparquet import geoparquet_bytes
+from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG
+from geoloc_fast.images.decode import read_header, require_panorama
+from geoloc_fast.images.storage import UNSAFE_PATHS, ImageError, Storage
 
 __all__ = ["CALIBRATION_STATUS", "SPLITS", "Manifest", "ManifestError", "Problem"]
 

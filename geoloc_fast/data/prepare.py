@@ -36,9 +36,13 @@ import torch
 from tqdm import tqdm
 
 from geoloc_fast.data import cache
-from geoloc_fast.data.calibration import METHODS, calibrate
-from geoloc_fast.data.cylindrical import WIDEST_PHOTO_DEG, to_cylindrical
-from geoloc_fast.data.images import (
+from geoloc_fast.data.manifest import Manifest, Problem
+from geoloc_fast.files import write_atomically
+from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
+from geoloc_fast.geo.sphere import offset_m
+from geoloc_fast.images.calibration import METHODS, calibrate
+from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG, to_cylindrical
+from geoloc_fast.images.decode import (
     ImageError,
     decode_image,
     fit_panorama,
@@ -46,10 +50,8 @@ from geoloc_fast.data.images import (
     require_panorama,
     stitch_views,
 )
-from geoloc_fast.data.manifest import Manifest, Problem
-from geoloc_fast.data.storage import Storage
-from geoloc_fast.files import write_atomically
-from geoloc_fast.geo.sphere import offset_m
+from geoloc_fast.images.satellite import crop_satellite
+from geoloc_fast.images.storage import Storage
 from geoloc_fast.polar import polar_resample
 
 __all__ = [
@@ -57,13 +59,11 @@ __all__ = [
     "PrepareError",
     "Prepared",
     "Settings",
-    "crop_satellite",
     "load_photo",
     "load_place",
     "photo_columns",
     "prepare",
     "street_polar",
-    "web_mercator_metres_per_pixel",
 ]
 
 VERSION = 1
@@ -149,32 +149,6 @@ class Prepared:
             lines.append(f"{len(self.problems)} problems with images, all in problems.csv; the first of them:")
             lines += [f"  {problem}" for problem in self.problems[:5]]
         return "\n".join(lines)
-
-
-def web_mercator_metres_per_pixel(lat: float, zoom: float) -> float:
-    """Ground resolution of a tile of 256 pixels: 0.149 m at zoom 20 at the equator only."""
-    return math.cos(math.radians(lat)) * 2 * math.pi * 6378137.0 / (256 * 2**zoom)
-
-
-def crop_satellite(image: np.ndarray, metres_per_pixel: float | None, side_m: float, side_px: int) -> np.ndarray:
-    """The middle `side_m` x `side_m` of a north-up image as uint8 [side_px, side_px, 3]; black where it shows nothing.
-
-    Pixel index (S/2, S/2) is the place in both, for their own S. With `metres_per_pixel` None the shorter side of the
-    image is taken to be `side_m`.
-    """
-    height, width = image.shape[:2]
-    metres = side_m / min(height, width) if metres_per_pixel is None else metres_per_pixel
-    row, col, scale = height / 2, width / 2, side_m / side_px / metres  # scale: source pixels a target pixel
-    shrink = min(int(scale), height, width)
-    if shrink >= 2:  # average first, so that nothing aliases; pixel u of the result is the mean of shrink u and on
-        rows, cols = height // shrink, width // shrink
-        image = cv2.resize(image[: rows * shrink, : cols * shrink], (cols, rows), interpolation=cv2.INTER_AREA)
-        row, col, scale = (row - (shrink - 1) / 2) / shrink, (col - (shrink - 1) / 2) / shrink, scale / shrink
-    back = np.array([[scale, 0, col - scale * side_px / 2], [0, scale, row - scale * side_px / 2]])
-    if np.array_equal(back, [[1, 0, 0], [0, 1, 0]]) and image.shape[:2] == (side_px, side_px):
-        return image
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(image, back, (side_px, side_px), flags=flags, borderMode=cv2.BORDER_CONSTANT))
 
 
 # --- one place, one photo ----------------------------------------------------------------------------------

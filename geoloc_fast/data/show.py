@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from geoloc_fast.data.calibration import calibrate, roll_panorama
-from geoloc_fast.data.images import ImageError, decode_image
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import POLAR_COLUMN0_DEG, PlaceImages, Settings, load_place, street_polar
-from geoloc_fast.data.storage import Storage
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import offset_m
+from geoloc_fast.images.calibration import calibrate, roll_panorama
+from geoloc_fast.images.decode import ImageError, decode_image
+from geoloc_fast.images.storage import Storage
 from geoloc_fast.polar import polar_resample
 
 __all__ = ["SUFFIXES", "contact_sheet", "show"]

@@ -12,30 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from geoloc_fast.data.augment import Augmentation
 from geoloc_fast.data.availability import MAX_AGE_DAYS, available
 from geoloc_fast.data.datasets import _PLACE, _SATELLITE, PlaceDataset
-from geoloc_fast.data.images import ImageError, decode_image
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.prepare import crop_satellite
+from geoloc_fast.images.augment import Augmentation
+from geoloc_fast.images.decode import ImageError, decode_image
+from geoloc_fast.images.satellite import satellite_square
 
-__all__ = ["StreetViewDataset", "learnable", "satellite_square"]
-
-_SHORT = 0.98  # of the ground that is needed: what rounding may take
-
-
-def satellite_square(
-    image: np.ndarray, path: str, metres_per_pixel: float | None, *, extent_m: float, size: int
-) -> np.ndarray:
-    """The middle `extent_m` x `extent_m` as uint8 [size, size, 3]; ImageError if the image shows less ground, or shows
-    it in less than half as many pixels. Without a resolution the image is taken to show just that much."""
-    side = min(image.shape[:2])
-    metres = extent_m / side if metres_per_pixel is None else metres_per_pixel
-    if metres * side < _SHORT * extent_m:
-        raise ImageError(path, f"shows {metres * side:.3g} m across; {extent_m:g} m are needed")
-    if 2 * extent_m < size * metres:
-        raise ImageError(path, f"has {extent_m / metres:.0f} pixels across {extent_m:g} m; {size // 2} are needed")
-    return crop_satellite(image, metres, extent_m, size)
+__all__ = ["StreetViewDataset", "learnable"]
 
 
 def learnable(manifest: Manifest, *, max_distance_m: float = 3.0, max_age_days: int = MAX_AGE_DAYS) -> pa.Table:

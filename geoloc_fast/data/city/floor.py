@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from geoloc_fast.data.city.views import CROWD, FIELD_OF_VIEW, CityViews, make_city
-from geoloc_fast.data.cylindrical import to_cylindrical
 from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.retrieval import StripBank, strip_topk
 

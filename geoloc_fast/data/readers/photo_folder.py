@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from geoloc_fast.data.exif import parse_exif
-from geoloc_fast.data.images import ImageError, read_header
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.storage import Storage
+from geoloc_fast.images.decode import ImageError, read_header
+from geoloc_fast.images.exif import parse_exif
+from geoloc_fast.images.storage import Storage
 
 __all__ = ["find_images", "read_photo_folder"]
 

@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from geoloc_fast.data.cylindrical import to_cylindrical
-from geoloc_fast.data.exif import orientation_of
-from geoloc_fast.data.storage import ImageError
+from geoloc_fast.images.cylindrical import to_cylindrical
+from geoloc_fast.images.exif import orientation_of
+from geoloc_fast.images.storage import ImageError
 
 __all__ = [
     "FORMATS",
