@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import geoloc_fast
-from geoloc_fast.data.city import make_city
+from geoloc_fast.city import make_city
 from geoloc_fast.images import calibration
 
 PAIRS = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_pairs"

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from geoloc_fast.data.city import make_city
+from geoloc_fast.city import make_city
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import Settings, prepare
 

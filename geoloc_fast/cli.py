@@ -65,7 +65,7 @@ def city_make(
     """
     from tqdm import tqdm
 
-    from geoloc_fast.data.city.write import write_city
+    from geoloc_fast.city.write import write_city
 
     with tqdm(total=places * cities, desc="places", unit="", leave=False, disable=None) as bar:
         manifest = write_city(

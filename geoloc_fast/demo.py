@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from geoloc_fast import polar_resample
+from geoloc_fast.city import CityViews, make_city
 from geoloc_fast.confidence import RIGHT_M, Confidence
-from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.evaluate import RECALL_K, evaluate, neighbours_for
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import great_circle_m

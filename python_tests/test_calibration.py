@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import geoloc_fast
-from geoloc_fast.data.city import make_city
+from geoloc_fast.city import make_city
 from geoloc_fast.images.calibration import LOW_QUALITY, METHODS, Calibration, calibrate, roll_panorama
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from geoloc_fast.data.city import (
+from geoloc_fast.city import (
     CLASSES,
     CROWD,
     STYLES,
@@ -28,8 +28,8 @@ from geoloc_fast.data.city import (
     scene,
     sheet,
 )
-from geoloc_fast.data.city.views import Sizes
-from geoloc_fast.data.city.write import recipes, write_city
+from geoloc_fast.city.views import Sizes
+from geoloc_fast.city.write import recipes, write_city
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import to_cylindrical
@@ -369,7 +369,7 @@ def test_what_goes_wrong_is_said(crowd: CityViews) -> None:
 
 
 def test_missing_street_views_lie_together() -> None:
-    from geoloc_fast.data.city.views import missing_street_views
+    from geoloc_fast.city.views import missing_street_views
 
     city = City.build(1, places=150)
     missing = missing_street_views(city, 0.38)

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from geoloc_fast.build import add_places
-from geoloc_fast.data.city.views import Sizes
-from geoloc_fast.data.city.write import write_city
+from geoloc_fast.city.views import Sizes
+from geoloc_fast.city.write import write_city
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.demo import default_model, run_demo
 from geoloc_fast.index import PlaceIndex

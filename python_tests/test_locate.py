@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from geoloc_fast.answers import as_dict, as_feature, as_line, locate_folder
 from geoloc_fast.build import add_places
+from geoloc_fast.city import make_city
+from geoloc_fast.city.views import Sizes
+from geoloc_fast.city.write import write_city
 from geoloc_fast.cli import main
 from geoloc_fast.confidence import FEATURES, Confidence, ConfidenceError, calibration_error, ranking_quality
-from geoloc_fast.data.city import make_city
-from geoloc_fast.data.city.views import Sizes
-from geoloc_fast.data.city.write import write_city
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.demo import default_model, make_index
 from geoloc_fast.evaluate import evaluate, fov_label, summary

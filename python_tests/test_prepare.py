@@ -19,9 +19,9 @@ import pytest
 import torch
 
 import geoloc_fast
+from geoloc_fast.city import CityViews, make_city
 from geoloc_fast.data import prepare as module
 from geoloc_fast.data.cache import CacheError, StripCache
-from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import PrepareError, Settings, prepare

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from geoloc_fast.city import CityViews, make_city
 from geoloc_fast.data import show as module
-from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.prepare import Settings, prepare
 from geoloc_fast.data.show import contact_sheet, show

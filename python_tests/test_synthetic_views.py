@@ -25,9 +25,9 @@ from PIL import Image
 
 from geoloc_fast import cli, synthesize
 from geoloc_fast.build import add_places
+from geoloc_fast.city.views import TIDY, Sizes
+from geoloc_fast.city.write import write_city
 from geoloc_fast.data.availability import real_street_views
-from geoloc_fast.data.city.views import TIDY, Sizes
-from geoloc_fast.data.city.write import write_city
 from geoloc_fast.data.datasets import PlaceDataset
 from geoloc_fast.data.manifest import Manifest, ManifestError
 from geoloc_fast.data.prepare import Settings as PrepareSettings

@@ -39,8 +39,8 @@ from in_memory import PairsInMemory  # noqa: E402
 from street import chosen_street, chosen_views  # noqa: E402
 
 from geoloc_fast import strip_topk  # noqa: E402
-from geoloc_fast.data.city.views import TIDY, Sizes  # noqa: E402
-from geoloc_fast.data.city.write import write_city  # noqa: E402
+from geoloc_fast.city.views import TIDY, Sizes  # noqa: E402
+from geoloc_fast.city.write import write_city  # noqa: E402
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, collate, finish  # noqa: E402
 from geoloc_fast.data.manifest import Manifest  # noqa: E402
 from geoloc_fast.data.prepare import Settings as PrepareSettings  # noqa: E402

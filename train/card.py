@@ -2,7 +2,7 @@
 
     python train/card.py --model geoloc_fast/assets/small.safetensors --manifest benchmark/ --pairs real_pairs/
 
-Beside every figure stands what one gets without learning anything (`geoloc_fast.data.city.floor`).
+Beside every figure stands what one gets without learning anything (`geoloc_fast.evaluation.floor`).
 
     benchmark   photos of the area test of a manifest against all its places; with synthetic street views in it, also
                 what they and other stand-ins are worth
@@ -27,10 +27,10 @@ from street import chosen_views
 from torch import Tensor
 
 from geoloc_fast.azimuth import azimuth_match, shift_to_heading
-from geoloc_fast.data.city import CityViews, make_city
-from geoloc_fast.data.city.floor import floors, ground_strip
+from geoloc_fast.city import CityViews, make_city
 from geoloc_fast.data.datasets import PhotoDataset, PlaceDataset, loader
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.evaluation.floor import floors, ground_strip
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.metrics import heading_error_deg
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
@@ -70,7 +70,7 @@ def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
 
 
 def floor(manifest: Manifest) -> dict[str, float]:
-    """R@1 in percent of the hand-made strips of `geoloc_fast.data.city.floor`."""
+    """R@1 in percent of the hand-made strips of `geoloc_fast.evaluation.floor`."""
     strips: dict[str, list[np.ndarray]] = {"satellite": [], "street": []}
     for batch in loader(PlaceDataset(manifest), 64):
         polar = polar_resample(batch["satellite"], (128, 512), column0_deg=180.0)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from geoloc_fast.data.city import CROWD
-from geoloc_fast.data.city.views import Sizes
-from geoloc_fast.data.city.write import write_city
+from geoloc_fast.city import CROWD
+from geoloc_fast.city.views import Sizes
+from geoloc_fast.city.write import write_city
 
 CAPTURE = replace(CROWD, missing=0.1, turned=0.0)
 SIZES = Sizes(satellite_px=160, panorama=(64, 256), photo=(96, 128))

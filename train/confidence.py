@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from geoloc_fast.city import CityViews, make_city
 from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
-from geoloc_fast.data.city import CityViews, make_city
 from geoloc_fast.demo import default_model, make_index
 from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from geoloc_fast.data.city import CityViews
+from geoloc_fast.city import CityViews
 from geoloc_fast.data.datasets import PlaceDataset
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.images.decode import decode_image, read_header

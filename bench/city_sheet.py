@@ -1,6 +1,6 @@
 """A contact sheet of the twelve styles, to look at.
 
-    python -m geoloc_fast.data.city.sheet docs/pictures/city_styles.jpg
+    python bench/city_sheet.py docs/pictures/city_styles.jpg
 
 Each place is its satellite image, its street panorama and a crowd photo. Yellow marks what the photo
 sees: a wedge from above, a bar over the panorama.
@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from geoloc_fast.data.city.scene import City
-from geoloc_fast.data.city.styles import STYLES
-from geoloc_fast.data.city.views import CROWD, FIELD_OF_VIEW, PlaceViews, Sizes, encode_jpeg, take
+from geoloc_fast.city.scene import City
+from geoloc_fast.city.styles import STYLES
+from geoloc_fast.city.views import CROWD, FIELD_OF_VIEW, PlaceViews, Sizes, encode_jpeg, take
 from geoloc_fast.files import write_atomically
 
 _SEED = 5

@@ -1,7 +1,7 @@
 """The cities that results are reported on, frozen.
 
-    python -m geoloc_fast.data.city.benchmark            # scenes, and two places of each city rendered
-    python -m geoloc_fast.data.city.benchmark --scenes   # scenes alone
+    python bench/city_benchmark.py            # scenes, and two places of each city rendered
+    python bench/city_benchmark.py --scenes   # scenes alone
 
 The hash of a scene covers everything drawn in metres, rounded to the centimetre: it depends on NumPy's
 random streams and on nothing else that may differ between machines. The hash of views covers rendered
@@ -18,9 +18,9 @@ import sys
 import cv2
 import numpy as np
 
-from geoloc_fast.data.city.scene import City
-from geoloc_fast.data.city.views import missing_street_views, take
-from geoloc_fast.data.city.write import CityRecipe, recipes
+from geoloc_fast.city.scene import City
+from geoloc_fast.city.views import missing_street_views, take
+from geoloc_fast.city.write import CityRecipe, recipes
 
 SEED, CITIES, PLACES = 2025, 12, 400
 SCENES = {

@@ -4,9 +4,9 @@ Everything is generated from a seed, so that the whole system can be trained, te
 any published data set. Results on it say nothing about real cities, and must be labelled synthetic.
 """
 
-from geoloc_fast.data.city.render import CLASSES
-from geoloc_fast.data.city.scene import City
-from geoloc_fast.data.city.styles import STYLES
-from geoloc_fast.data.city.views import CROWD, TIDY, Capture, CityViews, make_city
+from geoloc_fast.city.render import CLASSES
+from geoloc_fast.city.scene import City
+from geoloc_fast.city.styles import STYLES
+from geoloc_fast.city.views import CROWD, TIDY, Capture, CityViews, make_city
 
 __all__ = ["CLASSES", "CROWD", "STYLES", "TIDY", "Capture", "City", "CityViews", "make_city"]

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from geoloc_fast.data.city.render import (
+from geoloc_fast.city.render import (
     PERSON,
     ROAD,
     SATELLITE_SIDE_M,
@@ -25,8 +25,8 @@ from geoloc_fast.data.city.render import (
     photo_rays,
     satellite,
 )
-from geoloc_fast.data.city.scene import GRAIN_SIZE, PHOTO_OFFSET_M, City, generator
-from geoloc_fast.data.city.styles import STYLES, style_number, style_of
+from geoloc_fast.city.scene import GRAIN_SIZE, PHOTO_OFFSET_M, City, generator
+from geoloc_fast.city.styles import STYLES, style_number, style_of
 
 _STREAMS = {"satellite": 2, "panorama": 3, "photo": 4, "coverage": 5}  # of random numbers, beside the scene's
 FIRST_PHOTO = np.datetime64("2024-07-01")  # photos are taken in the year from here on

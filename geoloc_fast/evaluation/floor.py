@@ -1,6 +1,6 @@
 """How far one gets in a city without learning anything: what a model has to beat.
 
-    python -m geoloc_fast.data.city.floor --places 150 --seed 11 --style harbour
+    python -m geoloc_fast.evaluation.floor --places 150 --seed 11 --style harbour
 
 Two floors beside chance. Colour histograms know no geometry: where they do well, colour gives the
 places away. Hand-made features on azimuth strips (brightness, chroma and green excess of the lower half
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from geoloc_fast.data.city.views import CROWD, FIELD_OF_VIEW, CityViews, make_city
+from geoloc_fast.city.views import CROWD, FIELD_OF_VIEW, CityViews, make_city
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.polar import polar_resample

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from geoloc_fast.data.city.scene import (
+from geoloc_fast.city.scene import (
     ASPHALT,
     CAR,
     CELL_M,
@@ -32,7 +32,7 @@ from geoloc_fast.data.city.scene import (
     City,
     generator,
 )
-from geoloc_fast.data.city.styles import MIXED, Style
+from geoloc_fast.city.styles import MIXED, Style
 
 SATELLITE_SIDE_M = 50.0
 PANORAMA_EYE_M = 2.2

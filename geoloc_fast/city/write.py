@@ -23,10 +23,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from geoloc_fast.data.city.render import CLASSES, SATELLITE_SIDE_M
-from geoloc_fast.data.city.scene import City, generator
-from geoloc_fast.data.city.styles import STYLES
-from geoloc_fast.data.city.views import (
+from geoloc_fast.city.render import CLASSES, SATELLITE_SIDE_M
+from geoloc_fast.city.scene import City, generator
+from geoloc_fast.city.styles import STYLES
+from geoloc_fast.city.views import (
     CROWD,
     FIELD_OF_VIEW,
     Capture,

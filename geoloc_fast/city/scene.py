@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from geoloc_fast.data.city.styles import MIXED, Colour, Style, style_number, style_of
+from geoloc_fast.city.styles import MIXED, Colour, Style, style_number, style_of
 from geoloc_fast.geo.sphere import move_m
 
 CELL_M = 0.2
