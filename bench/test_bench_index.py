@@ -28,13 +28,13 @@ import torch
 from PIL import Image
 
 from geoloc_fast import StripBank, strip_topk
-from geoloc_fast.confidence import Confidence
 from geoloc_fast.demo import default_model
+from geoloc_fast.evaluation.metrics import one_percent
+from geoloc_fast.evaluation.protocol import PhotoBatch, measure
 from geoloc_fast.index import PlaceIndex
-from geoloc_fast.locate import Locator
-from geoloc_fast.metrics import one_percent
+from geoloc_fast.locate.confidence import Confidence
+from geoloc_fast.locate.locator import Locator
 from geoloc_fast.models import Geolocalizer
-from geoloc_fast.protocol import PhotoBatch, measure
 from geoloc_fast.testing import random_strips
 
 SHAPE = (16, 4, 16)

@@ -445,9 +445,9 @@ def locate(
 
     Example: geoloc-fast locate photo.jpg --index region.index --near lat=48.137,lon=11.575,metres=5000
     """
-    from geoloc_fast import answers
     from geoloc_fast.index import PlaceIndex
-    from geoloc_fast.locate import Locator
+    from geoloc_fast.locate import answers
+    from geoloc_fast.locate.locator import Locator
 
     output = "json" if as_json else output
     if output not in answers.FORMATS:
@@ -523,9 +523,9 @@ def evaluate_photos(
 
     Example: geoloc-fast evaluate region/ --index region.index --split test --report report.html
     """
-    from geoloc_fast.evaluate import Evaluation, evaluate, fov_label, neighbours_for, summary, views_of
+    from geoloc_fast.evaluation.evaluate import Evaluation, evaluate, fov_label, neighbours_for, summary, views_of
     from geoloc_fast.index import PlaceIndex
-    from geoloc_fast.locate import Answer, Locator
+    from geoloc_fast.locate.locator import Answer, Locator
 
     photos, known = _known_photos(manifest, split)
     opened, network, within = PlaceIndex.open(index), _model(model), _region(box, near)
@@ -554,7 +554,7 @@ def evaluate_photos(
             )
     metrics = {title: result.metrics() for title, result in found.items()}
     if report is not None:
-        from geoloc_fast.report import ManifestPictures, write_report
+        from geoloc_fast.evaluation.report import ManifestPictures, write_report
 
         title, first = next(iter(views.items()))
         write_report(
@@ -596,9 +596,9 @@ def fit_confidence_of_model(
     """
     import numpy as np
 
-    from geoloc_fast.confidence import Confidence
-    from geoloc_fast.evaluate import contents, fit_confidence
+    from geoloc_fast.evaluation.evaluate import contents, fit_confidence
     from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.locate.confidence import Confidence
 
     photos, known = _known_photos(manifest, split)
     opened, network = PlaceIndex.open(index), _model(model)
@@ -651,8 +651,8 @@ def _model(path: Path | None) -> Any:
 
 
 def _confidence(path: Path | None, network: Any) -> Any:
-    from geoloc_fast.confidence import Confidence
     from geoloc_fast.demo import default_model
+    from geoloc_fast.locate.confidence import Confidence
 
     beside = Confidence.path_for(path or default_model())
     if not beside.exists():

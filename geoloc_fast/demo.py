@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from geoloc_fast import polar_resample
 from geoloc_fast.city import CityViews, make_city
-from geoloc_fast.confidence import RIGHT_M, Confidence
-from geoloc_fast.evaluate import RECALL_K, evaluate, neighbours_for
+from geoloc_fast.evaluation.evaluate import RECALL_K, evaluate, neighbours_for
+from geoloc_fast.evaluation.report import CityPictures, write_report
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.index import PlaceIndex
-from geoloc_fast.locate import Answer, Locator
+from geoloc_fast.locate.confidence import RIGHT_M, Confidence
+from geoloc_fast.locate.locator import Answer, Locator
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer
-from geoloc_fast.report import CityPictures, write_report
 
 
 def default_model() -> Path:

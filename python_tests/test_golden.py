@@ -22,7 +22,7 @@ from geoloc_fast.city.write import write_city
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.demo import default_model, run_demo
 from geoloc_fast.index import PlaceIndex
-from geoloc_fast.locate import Locator
+from geoloc_fast.locate.locator import Locator
 from geoloc_fast.models import Geolocalizer
 
 HERE = Path(__file__).resolve().parent

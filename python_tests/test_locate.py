@@ -20,21 +20,21 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from geoloc_fast.answers import as_dict, as_feature, as_line, locate_folder
 from geoloc_fast.build import add_places
 from geoloc_fast.city import make_city
 from geoloc_fast.city.views import Sizes
 from geoloc_fast.city.write import write_city
 from geoloc_fast.cli import main
-from geoloc_fast.confidence import FEATURES, Confidence, ConfidenceError, calibration_error, ranking_quality
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.demo import default_model, make_index
-from geoloc_fast.evaluate import evaluate, fov_label, summary
+from geoloc_fast.evaluation.evaluate import evaluate, fov_label, summary
 from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.index import Neighbours, OtherModelError, PlaceIndex, PlaceIndexError
-from geoloc_fast.locate import SPACING_M, Answer, Locator, candidates_of
+from geoloc_fast.locate.answers import as_dict, as_feature, as_line, locate_folder
+from geoloc_fast.locate.confidence import FEATURES, Confidence, ConfidenceError, calibration_error, ranking_quality
+from geoloc_fast.locate.locator import SPACING_M, Answer, Locator, candidates_of
 from geoloc_fast.models import Geolocalizer
 from geoloc_fast.testing import random_strips
 

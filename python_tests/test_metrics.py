@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from geoloc_fast.geo.sphere import move_m
-from geoloc_fast.metrics import (
+from geoloc_fast.evaluation.metrics import (
     heading_error_deg,
     inception_score,
     kl_score,
@@ -18,6 +17,7 @@ from geoloc_fast.metrics import (
     sharpness_difference,
     ssim,
 )
+from geoloc_fast.geo.sphere import move_m
 
 
 def line(metres: list[float]) -> tuple[torch.Tensor, torch.Tensor]:

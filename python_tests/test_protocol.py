@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from geoloc_fast import StripBank, azimuth_match, shift_to_heading
+from geoloc_fast.evaluation.protocol import PhotoBatch, measure, table
 from geoloc_fast.geo.sphere import great_circle_m, move_m
-from geoloc_fast.protocol import PhotoBatch, measure, table
 
 PLACES, PHOTOS = 150, 40
 
@@ -137,7 +137,7 @@ import sys
 import numpy as np
 import torch
 from geoloc_fast import StripBank
-from geoloc_fast.protocol import PhotoBatch, measure
+from geoloc_fast.evaluation.protocol import PhotoBatch, measure
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from geoloc_fast.evaluate import Evaluation
+from geoloc_fast.evaluation.evaluate import Evaluation
+from geoloc_fast.evaluation.report import page, write_report
+from geoloc_fast.evaluation.report.pictures import COLUMN0_DEG, Tile
+from geoloc_fast.evaluation.report.views import mosaic, polar_window, street_window
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.index import Neighbours, PlaceIndex
-from geoloc_fast.locate import Answer, Candidate
-from geoloc_fast.report import page, write_report
-from geoloc_fast.report.pictures import COLUMN0_DEG, Tile
-from geoloc_fast.report.views import mosaic, polar_window, street_window
+from geoloc_fast.locate.locator import Answer, Candidate
 from geoloc_fast.testing import random_strips
 
 HOSTILE = (

@@ -35,11 +35,11 @@ from geoloc_fast.data.prepare import prepare
 from geoloc_fast.data.show import contact_sheet
 from geoloc_fast.data.street_views import StreetViewDataset, learnable
 from geoloc_fast.demo import default_model
+from geoloc_fast.evaluation.report.pictures import ManifestPictures
 from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.images.satellite import satellite_square
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.models import Geolocalizer, PanoGAN, PanoGANConfig
-from geoloc_fast.report.pictures import ManifestPictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -31,11 +31,11 @@ from geoloc_fast.city import CityViews, make_city
 from geoloc_fast.data.datasets import PhotoDataset, PlaceDataset, loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.evaluation.floor import floors, ground_strip
+from geoloc_fast.evaluation.metrics import heading_error_deg
+from geoloc_fast.evaluation.protocol import PhotoBatch, measure
 from geoloc_fast.images.cylindrical import to_cylindrical
-from geoloc_fast.metrics import heading_error_deg
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.polar import polar_resample
-from geoloc_fast.protocol import PhotoBatch, measure
 from geoloc_fast.retrieval import StripBank
 
 CITY, PLACES, FOV_DEG = 10_000, 800, (50.0, 130.0)

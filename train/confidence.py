@@ -22,13 +22,13 @@ import torch
 from tqdm import tqdm
 
 from geoloc_fast.city import CityViews, make_city
-from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
 from geoloc_fast.demo import default_model, make_index
 from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.index import Neighbours, PlaceIndex
-from geoloc_fast.locate import NEIGHBOURS, RADIUS_HOLDS, Locator, candidates_of, features_of
+from geoloc_fast.locate.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
+from geoloc_fast.locate.locator import NEIGHBOURS, RADIUS_HOLDS, Locator, candidates_of, features_of
 from geoloc_fast.models import Geolocalizer
 
 FIRST_SEED = 30_000  # training cities begin at 1, those of evaluation at 10 000, the demonstration is 20 000

@@ -41,10 +41,10 @@ from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.sampling import PlaceBatches
 from geoloc_fast.data.street_views import StreetViewDataset, learnable
+from geoloc_fast.evaluation.metrics import psnr, sharpness_difference, ssim
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.losses import adversarial
-from geoloc_fast.metrics import psnr, sharpness_difference, ssim
 from geoloc_fast.models.panogan import PanoGAN, PanoGANConfig, to_bytes, to_signed
 
 _SAMPLES = 6

@@ -4,7 +4,7 @@
     ... --where area=test --column0 true_column0_deg --classifier weights.safetensors --classifier-name resnet50
 
 The satellite image in polar form is a row of its own: it costs nothing. SSIM, PSNR and sharpness difference are of
-`geoloc_fast.metrics`. Inception score (over all classes, the likeliest, the likeliest five), accuracy and KL are those
+`geoloc_fast.evaluation.metrics`. Inception score (over all classes, the likeliest, the likeliest five), accuracy and KL are those
 of a classifier, a timm model whose weights are given; it sees images scaled to its own size. The row of the real street
 views then has their inception score.
 
@@ -36,9 +36,16 @@ from torch import Tensor
 from geoloc_fast import azimuth_match
 from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.evaluation.metrics import (
+    inception_score,
+    kl_score,
+    prediction_accuracy,
+    psnr,
+    sharpness_difference,
+    ssim,
+)
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import generator_of
-from geoloc_fast.metrics import inception_score, kl_score, prediction_accuracy, psnr, sharpness_difference, ssim
 from geoloc_fast.models import BundleError, Geolocalizer, PanoGAN
 from geoloc_fast.models.panogan import PanoGANConfig
 from geoloc_fast.polar import polar_resample

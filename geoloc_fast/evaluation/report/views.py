@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import torch
 
+from geoloc_fast.evaluation.report.pictures import COLUMN0_DEG, Tile
 from geoloc_fast.polar import polar_resample
-from geoloc_fast.report.pictures import COLUMN0_DEG, Tile
 
 __all__ = ["data_uri", "mosaic", "polar_window", "street_window"]
 

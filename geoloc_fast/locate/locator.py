@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoloc_fast.confidence import FEATURES, Confidence
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.geo.sphere import great_circle_m, move_m, offset_m
 from geoloc_fast.images.cylindrical import pixels_across, to_cylindrical
@@ -31,6 +30,7 @@ from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.exif import PhotoExif, parse_exif
 from geoloc_fast.images.storage import MAX_FILE_BYTES, ImageError
 from geoloc_fast.index import Neighbours, PlaceIndex, PlaceIndexError
+from geoloc_fast.locate.confidence import FEATURES, Confidence
 from geoloc_fast.models import Geolocalizer
 
 __all__ = [

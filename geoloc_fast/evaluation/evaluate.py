@@ -1,6 +1,6 @@
 """How good a locator's answers are, on photos of known position; one photo after the other, so memory does not grow.
 
-How the places were ranked is measured as `geoloc_fast.protocol` does it; beside it stands what became of the ranking:
+How the places were ranked is measured as `geoloc_fast.evaluation.protocol` does it; beside it stands what became of the ranking:
 the answers, how sure they were, and how long they took. Every photo stays in every denominator: one that cannot be read
 is wrong, and so is one with no place in range.
 """
@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geoloc_fast.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
 from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.evaluation.metrics import heading_error_deg, one_percent
+from geoloc_fast.evaluation.protocol import RADII_M, Measured, Near, table
 from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG
 from geoloc_fast.images.storage import ImageError
 from geoloc_fast.index import PlaceIndex
-from geoloc_fast.locate import NEIGHBOURS, Answer, AzimuthColumns, Image, Locator, usable_fov
-from geoloc_fast.metrics import heading_error_deg, one_percent
+from geoloc_fast.locate.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
+from geoloc_fast.locate.locator import NEIGHBOURS, Answer, AzimuthColumns, Image, Locator, usable_fov
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
-from geoloc_fast.protocol import RADII_M, Measured, Near, table
 
 __all__ = [
     "RECALL_K", "Evaluation", "Views", "contents", "evaluate", "fit_confidence", "fov_label", "neighbours_for",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geoloc_fast.files import write_atomically
-from geoloc_fast.locate import Answer, Candidate, Locator
+from geoloc_fast.locate.locator import Answer, Candidate, Locator
 
 __all__ = [
     "FORMATS",

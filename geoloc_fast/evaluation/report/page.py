@@ -23,16 +23,9 @@ from bokeh.embed import json_item
 from bokeh.resources import Resources
 from tqdm import tqdm
 
-from geoloc_fast.answers import printable
-from geoloc_fast.confidence import RIGHT_M
-from geoloc_fast.evaluate import Evaluation
-from geoloc_fast.files import write_atomically
-from geoloc_fast.geo.regions import Region
-from geoloc_fast.geo.sphere import great_circle_m, offset_m
-from geoloc_fast.index import PlaceIndex
-from geoloc_fast.locate import Answer
-from geoloc_fast.metrics import heading_error_deg
-from geoloc_fast.report.figures import (
+from geoloc_fast.evaluation.evaluate import Evaluation
+from geoloc_fast.evaluation.metrics import heading_error_deg
+from geoloc_fast.evaluation.report.figures import (
     CLASSES,
     COLOURS,
     latency_figure,
@@ -40,8 +33,15 @@ from geoloc_fast.report.figures import (
     recall_figure,
     reliability_figure,
 )
-from geoloc_fast.report.pictures import Pictures
-from geoloc_fast.report.views import data_uri, mosaic, polar_window, street_window
+from geoloc_fast.evaluation.report.pictures import Pictures
+from geoloc_fast.evaluation.report.views import data_uri, mosaic, polar_window, street_window
+from geoloc_fast.files import write_atomically
+from geoloc_fast.geo.regions import Region
+from geoloc_fast.geo.sphere import great_circle_m, offset_m
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.locate.answers import printable
+from geoloc_fast.locate.confidence import RIGHT_M
+from geoloc_fast.locate.locator import Answer
 
 __all__ = ["CARDS", "write_report"]
 
@@ -157,7 +157,7 @@ def write_report(
 
 
 def _own(name: str) -> str:
-    return (resources.files("geoloc_fast.report") / name).read_text(encoding="utf-8")
+    return (resources.files("geoloc_fast.evaluation.report") / name).read_text(encoding="utf-8")
 
 
 def _sha256(script: str) -> str:

@@ -26,7 +26,7 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from geoloc_fast.evaluate import Evaluation
+from geoloc_fast.evaluation.evaluate import Evaluation
 
 __all__ = ["CLASSES", "COLOURS", "latency_figure", "map_figure", "recall_figure", "reliability_figure"]
 

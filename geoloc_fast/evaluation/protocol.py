@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from geoloc_fast.azimuth import shift_to_heading
+from geoloc_fast.evaluation.metrics import heading_error_deg, one_percent
 from geoloc_fast.geo.sphere import great_circle_m, latitude_band_deg
-from geoloc_fast.metrics import heading_error_deg, one_percent
 from geoloc_fast.retrieval import MAX_K, StripBank, StripTopK, strip_topk
 
 __all__ = ["Measured", "Near", "PhotoBatch", "measure", "table"]
