@@ -19,7 +19,7 @@ import numpy as np
 
 from geoloc_fast.city import make_city
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.prepare import Settings, prepare
+from geoloc_fast.region.prepare import Settings, prepare
 
 DISTINCT = 100
 

@@ -158,8 +158,8 @@ def prepare(
 
     Example: geoloc-fast prepare region/ ready/ --zoom 20
     """
-    from geoloc_fast.data.prepare import Settings
-    from geoloc_fast.data.prepare import prepare as run
+    from geoloc_fast.region.prepare import Settings
+    from geoloc_fast.region.prepare import prepare as run
 
     with _arguments():
         settings = Settings(
@@ -184,8 +184,8 @@ def show(
 
     Example: geoloc-fast show ready/ --out sheet.png
     """
-    from geoloc_fast.data.show import SUFFIXES
-    from geoloc_fast.data.show import show as run
+    from geoloc_fast.region.show import SUFFIXES
+    from geoloc_fast.region.show import show as run
 
     if out.suffix.lower() not in SUFFIXES:
         raise typer.BadParameter(f"--out: expected a .png or .jpg file, got {str(out)!r}")
@@ -213,7 +213,7 @@ def synthesize(
     import datetime
 
     from geoloc_fast.models import PanoGAN
-    from geoloc_fast.synthesize import synthesize as run
+    from geoloc_fast.region.synthesize import synthesize as run
 
     with _arguments():
         when = None if date is None else datetime.date.fromisoformat(date)
@@ -673,8 +673,8 @@ def _region(box: str | None, near: str | None) -> Any:
 
 
 def _add(places: Any, index: Path, network: Any, as_json: bool) -> None:
-    from geoloc_fast.build import add_places
     from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.region.encode import add_places
 
     with PlaceIndex.open(index, "write", model=network.fingerprint) as opened:
         with _bar(places.places.num_rows, "places") as bar:

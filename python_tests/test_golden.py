@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from geoloc_fast.build import add_places
 from geoloc_fast.city.views import Sizes
 from geoloc_fast.city.write import write_city
 from geoloc_fast.data.manifest import Manifest
@@ -24,6 +23,7 @@ from geoloc_fast.demo import default_model, run_demo
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate.locator import Locator
 from geoloc_fast.models import Geolocalizer
+from geoloc_fast.region.encode import add_places
 
 HERE = Path(__file__).resolve().parent
 TRAIN = HERE.parent / "train"

@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from geoloc_fast.build import add_places
 from geoloc_fast.city import make_city
 from geoloc_fast.city.views import Sizes
 from geoloc_fast.city.write import write_city
@@ -36,6 +35,7 @@ from geoloc_fast.locate.answers import as_dict, as_feature, as_line, locate_fold
 from geoloc_fast.locate.confidence import FEATURES, Confidence, ConfidenceError, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import SPACING_M, Answer, Locator, candidates_of
 from geoloc_fast.models import Geolocalizer
+from geoloc_fast.region.encode import add_places
 from geoloc_fast.testing import random_strips
 
 PLACES = 24
@@ -428,8 +428,8 @@ def test_another_model_and_an_empty_index_are_refused(index: PlaceIndex, model: 
 def test_an_interrupted_build_is_gone_on_with(
     city: Manifest, index: PlaceIndex, model: Geolocalizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geoloc_fast.build.BATCH", 5)
-    monkeypatch.setattr("geoloc_fast.build.COMMIT_PLACES", 5)
+    monkeypatch.setattr("geoloc_fast.region.encode.BATCH", 5)
+    monkeypatch.setattr("geoloc_fast.region.encode.COMMIT_PLACES", 5)
     calls = []
 
     def progress(count: int) -> None:

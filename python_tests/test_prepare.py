@@ -20,16 +20,16 @@ import torch
 
 import geoloc_fast
 from geoloc_fast.city import CityViews, make_city
-from geoloc_fast.data import prepare as module
 from geoloc_fast.data.cache import CacheError, StripCache
 from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.prepare import PrepareError, Settings, prepare
 from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.images.calibration import calibrate
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.images.satellite import crop_satellite
+from geoloc_fast.region import prepare as module
+from geoloc_fast.region.prepare import PrepareError, Settings, prepare
 
 SIZE = (64, 256)
 SMALL = Settings(size=SIZE, satellite_px=128, image_format="png")
@@ -353,7 +353,7 @@ def test_two_workers_give_the_same_bytes(many: Path, whole: Path, tmp_path: Path
 def test_killed_and_resumed_gives_the_same_bytes(many: Path, whole: Path, tmp_path: Path, after: int) -> None:
     out = tmp_path / "out"
     code = (
-        "from geoloc_fast.data import prepare as p\n"
+        "from geoloc_fast.region import prepare as p\n"
         "import sys, time\n"
         "run = p._run\n"
         "p._run = lambda shard: (time.sleep(0.15), run(shard))[1]\n"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from geoloc_fast.city import CityViews, make_city
-from geoloc_fast.data import show as module
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.prepare import Settings, prepare
-from geoloc_fast.data.show import contact_sheet, show
 from geoloc_fast.geo.sphere import move_m
+from geoloc_fast.region import show as module
+from geoloc_fast.region.prepare import Settings, prepare
+from geoloc_fast.region.show import contact_sheet, show
 
 WIDTH = module._PHOTO[0] + module._SATELLITE + module._STRIP[0] + 4 * module._GAP
 TILE = module._TITLE + 3 * (module._STRIP[1] + module._LABEL) + 2 * module._GAP

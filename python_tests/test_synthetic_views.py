@@ -24,15 +24,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from geoloc_fast import cli, synthesize
-from geoloc_fast.build import add_places
 from geoloc_fast.city.views import TIDY, Sizes
 from geoloc_fast.city.write import write_city
 from geoloc_fast.data.availability import real_street_views
 from geoloc_fast.data.datasets import PlaceDataset
 from geoloc_fast.data.manifest import Manifest, ManifestError
-from geoloc_fast.data.prepare import Settings as PrepareSettings
-from geoloc_fast.data.prepare import prepare
-from geoloc_fast.data.show import contact_sheet
 from geoloc_fast.data.street_views import StreetViewDataset, learnable
 from geoloc_fast.demo import default_model
 from geoloc_fast.evaluation.report.pictures import ManifestPictures
@@ -40,6 +36,10 @@ from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.images.satellite import satellite_square
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.models import Geolocalizer, PanoGAN, PanoGANConfig
+from geoloc_fast.region.encode import add_places
+from geoloc_fast.region.prepare import Settings as PrepareSettings
+from geoloc_fast.region.prepare import prepare
+from geoloc_fast.region.show import contact_sheet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -43,13 +43,13 @@ from geoloc_fast.city.views import TIDY, Sizes  # noqa: E402
 from geoloc_fast.city.write import write_city  # noqa: E402
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, collate, finish  # noqa: E402
 from geoloc_fast.data.manifest import Manifest  # noqa: E402
-from geoloc_fast.data.prepare import Settings as PrepareSettings  # noqa: E402
-from geoloc_fast.data.prepare import prepare  # noqa: E402
 from geoloc_fast.geo.sphere import great_circle_m  # noqa: E402
 from geoloc_fast.images.augment import Augmentation, generator_of  # noqa: E402
 from geoloc_fast.losses import info_nce  # noqa: E402
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig  # noqa: E402
 from geoloc_fast.ops.choose import force_backend  # noqa: E402
+from geoloc_fast.region.prepare import Settings as PrepareSettings  # noqa: E402
+from geoloc_fast.region.prepare import prepare  # noqa: E402
 
 pytestmark = pytest.mark.checkout
 
