@@ -45,7 +45,7 @@ from geoloc_fast.evaluation.metrics import psnr, sharpness_difference, ssim
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.losses import adversarial
-from geoloc_fast.models.panogan import PanoGAN, PanoGANConfig, to_bytes, to_signed
+from geoloc_fast.models.panogan.model import PanoGAN, PanoGANConfig, to_bytes, to_signed
 
 _SAMPLES = 6
 _MEASURES = {"psnr": psnr, "ssim": ssim, "sharpness_difference": sharpness_difference}

@@ -32,7 +32,7 @@ from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.augment import generator_of
 from geoloc_fast.losses import info_nce, shift_cross_entropy, soft_margin_triplet, triplet
 from geoloc_fast.models import Geolocalizer
-from geoloc_fast.models.encoder import normalise_strip
+from geoloc_fast.models.geolocalizer.encoder import normalise_strip
 from geoloc_fast.ops import gumbel_noise
 
 KINDS = ("info_nce", "decoupled", "triplet", "soft_margin_triplet")

@@ -47,7 +47,7 @@ from geoloc_fast.evaluation.metrics import (
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import generator_of
 from geoloc_fast.models import BundleError, Geolocalizer, PanoGAN
-from geoloc_fast.models.panogan import PanoGANConfig
+from geoloc_fast.models.panogan.model import PanoGANConfig
 from geoloc_fast.polar import polar_resample
 
 _BATCH = 8

@@ -4,15 +4,15 @@ Imports timm, which `import geoloc_fast` alone never does.
 """
 
 from geoloc_fast.models.bundle import BundleError
-from geoloc_fast.models.circular import circular_twin
-from geoloc_fast.models.encoder import IMAGE_MEAN, IMAGE_STD, Encoder
-from geoloc_fast.models.fusion import AFF, AWA, FCL, FUSIONS, IAFF, MSCAM, Concat
-from geoloc_fast.models.geolocalizer import (
+from geoloc_fast.models.geolocalizer.circular import circular_twin
+from geoloc_fast.models.geolocalizer.encoder import IMAGE_MEAN, IMAGE_STD, Encoder
+from geoloc_fast.models.geolocalizer.fusion import AFF, AWA, FCL, FUSIONS, IAFF, MSCAM, Concat
+from geoloc_fast.models.geolocalizer.model import (
     Geolocalizer,
     GeolocalizerConfig,
     PhotoStrips,
 )
-from geoloc_fast.models.panogan import PanoGAN, PanoGANConfig
+from geoloc_fast.models.panogan.model import PanoGAN, PanoGANConfig
 
 __all__ = [
     "AFF",

@@ -39,7 +39,7 @@ from geoloc_fast.files import write_atomically
 from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.satellite import satellite_square
 from geoloc_fast.images.storage import ImageError
-from geoloc_fast.models.panogan import PanoGAN
+from geoloc_fast.models.panogan.model import PanoGAN
 
 __all__ = ["FOLDER", "Synthesized", "synthesize"]
 

@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from geoloc_fast.models.encoder import normalise_strip
+from geoloc_fast.models.geolocalizer.encoder import normalise_strip
 
 __all__ = ["AFF", "AWA", "FCL", "FUSIONS", "IAFF", "MSCAM", "Concat"]
 

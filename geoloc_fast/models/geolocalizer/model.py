@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geoloc_fast.models.bundle import load_bundle, write_bundle
-from geoloc_fast.models.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, normalise_image
-from geoloc_fast.models.fusion import FUSIONS
+from geoloc_fast.models.geolocalizer.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, normalise_image
+from geoloc_fast.models.geolocalizer.fusion import FUSIONS
 
 __all__ = ["Geolocalizer", "GeolocalizerConfig", "PhotoStrips"]
 
@@ -58,7 +58,7 @@ class GeolocalizerConfig:
     """"all": one encoder for photo, panorama and polar satellite image; "references": one for photos, one for
     the two images of a place; "none": three."""
     fusion: str = "iaff"
-    """How the strips of a place's two images become one: a name of `geoloc_fast.models.fusion`."""
+    """How the strips of a place's two images become one: a name of `geoloc_fast.models.geolocalizer.fusion`."""
     sources: str = "both"
     """What a place is encoded from: "both", "satellite" or "street"."""
     column0_deg: float = 180.0
@@ -113,7 +113,7 @@ class Geolocalizer(nn.Module):
     """Encodes places and photos; matching, search and headings are the azimuth operators' work.
 
     Images are uint8, or floating point normalised with `IMAGE_MEAN` and `IMAGE_STD` (see
-    `geoloc_fast.models.encoder`). What a photo does not see is black.
+    `geoloc_fast.models.geolocalizer.encoder`). What a photo does not see is black.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""PanoGAN: street views of satellite images. Begin with `model`."""
