@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from geoloc_fast.losses import adversarial, info_nce, shift_cross_entropy, soft_margin_triplet, triplet
+from geoloc_fast.training.losses import adversarial, info_nce, shift_cross_entropy, soft_margin_triplet, triplet
 
 
 def one_way(

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from geoloc_fast import StripBank, azimuth_match
-from geoloc_fast.data.sampling import PlaceBatches, most_similar, nearest_on_ground
 from geoloc_fast.geo.sphere import great_circle_m, move_m
+from geoloc_fast.training.sampling import PlaceBatches, most_similar, nearest_on_ground
 
 
 def spread(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,11 +45,11 @@ from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, c
 from geoloc_fast.data.manifest import Manifest  # noqa: E402
 from geoloc_fast.geo.sphere import great_circle_m  # noqa: E402
 from geoloc_fast.images.augment import Augmentation, generator_of  # noqa: E402
-from geoloc_fast.losses import info_nce  # noqa: E402
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig  # noqa: E402
 from geoloc_fast.ops.choose import force_backend  # noqa: E402
 from geoloc_fast.region.prepare import Settings as PrepareSettings  # noqa: E402
 from geoloc_fast.region.prepare import prepare  # noqa: E402
+from geoloc_fast.training.losses import info_nce  # noqa: E402
 
 pytestmark = pytest.mark.checkout
 
@@ -133,7 +133,7 @@ def test_a_step_is_the_sum_of_its_losses() -> None:
     photo = model.encode_photo(batch["photo"], batch["photo_width"])
     noise = steps._window_noise(how, 7, 8, 8, 8, places)
     from geoloc_fast import azimuth_match
-    from geoloc_fast.losses import shift_cross_entropy
+    from geoloc_fast.training.losses import shift_cross_entropy
 
     match = azimuth_match(
         photo.strips, places, query_width=photo.width, select="gumbel", scale=model.scale, noise=noise

@@ -55,13 +55,13 @@ from tqdm import tqdm
 from geoloc_fast import StripBank
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, assign_places, finish, loader
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.sampling import PlaceBatches, most_similar, nearest_on_ground
 from geoloc_fast.evaluation.protocol import HEADING_DEG, RADII_M, PhotoBatch, measure, table
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig, PhotoStrips
 from geoloc_fast.ops.choose import force_backend
 from geoloc_fast.polar import polar_resample
+from geoloc_fast.training.sampling import PlaceBatches, most_similar, nearest_on_ground
 
 _FORMAT = "geoloc_fast.training.2"
 _ENCODE_BATCH = 64

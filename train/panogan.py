@@ -39,13 +39,13 @@ from torch import Tensor
 from geoloc_fast.data.availability import MAX_AGE_DAYS, real_street_views
 from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.data.sampling import PlaceBatches
 from geoloc_fast.data.street_views import StreetViewDataset, learnable
 from geoloc_fast.evaluation.metrics import psnr, sharpness_difference, ssim
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import Augmentation
-from geoloc_fast.losses import adversarial
 from geoloc_fast.models.panogan.model import PanoGAN, PanoGANConfig, to_bytes, to_signed
+from geoloc_fast.training.losses import adversarial
+from geoloc_fast.training.sampling import PlaceBatches
 
 _SAMPLES = 6
 _MEASURES = {"psnr": psnr, "ssim": ssim, "sharpness_difference": sharpness_difference}

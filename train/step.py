@@ -30,10 +30,10 @@ from geoloc_fast import azimuth_match
 from geoloc_fast.azimuth import AzimuthMatch
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.augment import generator_of
-from geoloc_fast.losses import info_nce, shift_cross_entropy, soft_margin_triplet, triplet
 from geoloc_fast.models import Geolocalizer
 from geoloc_fast.models.geolocalizer.encoder import normalise_strip
 from geoloc_fast.ops import gumbel_noise
+from geoloc_fast.training.losses import info_nce, shift_cross_entropy, soft_margin_triplet, triplet
 
 KINDS = ("info_nce", "decoupled", "triplet", "soft_margin_triplet")
 SELECT = ("gumbel", "correlation", "cosine", "fixed")  # fixed: the middle of every strip, without matching

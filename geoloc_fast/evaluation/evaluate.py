@@ -1,6 +1,6 @@
 """How good a locator's answers are, on photos of known position; one photo after the other, so memory does not grow.
 
-How the places were ranked is measured as `geoloc_fast.evaluation.protocol` does it; beside it stands what became of the ranking:
+How the places were ranked is measured as `protocol` does it; beside it stands what became of the ranking:
 the answers, how sure they were, and how long they took. Every photo stays in every denominator: one that cannot be read
 is wrong, and so is one with no place in range.
 """

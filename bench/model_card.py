@@ -1,6 +1,6 @@
 """The figures of a model's card: synthetic cities it never saw, and real pairs where they are at hand.
 
-    python train/card.py --model geoloc_fast/assets/small.safetensors --manifest benchmark/ --pairs real_pairs/
+    python bench/model_card.py --model geoloc_fast/assets/small.safetensors --manifest benchmark/ --pairs real_pairs/
 
 Beside every figure stands what one gets without learning anything (`geoloc_fast.evaluation.floor`).
 

@@ -1,10 +1,10 @@
 """How alike are generated and real street views? Prints table B1 of the main paper for models of one's own.
 
-    python train/street_view_table.py benchmark/ panogan=runs/panogan/model.safetensors pix2pix=runs/pix2pix/...
+    python bench/street_view_table.py benchmark/ panogan=runs/panogan/model.safetensors pix2pix=runs/pix2pix/...
     ... --where area=test --column0 true_column0_deg --classifier weights.safetensors --classifier-name resnet50
 
 The satellite image in polar form is a row of its own: it costs nothing. SSIM, PSNR and sharpness difference are of
-`geoloc_fast.evaluation.metrics`. Inception score (over all classes, the likeliest, the likeliest five), accuracy and KL are those
+`evaluation.metrics`. Inception score (over all classes, the likeliest, the likeliest five), accuracy and KL are those
 of a classifier, a timm model whose weights are given; it sees images scaled to its own size. The row of the real street
 views then has their inception score.
 

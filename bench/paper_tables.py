@@ -1,10 +1,10 @@
 """The tables of the main paper, at a scale of one's own: a table is a list of runs and a way to print them.
 
     geoloc-fast city make benchmark/ --places 400 --cities 12 --seed 2025     # or any manifest
-    python train/tables.py run 6 --manifest benchmark/ --out runs/            # all runs of table 6
-    python train/tables.py run all --manifest benchmark/ --out runs/ --jobs 2
-    python train/tables.py time --out runs/                                   # table C1's, when nothing else runs
-    python train/tables.py page --out runs/                                   # docs/paper_tables.md
+    python bench/paper_tables.py run 6 --manifest benchmark/ --out runs/            # all runs of table 6
+    python bench/paper_tables.py run all --manifest benchmark/ --out runs/ --jobs 2
+    python bench/paper_tables.py time --out runs/                                   # table C1's, when nothing else runs
+    python bench/paper_tables.py page --out runs/                                   # docs/paper_tables.md
 
 Every run is a training with `geoloc.py` and an evaluation, and leaves `<variant>.<protocol>.<seed>.json`; one that is
 there is not done again, and one that was interrupted goes on. Tables share runs: "ours" is in nearly all of them. The
@@ -71,9 +71,9 @@ COMMANDS = (
     "python train/panogan.py train/configs/panogan_small.yaml data.manifest=benchmark/ train.evaluate_every=0 "
     "out=runs/panogan",
     "geoloc-fast synthesize benchmark/ --model runs/panogan/model.safetensors --date 2025-01-01",
-    "python train/tables.py run all --manifest benchmark/ --out runs/ --jobs 2",
-    "python train/tables.py time --out runs/",
-    "python train/tables.py page --out runs/",
+    "python bench/paper_tables.py run all --manifest benchmark/ --out runs/ --jobs 2",
+    "python bench/paper_tables.py time --out runs/",
+    "python bench/paper_tables.py page --out runs/",
 )
 
 # What each variant changes of the configuration; a value replaces what was there, dictionaries too.
@@ -264,7 +264,7 @@ TABLES: dict[str, Table] = {
             Row("ConvNeXt, shared by satellite and street view", "share_references", (51.62,)),
             Row("ConvNeXt, shared by all: the paper's choice", "share_all", (54.27,)),
         ),
-        "Times: `python train/tables.py time --out runs/`, one core, all models in turn. "
+        "Times: `python bench/paper_tables.py time --out runs/`, one core, all models in turn. "
         "The backbones are of the size of this scale, not the paper's. MobileNetV4 and EfficientNet have norms over "
         "the batch. VGG16 has no form of this size in timm that gives a map of stride 16, and a ViT's positions break "
         "the circle. The last three rows begin with the model that ships, which shares nothing: those that share, with "
@@ -493,7 +493,7 @@ def section(number: str, done: dict[Run, dict[str, Any]], out: Path) -> list[str
     page = [f"## Table {number}: {table.title}", ""]
     wanted = list(table.runs())
     if wanted:
-        page += [f"`python train/tables.py run {number} --manifest benchmark/ --out runs/`", ""]
+        page += [f"`python bench/paper_tables.py run {number} --manifest benchmark/ --out runs/`", ""]
     if table.note:
         page += [table.note, ""]
     more = MORE_COLUMNS.get(number, {})
