@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import geoloc
 import numpy as np
 import torch
-from street import chosen_views
 from torch import Tensor
 
 from geoloc_fast.azimuth import azimuth_match, shift_to_heading
@@ -37,6 +35,8 @@ from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.retrieval import StripBank
+from geoloc_fast.training import trainer as geoloc
+from geoloc_fast.training.street_choice import chosen_views
 
 CITY, PLACES, FOV_DEG = 10_000, 800, (50.0, 130.0)
 TRIED_DEG = (60.0, 80.0, 100.0, 120.0)

@@ -32,12 +32,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import geoloc
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from omegaconf import OmegaConf
-from street import chosen_views
 from tqdm import tqdm
 
 from geoloc_fast.data.availability import real_street_views
@@ -47,6 +45,8 @@ from geoloc_fast.files import write_atomically
 from geoloc_fast.images.calibration import calibrate
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.polar import polar_resample
+from geoloc_fast.training import trainer as geoloc
+from geoloc_fast.training.street_choice import chosen_views
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, PAGE, RUNS = ROOT / "train/configs/tables.yaml", ROOT / "docs/paper_tables.md", ROOT / "bench/results/tables"

@@ -30,7 +30,6 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-from panogan import DataSettings, Settings, chosen, sample_sheet, street_views
 from torch import Tensor
 
 from geoloc_fast import azimuth_match
@@ -49,6 +48,7 @@ from geoloc_fast.images.augment import generator_of
 from geoloc_fast.models import BundleError, Geolocalizer, PanoGAN
 from geoloc_fast.models.panogan.model import PanoGANConfig
 from geoloc_fast.polar import polar_resample
+from geoloc_fast.training.recipes.panogan import DataSettings, Settings, chosen, sample_sheet, street_views
 
 _BATCH = 8
 _CUT = 4  # a photo is this part of the horizon

@@ -20,15 +20,13 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "train"))
 
 
 def one(batch: int, ops: str, repeat: int) -> dict[str, float]:
-    import geoloc
-    import step as steps
-
     from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
     from geoloc_fast.ops.choose import force_backend
+    from geoloc_fast.training import step as steps
+    from geoloc_fast.training import trainer as geoloc
 
     configs = [str(ROOT / f"train/configs/{name}.yaml") for name in ("small", "small_last")]
     settings = geoloc.read_settings([*configs, "data.manifest=none", "out=none"])

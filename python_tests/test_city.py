@@ -10,6 +10,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import city_benchmark as benchmark
+import city_sheet as sheet
 import cv2
 import numpy as np
 import pytest
@@ -21,16 +23,14 @@ from geoloc_fast.city import (
     Capture,
     City,
     CityViews,
-    benchmark,
-    floor,
     make_city,
     render,
     scene,
-    sheet,
 )
 from geoloc_fast.city.views import Sizes
 from geoloc_fast.city.write import recipes, write_city
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.evaluation import floor
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import to_cylindrical
 

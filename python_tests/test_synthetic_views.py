@@ -179,9 +179,7 @@ def panogan() -> Any:
     pytest.importorskip("omegaconf", reason="the training scripts need omegaconf: pip install '.[train]'")
     if not TRAIN.is_dir():
         pytest.skip("not in a checkout: there are no scripts to train with")
-    if str(TRAIN) not in sys.path:
-        sys.path.insert(0, str(TRAIN))
-    import panogan
+    from geoloc_fast.training.recipes import panogan
 
     return panogan
 
@@ -383,8 +381,8 @@ def test_the_papers_size_takes_a_step_on_a_cpu(panogan: Any) -> None:
 def test_table_b1(
     panogan: Any, region: Path, model: PanoGAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    import paper_tables as tables
     import street_view_table
-    import tables
 
     monkeypatch.setattr(street_view_table, "_BATCH", 4)
     bundle, out = tmp_path / "model.safetensors", tmp_path / "b1.test.json"
@@ -492,9 +490,8 @@ def test_table_b1_with_a_classifier(
 
 WORKER = """
 import sys
-sys.path.insert(0, {train!r})
 import torch, torch.distributed as dist
-import panogan
+from geoloc_fast.training.recipes import panogan
 from geoloc_fast.models import PanoGAN
 dist.init_process_group("gloo")
 torch.set_num_threads(1)

@@ -30,13 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "train"
 if not TRAIN.is_dir():
     pytest.skip("not in a checkout: there are no scripts to train with", allow_module_level=True)
-sys.path.insert(0, str(TRAIN))
-
-import geoloc  # noqa: E402
-import step as steps  # noqa: E402
-import tables  # noqa: E402
-from in_memory import PairsInMemory  # noqa: E402
-from street import chosen_street, chosen_views  # noqa: E402
+import paper_tables as tables  # noqa: E402
 
 from geoloc_fast import strip_topk  # noqa: E402
 from geoloc_fast.city.views import TIDY, Sizes  # noqa: E402
@@ -49,7 +43,11 @@ from geoloc_fast.models import Geolocalizer, GeolocalizerConfig  # noqa: E402
 from geoloc_fast.ops.choose import force_backend  # noqa: E402
 from geoloc_fast.region.prepare import Settings as PrepareSettings  # noqa: E402
 from geoloc_fast.region.prepare import prepare  # noqa: E402
+from geoloc_fast.training import step as steps  # noqa: E402
+from geoloc_fast.training import trainer as geoloc  # noqa: E402
 from geoloc_fast.training.losses import info_nce  # noqa: E402
+from geoloc_fast.training.memory import PairsInMemory  # noqa: E402
+from geoloc_fast.training.street_choice import chosen_street, chosen_views  # noqa: E402
 
 pytestmark = pytest.mark.checkout
 
@@ -264,7 +262,7 @@ def test_reference_operators_give_the_same_step() -> None:
 
 WORKER = """
 import sys
-sys.path[:0] = [{tests!r}, {train!r}]
+sys.path[:0] = [{tests!r}, {bench!r}]
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
@@ -298,7 +296,7 @@ def test_a_model_of_one_source_is_not_denied_it() -> None:
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent), train=str(TRAIN), out=tmp_path))
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), bench=str(ROOT / "bench"), out=tmp_path))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]

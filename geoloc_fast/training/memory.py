@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from street import chosen_street
 from torch import Tensor
 from tqdm import tqdm
 
 from geoloc_fast.data.datasets import IMAGENET_MEAN, IMAGENET_STD, PairDataset, PhotoDataset, loader
 from geoloc_fast.images.augment import Augmentation, colour_matrix, generator_of
 from geoloc_fast.polar import polar_resample
+from geoloc_fast.training.street_choice import chosen_street
 
 _DECODE_BATCH = 64
 _AUGMENT, _READING = 104, 105  # what a random number is for; see `step`
