@@ -35,6 +35,7 @@ from torch import Tensor
 from geoloc_fast import azimuth_match
 from geoloc_fast.data.datasets import loader
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import BundleError
 from geoloc_fast.evaluation.metrics import (
     inception_score,
     kl_score,
@@ -45,7 +46,7 @@ from geoloc_fast.evaluation.metrics import (
 )
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import generator_of
-from geoloc_fast.models import BundleError, Geolocalizer, PanoGAN
+from geoloc_fast.models import Geolocalizer, PanoGAN
 from geoloc_fast.models.panogan.model import PanoGANConfig
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.training.recipes.panogan import DataSettings, Settings, chosen, sample_sheet, street_views

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from geoloc_fast.cli import app
+from geoloc_fast.cli.app import app
 from geoloc_fast.demo import default_model, summary
 
 COMMAND = [sys.executable, "-c", "from geoloc_fast.cli import main; main()"]

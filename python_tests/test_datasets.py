@@ -20,9 +20,9 @@ from geoloc_fast.data.datasets import (
     loader,
 )
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import ImageError
 from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.images.augment import Augmentation, change_colours, colour_matrix
-from geoloc_fast.images.storage import ImageError
 
 ONLY_GEOMETRY = Augmentation(
     turn=True, mirror=0.5, brightness=0, contrast=0, saturation=0, tint=0, grey=0, blur=0, noise=0

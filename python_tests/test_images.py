@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geoloc_fast.images.decode import ImageError, decode_image, fit_panorama, read_header, stitch_views
+from geoloc_fast.errors import ImageError
+from geoloc_fast.images.decode import decode_image, fit_panorama, read_header, stitch_views
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)

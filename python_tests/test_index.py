@@ -17,16 +17,9 @@ import safetensors
 import torch
 
 from geoloc_fast import StripBank, strip_topk
+from geoloc_fast.errors import DamagedIndexError, IndexBusyError, IndexVersionError, OtherModelError, PlaceIndexError
 from geoloc_fast.geo.regions import Box, Circle, parse_box, parse_circle
-from geoloc_fast.index import (
-    DamagedIndexError,
-    IndexBusyError,
-    IndexVersionError,
-    Neighbours,
-    OtherModelError,
-    PlaceIndex,
-    PlaceIndexError,
-)
+from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.testing import random_strips
 
 MODEL = "a" * 64

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 import torch
 
-from geoloc_fast.index import PlaceIndex, PlaceIndexError, UnsureCommitError
+from geoloc_fast.errors import PlaceIndexError, UnsureCommitError
+from geoloc_fast.index import PlaceIndex
 from geoloc_fast.testing import random_strips
 
 MODEL = "c" * 64

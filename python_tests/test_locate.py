@@ -26,13 +26,14 @@ from geoloc_fast.city.write import write_city
 from geoloc_fast.cli import main
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.demo import default_model, make_index
+from geoloc_fast.errors import ConfidenceError, OtherModelError, PlaceIndexError
 from geoloc_fast.evaluation.evaluate import evaluate, fov_label, summary
 from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.images.decode import decode_image
-from geoloc_fast.index import Neighbours, OtherModelError, PlaceIndex, PlaceIndexError
+from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.locate.answers import as_dict, as_feature, as_line, locate_folder
-from geoloc_fast.locate.confidence import FEATURES, Confidence, ConfidenceError, calibration_error, ranking_quality
+from geoloc_fast.locate.confidence import FEATURES, Confidence, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import SPACING_M, Answer, Locator, candidates_of
 from geoloc_fast.models import Geolocalizer
 from geoloc_fast.region.encode import add_places

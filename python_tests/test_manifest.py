@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest, ManifestError
-from geoloc_fast.images.storage import ImageError, Storage, unsafe_path_reason
+from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest
+from geoloc_fast.errors import ImageError, ManifestError
+from geoloc_fast.images.storage import Storage, unsafe_path_reason
 
 PLACE: dict[str, Any] = {"id": "a", "lat": 52.5, "lon": 13.4, "satellite": "sat/a.jpg"}
 PHOTO: dict[str, Any] = {"id": "p", "image": "photos/p.jpg"}

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from geoloc_fast import StripBank, azimuth_match, strip_topk
+from geoloc_fast.errors import BundleError
 from geoloc_fast.models import (
     FUSIONS,
     IAFF,
     IMAGE_MEAN,
     IMAGE_STD,
     MSCAM,
-    BundleError,
     Encoder,
     Geolocalizer,
     GeolocalizerConfig,

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geoloc_fast.models import BundleError, Geolocalizer, GeolocalizerConfig, PanoGAN, PanoGANConfig
+from geoloc_fast.errors import BundleError
+from geoloc_fast.models import Geolocalizer, GeolocalizerConfig, PanoGAN, PanoGANConfig
 from geoloc_fast.polar import polar_resample
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -23,13 +23,14 @@ from geoloc_fast.city import CityViews, make_city
 from geoloc_fast.data.cache import CacheError, StripCache
 from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import PrepareError
 from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.images.calibration import calibrate
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.images.satellite import crop_satellite
 from geoloc_fast.region import prepare as module
-from geoloc_fast.region.prepare import PrepareError, Settings, prepare
+from geoloc_fast.region.prepare import Settings, prepare
 
 SIZE = (64, 256)
 SMALL = Settings(size=SIZE, satellite_px=128, image_format="png")

@@ -16,9 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from geoloc_fast.cli import app
-from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest, ManifestError
+from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest
 from geoloc_fast.data.readers import READERS, read
 from geoloc_fast.data.readers.mat import load_mat
+from geoloc_fast.errors import ManifestError
 from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.geo.utm import utm_to_lat_lon, zone_is_south
 

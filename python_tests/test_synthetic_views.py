@@ -28,9 +28,10 @@ from geoloc_fast.city.views import TIDY, Sizes
 from geoloc_fast.city.write import write_city
 from geoloc_fast.data.availability import real_street_views
 from geoloc_fast.data.datasets import PlaceDataset
-from geoloc_fast.data.manifest import Manifest, ManifestError
+from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.street_views import StreetViewDataset, learnable
 from geoloc_fast.demo import default_model
+from geoloc_fast.errors import ManifestError
 from geoloc_fast.evaluation.report.pictures import ManifestPictures
 from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.images.satellite import satellite_square

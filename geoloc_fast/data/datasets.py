@@ -27,10 +27,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geoloc_fast.azimuth import shift_to_heading
 from geoloc_fast.data.manifest import CALIBRATION_STATUS, Manifest
+from geoloc_fast.errors import ImageError
 from geoloc_fast.geo.sphere import great_circle_m, latitude_band_deg
 from geoloc_fast.images.augment import Augmentation, change_colours, generator_of
 from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG, pixels_across, to_cylindrical
-from geoloc_fast.images.decode import ImageError, decode_image, fit_panorama, stitch_views
+from geoloc_fast.images.decode import decode_image, fit_panorama, stitch_views
 from geoloc_fast.polar import polar_resample
 
 __all__ = [

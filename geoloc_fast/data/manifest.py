@@ -22,19 +22,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from geoloc_fast.errors import ImageError, ManifestError
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.geoparquet import geoparquet_bytes
 from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG
 from geoloc_fast.images.decode import read_header, require_panorama
-from geoloc_fast.images.storage import UNSAFE_PATHS, ImageError, Storage
+from geoloc_fast.images.storage import UNSAFE_PATHS, Storage
 
-__all__ = ["CALIBRATION_STATUS", "SPLITS", "Manifest", "ManifestError", "Problem"]
+__all__ = ["CALIBRATION_STATUS", "SPLITS", "Manifest", "Problem"]
 
 CALIBRATION_STATUS = ("known", "measured", "low quality", "none")
 SPLITS = ("train", "val", "test")
 MAX_ROWS = 100_000_000
 _LIST_SEPARATOR = ";"  # of street_views in a CSV cell
-_SHOWN = 20
 
 TEXT, NUMBER, DATE, TEXTS = pa.string(), pa.float64(), pa.date32(), pa.list_(pa.string())
 PLACES = pa.schema(
@@ -102,22 +102,6 @@ class Problem:
         if self.column is not None:
             where.append(f"column {self.column}")
         return f"{', '.join(where)}: {self.text}"
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be used. `problems` lists all that was found, the message the first of them."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__(list(problems))
-        self.problems = list(problems)
-
-    def __str__(self) -> str:
-        count = len(self.problems)
-        lines = [f"the manifest has {count} problem{'s' * (count != 1)}"]
-        lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
-        if count > _SHOWN:
-            lines.append(f"  and {count - _SHOWN} more")
-        return "\n".join(lines)
 
 
 class Manifest:

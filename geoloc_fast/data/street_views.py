@@ -15,8 +15,9 @@ import torch
 from geoloc_fast.data.availability import MAX_AGE_DAYS, available
 from geoloc_fast.data.datasets import _PLACE, _SATELLITE, PlaceDataset
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import ImageError
 from geoloc_fast.images.augment import Augmentation
-from geoloc_fast.images.decode import ImageError, decode_image
+from geoloc_fast.images.decode import decode_image
 from geoloc_fast.images.satellite import satellite_square
 
 __all__ = ["StreetViewDataset", "learnable"]

@@ -16,12 +16,12 @@ import numpy as np
 
 from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import ImageError
 from geoloc_fast.evaluation.metrics import heading_error_deg, one_percent
 from geoloc_fast.evaluation.protocol import RADII_M, Measured, Near, table
 from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG
-from geoloc_fast.images.storage import ImageError
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import NEIGHBOURS, Answer, AzimuthColumns, Image, Locator, usable_fov

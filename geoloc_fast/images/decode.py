@@ -19,14 +19,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from geoloc_fast.errors import ImageError
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.images.exif import orientation_of
-from geoloc_fast.images.storage import ImageError
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
-    "ImageError",
     "ImageHeader",
     "decode_image",
     "fit_panorama",

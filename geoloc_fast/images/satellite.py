@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from geoloc_fast.images.storage import ImageError
+from geoloc_fast.errors import ImageError
 
 __all__ = ["crop_satellite", "satellite_square"]
 

@@ -15,7 +15,9 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MAX_FILE_BYTES", "MAX_SHARD_MEMBERS", "ImageError", "Storage", "unsafe_path_reason"]
+from geoloc_fast.errors import ImageError
+
+__all__ = ["MAX_FILE_BYTES", "MAX_SHARD_MEMBERS", "Storage", "unsafe_path_reason"]
 
 MAX_FILE_BYTES = 1 << 28  # no photo or panorama is larger; what claims to be is refused unread
 MAX_SHARD_MEMBERS = 200_000  # a shard's table of contents stays in memory
@@ -34,22 +36,6 @@ UNSAFE_PATHS = {
     r"::.*::|^::|::$": f"is not of the form shard.tar{SHARD_SEPARATOR}member",
     r"^(.{0,3}|.*[^r]|.*[^a]r|.*[^t]ar|.*[^.]tar)::": f"names a shard that is not a .tar file before {SHARD_SEPARATOR}",
 }
-
-
-class ImageError(ValueError):
-    """An image that cannot be had, for a reason that lies in its file. Names the file.
-
-    A plain DataLoader of torch keeps only the text of what a worker raised: `path` is all of that then, and `reason`
-    is empty. Ours (`datasets.loader`) hands it on whole.
-    """
-
-    def __init__(self, path: str, reason: str = "") -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
 def unsafe_path_reason(path: str) -> str | None:

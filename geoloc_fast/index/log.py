@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from geoloc_fast.index.errors import DamagedIndexError, IndexVersionError, PlaceIndexError
+from geoloc_fast.errors import DamagedIndexError, IndexVersionError, PlaceIndexError
 
 __all__ = [
     "LOG_NAME",
@@ -135,7 +135,7 @@ def commit(folder: Path, before: IndexState, after: IndexState, verb: str, chang
 
 
 def read(folder: Path) -> IndexState:
-    """The state of the last commit. Errors are those of geoloc_fast.index.errors."""
+    """The state of the last commit. Errors are those of geoloc_fast.errors."""
     with _connected(folder, "rw") as connection:
         connection.execute("BEGIN")
         _check_schema(folder, connection)

@@ -31,15 +31,9 @@ import torch
 from torch import Tensor
 
 from geoloc_fast.azimuth import shift_to_heading
+from geoloc_fast.errors import DamagedIndexError, IndexBusyError, OtherModelError, PlaceIndexError, UnsureCommitError
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.index import log
-from geoloc_fast.index.errors import (
-    DamagedIndexError,
-    IndexBusyError,
-    OtherModelError,
-    PlaceIndexError,
-    UnsureCommitError,
-)
 from geoloc_fast.index.log import IndexState
 from geoloc_fast.index.segment import (
     NO_DATE,

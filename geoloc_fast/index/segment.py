@@ -24,8 +24,8 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
+from geoloc_fast.errors import DamagedIndexError
 from geoloc_fast.geo.regions import Region
-from geoloc_fast.index.errors import DamagedIndexError
 from geoloc_fast.index.log import IndexState, SegmentEntry
 from geoloc_fast.retrieval import StripBank
 

@@ -16,19 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from geoloc_fast.errors import ConfidenceError
 from geoloc_fast.files import write_atomically
 
-__all__ = ["FEATURES", "RIGHT_M", "Confidence", "ConfidenceError", "calibration_error", "ranking_quality"]
+__all__ = ["FEATURES", "RIGHT_M", "Confidence", "calibration_error", "ranking_quality"]
 
 RIGHT_M = 25.0
 FEATURES = ("score", "lead", "stands_out", "weight", "runner_up", "width", "log_places")
 _FORMAT, _VERSION = "geoloc_fast.confidence", 1
 _QUANTILES = 21
 _RIDGE = 1e-2  # keeps the fit finite where the features separate right from wrong
-
-
-class ConfidenceError(ValueError):
-    """A file holds no confidence of this model that this version can read."""
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geoloc_fast.errors import ImageError, PlaceIndexError
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.geo.sphere import great_circle_m, move_m, offset_m
 from geoloc_fast.images.cylindrical import pixels_across, to_cylindrical
 from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.exif import PhotoExif, parse_exif
-from geoloc_fast.images.storage import MAX_FILE_BYTES, ImageError
-from geoloc_fast.index import Neighbours, PlaceIndex, PlaceIndexError
+from geoloc_fast.images.storage import MAX_FILE_BYTES
+from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.locate.confidence import FEATURES, Confidence
 from geoloc_fast.models import Geolocalizer
 

@@ -3,7 +3,6 @@
 Imports timm, which `import geoloc_fast` alone never does.
 """
 
-from geoloc_fast.models.bundle import BundleError
 from geoloc_fast.models.geolocalizer.circular import circular_twin
 from geoloc_fast.models.geolocalizer.encoder import IMAGE_MEAN, IMAGE_STD, Encoder
 from geoloc_fast.models.geolocalizer.fusion import AFF, AWA, FCL, FUSIONS, IAFF, MSCAM, Concat
@@ -23,7 +22,6 @@ __all__ = [
     "IMAGE_MEAN",
     "IMAGE_STD",
     "MSCAM",
-    "BundleError",
     "Concat",
     "Encoder",
     "Geolocalizer",

@@ -17,18 +17,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from geoloc_fast.errors import BundleError
 from geoloc_fast.files import write_atomically
 
-__all__ = ["BundleError", "load_bundle", "write_bundle"]
+__all__ = ["load_bundle", "write_bundle"]
 
 _VERSION = "1"
 _STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class BundleError(ValueError):
-    """A file is not a model bundle this version can load, or it is damaged."""
 
 
 def write_bundle(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geoloc_fast.data.datasets import PlaceDataset, collate, finish
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.images.storage import ImageError
+from geoloc_fast.errors import ImageError
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer
 

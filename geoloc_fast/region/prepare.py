@@ -37,26 +37,19 @@ from tqdm import tqdm
 
 from geoloc_fast.data import cache
 from geoloc_fast.data.manifest import Manifest, Problem
+from geoloc_fast.errors import ImageError, PrepareError
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 from geoloc_fast.geo.sphere import offset_m
 from geoloc_fast.images.calibration import METHODS, calibrate
 from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG, to_cylindrical
-from geoloc_fast.images.decode import (
-    ImageError,
-    decode_image,
-    fit_panorama,
-    read_header,
-    require_panorama,
-    stitch_views,
-)
+from geoloc_fast.images.decode import decode_image, fit_panorama, read_header, require_panorama, stitch_views
 from geoloc_fast.images.satellite import crop_satellite
 from geoloc_fast.images.storage import Storage
 from geoloc_fast.polar import polar_resample
 
 __all__ = [
     "PlaceImages",
-    "PrepareError",
     "Prepared",
     "Settings",
     "load_photo",
@@ -74,10 +67,6 @@ STANDING_OFF = 0.4  # of the side of the satellite image: a street view further 
 _STATE = "prepare.json"
 _TEMPORARY = (".places-", ".places.", ".photos-", ".photos.", ".prepare.json.", ".problems.csv.", ".cache.json.")
 _TURN_DEG = 360.0
-
-
-class PrepareError(RuntimeError):
-    """Preparation cannot go on; what is finished stays."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import ImageError
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import offset_m
 from geoloc_fast.images.calibration import calibrate, roll_panorama
-from geoloc_fast.images.decode import ImageError, decode_image
+from geoloc_fast.images.decode import decode_image
 from geoloc_fast.images.storage import Storage
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.region.prepare import POLAR_COLUMN0_DEG, PlaceImages, Settings, load_place, street_polar

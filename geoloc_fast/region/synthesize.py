@@ -35,10 +35,10 @@ from PIL import Image
 from geoloc_fast.data.availability import available, real_street_views
 from geoloc_fast.data.cache import HEADER
 from geoloc_fast.data.manifest import PLACES, STREET_COLUMNS, Manifest
+from geoloc_fast.errors import ImageError
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.satellite import satellite_square
-from geoloc_fast.images.storage import ImageError
 from geoloc_fast.models.panogan.model import PanoGAN
 
 __all__ = ["FOLDER", "Synthesized", "synthesize"]

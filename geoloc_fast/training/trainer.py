@@ -52,6 +52,7 @@ from tqdm import tqdm
 from geoloc_fast import StripBank
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, assign_places, finish, loader
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import TrainingStopped
 from geoloc_fast.evaluation.protocol import HEADING_DEG, RADII_M, PhotoBatch, measure, table
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import Augmentation
@@ -121,10 +122,6 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     step: StepSettings = field(default_factory=StepSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
-
-
-class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says why and what is left."""
 
 
 def merged_settings(sources: Sequence[str | dict[str, Any]], kind: Any) -> Any:

@@ -6,8 +6,9 @@ import csv
 import os
 from pathlib import Path, PurePosixPath
 
-from geoloc_fast.data.manifest import Manifest, ManifestError, Problem
+from geoloc_fast.data.manifest import Manifest, Problem
 from geoloc_fast.data.readers.lists import lines_of
+from geoloc_fast.errors import ManifestError
 
 __all__ = ["read_cvusa"]
 

@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from geoloc_fast.data.manifest import ManifestError, Problem
+from geoloc_fast.data.manifest import Problem
+from geoloc_fast.errors import ManifestError
 
 __all__ = ["file_names", "lines_of", "mercator_metres_per_pixel", "warn_left_out"]
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geoloc_fast.data.manifest import ManifestError, Problem
+from geoloc_fast.data.manifest import Problem
+from geoloc_fast.errors import ManifestError
 
 __all__ = ["PanoramaList", "load_mat", "read_panorama_list"]
 

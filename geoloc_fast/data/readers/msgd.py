@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from geoloc_fast.data.manifest import Manifest, ManifestError, Problem
+from geoloc_fast.data.manifest import Manifest, Problem
 from geoloc_fast.data.readers.lists import file_names, warn_left_out
 from geoloc_fast.data.readers.mat import read_panorama_list
+from geoloc_fast.errors import ManifestError
 from geoloc_fast.geo.utm import utm_to_lat_lon
 
 __all__ = ["read_msgd"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.images.decode import ImageError, read_header
+from geoloc_fast.errors import ImageError
+from geoloc_fast.images.decode import read_header
 from geoloc_fast.images.exif import parse_exif
 from geoloc_fast.images.storage import Storage
 

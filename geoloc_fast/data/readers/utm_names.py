@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from geoloc_fast.data.manifest import Manifest, ManifestError, Problem
+from geoloc_fast.data.manifest import Manifest, Problem
 from geoloc_fast.data.readers.photo_folder import find_images
+from geoloc_fast.errors import ManifestError
 from geoloc_fast.geo.utm import utm_to_lat_lon, zone_is_south
 
 __all__ = ["read_utm_names"]

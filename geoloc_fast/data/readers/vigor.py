@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from geoloc_fast.data.manifest import Manifest, ManifestError, Problem
+from geoloc_fast.data.manifest import Manifest, Problem
 from geoloc_fast.data.readers.lists import file_names, lines_of, mercator_metres_per_pixel, warn_left_out
+from geoloc_fast.errors import ManifestError
 
 __all__ = ["read_vigor"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from geoloc_fast.city import CityViews
 from geoloc_fast.data.datasets import PlaceDataset
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import ImageError
 from geoloc_fast.images.decode import decode_image, read_header
-from geoloc_fast.images.storage import ImageError
 
 __all__ = ["CityPictures", "ManifestPictures", "Pictures", "Tile"]
 

@@ -1,0 +1,195 @@
+"""Commands on an index: build, add, remove, slice, compact, verify, info, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from geoloc_fast.cli.app import index_app
+from geoloc_fast.cli.options import (
+    BoxOption,
+    IndexArgument,
+    JsonOption,
+    ModelOption,
+    NearOption,
+    model_at,
+    region_of,
+)
+from geoloc_fast.cli.output import bar, say
+
+
+@index_app.command("build")
+def index_build(
+    manifest: Annotated[Path, typer.Argument(help="Folder with a places table, or the table.")],
+    index: IndexArgument,
+    model: ModelOption = None,
+    dtype: Annotated[str, typer.Option(help="Of the stored values: bf16 or fp32.")] = "bf16",
+    as_json: JsonOption = False,
+) -> None:
+    """Make an index of the places of a manifest. An interrupted run goes on where it stopped.
+
+    Example: geoloc-fast index build ready/ region.index
+    """
+    from geoloc_fast.data.manifest import Manifest
+    from geoloc_fast.index import PlaceIndex
+
+    places, network = Manifest.load(manifest), model_at(model)
+    if not (index / "index.sqlite").exists():
+        config = network.config
+        PlaceIndex.create(
+            index, model=str(network.fingerprint), shape=config.strip, dtype=dtype, column0_deg=config.column0_deg
+        ).close()
+    _add(places, index, network, as_json)
+
+
+@index_app.command("add")
+def index_add(
+    manifest: Annotated[Path, typer.Argument(help="Folder with a places table, or the table.")],
+    index: IndexArgument,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the places of a manifest that are not in an index yet, by their ids in the manifest.
+
+    Example: geoloc-fast index add more/ region.index
+    """
+    from geoloc_fast.data.manifest import Manifest
+
+    _add(Manifest.load(manifest), index, model_at(model), as_json)
+
+
+@index_app.command("remove")
+def index_remove(
+    index: IndexArgument,
+    ids: Annotated[list[int] | None, typer.Option("--id", help="Id in the index; may be repeated.")] = None,
+    keys: Annotated[list[str] | None, typer.Option("--key", help="Id in the manifest; may be repeated.")] = None,
+    box: BoxOption = None,
+    near: NearOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take places out of an index: by id, by key, or all of a region.
+
+    Example: geoloc-fast index remove region.index --near lat=48.137,lon=11.575,metres=200
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    region = region_of(box, near)
+    if not ids and not keys and region is None:
+        raise typer.BadParameter("say which places: --id, --key, --box or --near")
+    with PlaceIndex.open(index, "write") as opened:
+        wanted = list(ids or [])
+        if keys:
+            known = opened.keys()
+            unknown = [key for key in keys if key not in known]
+            if unknown:
+                raise ValueError(f"{index}: there is no place with key {unknown[0]!r}; nothing was removed")
+            wanted += [known[key] for key in keys]
+        if region is not None:
+            wanted += opened.ids(region).tolist()
+        removed = opened.remove(wanted)
+        say({"removed": removed, "places": len(opened)}, f"{removed} places removed, {len(opened)} left", as_json)
+
+
+@index_app.command("slice")
+def index_slice(
+    index: IndexArgument,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    box: BoxOption = None,
+    near: NearOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the places of a region into an index of their own. They keep their ids.
+
+    Example: geoloc-fast index slice region.index centre.index --near lat=48.137,lon=11.575,metres=2000
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    region = region_of(box, near)
+    if region is None:
+        raise typer.BadParameter("say which region: --box or --near")
+    whole = PlaceIndex.open(index)
+    with bar(len(whole.ids(region)), "places") as shown:
+        part = whole.slice(out, region, shown.update)
+    say({"places": len(part), "path": str(out)}, f"{len(part)} of {len(whole)} places in {out}", as_json)
+
+
+@index_app.command("compact")
+def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """Rewrite an index as one segment, without what was removed. No answer changes.
+
+    Example: geoloc-fast index compact region.index
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    with PlaceIndex.open(index, "write") as opened, bar(len(opened), "places") as shown:
+        changed = opened.compact(shown.update)
+        text = "rewritten as one segment" if changed else "nothing to do"
+        say({"changed": changed, "places": len(opened)}, f"{len(opened)} places: {text}", as_json)
+
+
+@index_app.command("verify")
+def index_verify(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """Read every byte of an index and check it. Exit code 3 if something is wrong.
+
+    Example: geoloc-fast index verify region.index
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    size = sum(path.stat().st_size for path in index.iterdir() if path.is_file()) if index.is_dir() else 0
+    with bar(size, "bytes", unit="B", unit_scale=True) as shown:
+        problems = PlaceIndex.verify(index, shown.update)
+    say({"problems": problems}, "\n".join(problems) or f"{index}: every byte is as it was written", as_json)
+    if problems:
+        raise typer.Exit(3)
+
+
+@index_app.command("info")
+def index_info(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """What an index holds.
+
+    Example: geoloc-fast index info region.index --json
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    said = PlaceIndex.open(index).info()
+    say(said, "\n".join(f"{name:12} {value}" for name, value in said.items()), as_json)
+
+
+@index_app.command("export")
+def index_export(
+    index: IndexArgument,
+    out: Annotated[Path, typer.Argument(help="The GeoParquet file to write.")],
+    box: BoxOption = None,
+    near: NearOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the place table, without strips, as GeoParquet.
+
+    Example: geoloc-fast index export region.index places.parquet
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    count = PlaceIndex.open(index).export(out, region_of(box, near))
+    say({"places": count, "path": str(out)}, f"{count} places written to {out}", as_json)
+
+
+def _add(places: Any, index: Path, network: Any, as_json: bool) -> None:
+    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.region.encode import add_places
+
+    with PlaceIndex.open(index, "write", model=network.fingerprint) as opened:
+        with bar(places.places.num_rows, "places") as shown:
+            done = add_places(opened, network, places, progress=shown.update)
+        for problem in done.problems:
+            typer.echo(problem, err=True)
+        said = {
+            "added": done.added,
+            "synthetic": done.synthetic,
+            "there_already": done.there_already,
+            "left_out": done.problems,
+        }
+        say({**said, "places": len(opened)}, f"{done.summary()}; {index} holds {len(opened)} places", as_json)
+    if done.problems:
+        raise typer.Exit(1)

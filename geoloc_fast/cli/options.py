@@ -1,0 +1,72 @@
+"""Options that several commands have, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ModelOption = Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")]
+
+
+BoxOption = Annotated[
+    str | None, typer.Option("--box", help="south=…,west=…,north=…,east=… in degrees; west > east crosses 180.")
+]
+
+
+NearOption = Annotated[str | None, typer.Option("--near", help="lat=…,lon=…,metres=…")]
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+IndexArgument = Annotated[Path, typer.Argument(help="Folder of the index.")]
+
+
+SplitOption = Annotated[str | None, typer.Option(help="Only photos of this split: train, val or test.")]
+
+
+UseFovOption = Annotated[
+    bool, typer.Option("--use-fov/--assume-fov", help="Whether the table's field of view is used.")
+]
+
+
+@contextmanager
+def arguments() -> Iterator[None]:
+    """What a library finds wrong with values that come straight from the command line is a wrong argument."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def model_at(path: Path | None) -> Any:
+    from geoloc_fast.demo import default_model
+    from geoloc_fast.models import Geolocalizer
+
+    return Geolocalizer.load(path or default_model())
+
+
+def confidence_of(path: Path | None, network: Any) -> Any:
+    from geoloc_fast.demo import default_model
+    from geoloc_fast.locate.confidence import Confidence
+
+    beside = Confidence.path_for(path or default_model())
+    if not beside.exists():
+        typer.echo(f"geoloc-fast: {beside} is missing, so answers have no probability", err=True)
+        return None
+    return Confidence.load(beside, model=network.fingerprint)
+
+
+def region_of(box: str | None, near: str | None) -> Any:
+    from geoloc_fast.geo.regions import parse_box, parse_circle
+
+    if box is not None and near is not None:
+        raise typer.BadParameter("--box and --near: give one of them")
+    try:
+        return parse_box(box) if box is not None else parse_circle(near) if near is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(f"{'--box' if box is not None else '--near'}: {error}") from error

@@ -1,0 +1,114 @@
+"""Everything that this package raises of its own, in one tree; `exit_code` is what the command line ends with.
+
+A wrong argument of a function is a TypeError or ValueError, as everywhere in Python; a disk that fails is an OSError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "BundleError",
+    "ConfidenceError",
+    "DamagedIndexError",
+    "GeolocError",
+    "ImageError",
+    "IndexBusyError",
+    "IndexVersionError",
+    "ManifestError",
+    "OtherModelError",
+    "PlaceIndexError",
+    "PrepareError",
+    "TrainingStopped",
+    "UnsureCommitError",
+]
+
+
+class GeolocError(Exception):
+    """Something this package found wrong with what it was given; the message says what to do."""
+
+    exit_code = 1
+
+
+class ImageError(GeolocError, ValueError):
+    """An image that cannot be had, for a reason that lies in its file. Names the file.
+
+    A plain DataLoader of torch keeps only the text of what a worker raised: `path` is all of that then, and `reason`
+    is empty. Ours (`datasets.loader`) hands it on whole.
+    """
+
+    def __init__(self, path: str, reason: str = "") -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.reason else self.path
+
+
+class ManifestError(GeolocError, ValueError):
+    """A manifest that cannot be used. `problems` lists all that was found, the message the first of them."""
+
+    shown = 20
+
+    def __init__(self, problems: Sequence[Any]) -> None:
+        super().__init__(list(problems))
+        self.problems = list(problems)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        lines = [f"the manifest has {count} problem{'s' * (count != 1)}"]
+        lines += [f"  {problem}" for problem in self.problems[: self.shown]]
+        if count > self.shown:
+            lines.append(f"  and {count - self.shown} more")
+        return "\n".join(lines)
+
+
+class PrepareError(GeolocError, RuntimeError):
+    """Preparation cannot go on; what is finished stays."""
+
+
+class BundleError(GeolocError, ValueError):
+    """A file is not a model bundle this version can load, or it is damaged."""
+
+
+class ConfidenceError(GeolocError, ValueError):
+    """A file holds no confidence of this model that this version can read."""
+
+
+class TrainingStopped(GeolocError, RuntimeError):
+    """Training cannot go on; the message says why and what is left."""
+
+
+class PlaceIndexError(GeolocError, ValueError):
+    """The folder is no index, or cannot do what was asked. The message says what to do."""
+
+
+class DamagedIndexError(PlaceIndexError):
+    """Bytes of the index are missing or altered."""
+
+    exit_code = 3
+
+
+class IndexVersionError(PlaceIndexError):
+    """The index was made by a newer version of this program."""
+
+
+class OtherModelError(PlaceIndexError):
+    """Strips of one model were brought to the index of another."""
+
+
+class IndexBusyError(PlaceIndexError):
+    """Another process is writing to the index."""
+
+
+class UnsureCommitError(GeolocError, OSError):
+    """The disk failed when the commit had been written: it may last or not. Any other error leaves the state before.
+
+    The index shows what the disk says now. `commit` is the number of the commit in doubt.
+    """
+
+    def __init__(self, message: str, commit: int) -> None:
+        super().__init__(message)
+        self.commit = commit
