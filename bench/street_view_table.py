@@ -18,7 +18,6 @@ view alone, and from it and the satellite image. More rows then have the same of
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from pathlib import Path
 import cv2
 import safetensors
 import safetensors.torch
+import table_lines
 import timm
 import torch
 import torch.nn.functional as F
@@ -204,7 +204,9 @@ def main() -> int:
     parser.add_argument("models", nargs="+", metavar="name=bundle")
     parser.add_argument("--where", action="append", default=[], metavar="column=value", help="only these places")
     parser.add_argument("--column0", default=DataSettings.column0, help="the places' column of panoramas' headings")
-    parser.add_argument("--out", type=Path, help="also as JSON: runs/b1.NAME.json comes onto the page of the tables")
+    parser.add_argument(
+        "--out", type=Path, help="also as a line of this file: runs/tables.jsonl, for the page of the tables"
+    )
     parser.add_argument("--classifier", type=Path, help="safetensors weights of a timm classifier")
     parser.add_argument("--classifier-name", default="resnet50")
     parser.add_argument("--locator", type=Path, help="a model of geoloc.py")
@@ -240,8 +242,8 @@ def main() -> int:
         print(f"street_view_table: {error}", file=sys.stderr)
         return 1
     if given.out:
-        found = {"places": len(manifest.places), "where": " ".join(given.where), "rows": rows}
-        write_atomically(given.out, json.dumps(found, indent=1) + "\n")
+        name = f"B1 {' '.join(given.where) or 'everywhere'}"
+        table_lines.append(given.out, {"name": name, "places": len(manifest.places), "rows": rows})
     names = list(next(iter(rows.values())))
     print(f"{len(manifest.places)} places")
     print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from geoloc_fast import cli, synthesize
+from geoloc_fast import cli
 from geoloc_fast.city.views import TIDY, Sizes
 from geoloc_fast.city.write import write_city
 from geoloc_fast.data.availability import real_street_views
@@ -37,6 +37,7 @@ from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.images.satellite import satellite_square
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.models import Geolocalizer, PanoGAN, PanoGANConfig
+from geoloc_fast.region import synthesize
 from geoloc_fast.region.encode import add_places
 from geoloc_fast.region.prepare import Settings as PrepareSettings
 from geoloc_fast.region.prepare import prepare
@@ -384,9 +385,10 @@ def test_table_b1(
 ) -> None:
     import paper_tables as tables
     import street_view_table
+    import table_lines
 
     monkeypatch.setattr(street_view_table, "_BATCH", 4)
-    bundle, out = tmp_path / "model.safetensors", tmp_path / "b1.test.json"
+    bundle, out = tmp_path / "model.safetensors", tmp_path / "tables.jsonl"
     PanoGAN(model.config).save(bundle)
 
     def run(*arguments: str) -> int:
@@ -396,13 +398,13 @@ def test_table_b1(
 
     assert run(f"panogan={bundle}", "--out", str(out)) == 0
     said = capsys.readouterr().out
-    found = json.loads(out.read_text())
+    (found,) = table_lines.read(out).values()
     assert list(found["rows"]) == ["polar satellite image", "panogan"]
     assert list(found["rows"]["panogan"]) == ["SSIM", "PSNR", "SD"]
     line = "| panogan | " + " | ".join(found["rows"]["panogan"].values()) + " |"
     assert line in said and f"{found['places']} places" in said
-    assert line in "\n".join(tables.views_section(tmp_path))
-    assert "None has been made yet" in "\n".join(tables.views_section(tmp_path / "nowhere"))
+    assert line in tables.page_of(tmp_path)
+    assert "None has been made yet" in tables.page_of(tmp_path / "nowhere")
     assert run("panogan=nowhere") == 1 and "nowhere" in capsys.readouterr().err
     assert run("panogan") == 1 and "models: expected name=bundle, got 'panogan'" in capsys.readouterr().err
     assert run(f"panogan={bundle}", "--where", "area") == 1
@@ -414,7 +416,7 @@ def test_table_b1_with_a_locator(
 ) -> None:
     import street_view_table
 
-    bundle, out = tmp_path / "model.safetensors", tmp_path / "b1.json"
+    bundle, out = tmp_path / "model.safetensors", tmp_path / "tables.jsonl"
     PanoGAN(model.config).save(bundle)
 
     def run(locator: Path) -> int:
@@ -444,7 +446,7 @@ def test_table_b1_with_a_classifier(
 ) -> None:
     import street_view_table
 
-    bundle, weights, out = tmp_path / "model.safetensors", tmp_path / "classes.safetensors", tmp_path / "b1.json"
+    bundle, weights, out = tmp_path / "model.safetensors", tmp_path / "classes.safetensors", tmp_path / "tables.jsonl"
     PanoGAN(model.config).save(bundle)
     torch.manual_seed(2)
     network = timm.create_model("test_vit", num_classes=6).eval()

@@ -31,6 +31,7 @@ TRAIN = ROOT / "train"
 if not TRAIN.is_dir():
     pytest.skip("not in a checkout: there are no scripts to train with", allow_module_level=True)
 import paper_tables as tables  # noqa: E402
+import table_lines  # noqa: E402
 
 from geoloc_fast import strip_topk  # noqa: E402
 from geoloc_fast.city.views import TIDY, Sizes  # noqa: E402
@@ -944,22 +945,22 @@ def test_tables_run_once_go_on_and_print(
     assert "No run has been made yet" in page.read_text()
     command = ("run", "3", "--manifest", str(region), "--config", str(config))
     assert run(*command) == 0
-    made = {path.name: path.read_text() for path in out.glob("*.json")}
-    assert sorted(made) == ["aff.cross.0.json", "ours.cross.0.json"]
-    one = json.loads(made["aff.cross.0.json"])
-    assert one["pairs"] == 20 and one["evaluation"]["assumed"]["photos"] == 20
-    (out / "aff.cross.0.json").unlink()  # as if the run had been interrupted before its evaluation
+    made = table_lines.read(out / "tables.jsonl")
+    assert sorted(made) == ["aff.cross.0", "ours.cross.0"]
+    one = made["aff.cross.0"]
+    assert one["pairs"] == 20 and str(tmp_path) not in json.dumps(one)
+    (out / "tables.jsonl").write_text(json.dumps(made["ours.cross.0"]) + "\n")  # interrupted before its evaluation
     capsys.readouterr()
     assert run(*command) == 0
     assert capsys.readouterr().out.splitlines() == ["aff.cross.0: done"]
-    again = json.loads((out / "aff.cross.0.json").read_text())
-    assert again["evaluation"] == one["evaluation"]
-    assert again["settings"]["step"]["seed"] == 0 and str(tmp_path) not in json.dumps(again["settings"])
+    again = table_lines.read(out / "tables.jsonl")["aff.cross.0"]
+    assert again["figures"] == one["figures"] and again["settings"] == one["settings"]
     assert run(*command, "--protocol", "same") == 0 and capsys.readouterr().out == ""
     assert run("run", "3", "train.lr=0.002", *command[2:]) == 0  # every run's settings have changed
     said = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1][:9] for line in said] == ["was made "] * 2 + ["done"] * 2
-    assert json.loads((out / "aff.cross.0.json").read_text())["settings"]["train"]["lr"] == 0.002
+    other = table_lines.read(out / "tables.jsonl")["aff.cross.0"]
+    assert other["settings"] != one["settings"] and other["figures"] != one["figures"]
     assert run(*command) == 0  # and back
     capsys.readouterr()
     gaps = tmp_path / "gaps"
@@ -971,11 +972,11 @@ def test_tables_run_once_go_on_and_print(
     text = page.read_text()
     assert "| R@1 % | photos covered, % | R@1 where a real view | R@1 where no real view |" in text
     assert re.search(r"\| hybrid \| 1 \| .* \| 100\.0 \| \d+\.\d \|", text)
-    recall = 100 * one["evaluation"]["assumed"]["recall_at_1"]
+    recall = 100 * one["figures"]["recall_at_1"][0]
     assert f"| aff | 1 | {recall:.1f} [" in text and " / 9.0 |" in text
     assert "The paper's order at R@1, cross area" in text and "Not run yet" not in text
     tables.time_queries([tables.Run("aff", "cross", 0)], out, rounds=1)
-    timed = json.loads((out / "aff.cross.0.json").read_text())
+    timed = table_lines.read(out / "tables.jsonl")["aff.cross.0"]
     assert timed.pop("query_ms") > 0 and timed.keys() == one.keys()
 
 
