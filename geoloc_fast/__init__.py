@@ -21,6 +21,7 @@ from geoloc_fast.retrieval import (  # noqa: E402
     StripBank,
     StripScore,
     StripTopK,
+    strip_curve,
     strip_score,
     strip_topk,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "build_info",
     "polar_resample",
     "shift_to_heading",
+    "strip_curve",
     "strip_score",
     "strip_topk",
 ]

@@ -19,6 +19,7 @@ from geoloc_fast.reference import strip_bank as layouts
 from geoloc_fast.reference.strip_bank import BankLayout
 
 MAX_K = 1024
+SCORES = ("cosine", "dot")
 
 
 class StripTopK(NamedTuple):
@@ -205,15 +206,24 @@ def strip_topk(
     *,
     query_width: Tensor | None = None,
     select: str = "correlation",
+    score: str = "cosine",
     alive: Tensor | None = None,
+    group: Tensor | None = None,
 ) -> StripTopK:
     """The k strips of the bank that fit each query [B, C, H, Wq] best, over all shifts.
 
     Exact for the values the bank stores (what `bank.unpack` returns); ties go to the lowest row. Rows with
     `alive[row] == False` (bool [len(bank)]) are passed over. Where fewer than k rows are left, index and shift are
     -1 and the score -inf. Memory is O(B k) beside the bank. `query_width` and `select` as in `azimuth_match`.
+
+    With `score="dot"` the highest raw correlation chooses the shift and is the score, whatever `select` says; a score
+    that float32 cannot tell from -inf is no score.
+
+    `group` (int64 [len(bank)], ascending) says which rows belong to one place: the best row of a place is kept (of
+    equals the lowest) and `k` counts places. `index` of the answer stays the row: `group[index]` is the place.
     """
     _check_search(query, bank, select)
+    checks.choice("score", score, SCORES)
     query_width = checks.query_width(query_width, query)
     checks.whole("k", k, 1, MAX_K)
     if alive is not None:
@@ -221,8 +231,16 @@ def strip_topk(
         checks.same_device("alive", alive, "the bank", bank.buffer)
         if alive.shape[0] != len(bank):
             raise ValueError(f"alive: expected {len(bank)} values (one a strip), got {alive.shape[0]}")
+    if group is not None:
+        checks.tensor("group", group, "[R]", (torch.int64,))
+        checks.same_device("group", group, "the bank", bank.buffer)
+        if group.shape[0] != len(bank):
+            raise ValueError(f"group: expected {len(bank)} values (one a strip), got {group.shape[0]}")
+        if checks.values_known(group):
+            checks.ascending("group", group)
     shape = [len(bank), *bank.shape]
-    return StripTopK(*op.topk(query.detach(), bank.blocks, shape, bank.dtype, k, query_width, select, alive))
+    found = op.topk(query.detach(), bank.blocks, shape, bank.dtype, k, query_width, select, alive, score, group)
+    return StripTopK(*found)
 
 
 def strip_score(
@@ -232,22 +250,46 @@ def strip_score(
     *,
     query_width: Tensor | None = None,
     select: str = "correlation",
+    score: str = "cosine",
 ) -> StripScore:
     """Score and shift of given rows, index [B, n], for each query: the routine that decides `strip_topk`.
 
     An index of -1 scores -inf at shift -1, so that the padded answer of a search can be passed in as it is.
+    `select` and `score` as in `strip_topk`.
     """
     _check_search(query, bank, select)
+    checks.choice("score", score, SCORES)
     query_width = checks.query_width(query_width, query)
+    index = _check_index(index, query, bank)
+    shape = [len(bank), *bank.shape]
+    return StripScore(*op.score(query.detach(), bank.blocks, shape, bank.dtype, index, query_width, select, score))
+
+
+def strip_curve(query: Tensor, bank: StripBank, index: Tensor, *, query_width: Tensor | None = None) -> Tensor:
+    """How given rows, index [B, n], score each query at every shift: float32 [B, n, W].
+
+    Value s is the cosine of the query and the renormalised window at shift s, to the last bit what `strip_score` gives
+    where it chooses s: 0 where the window has less than 1e-6 of its strip's energy, NaN throughout where the strip or
+    the query holds NaN or Inf. An index of -1 is -inf at every shift. So the maximum over several rows of a place is
+    the best of them heading by heading, and layers that share a heading are added up curve by curve.
+    """
+    _check_search(query, bank, "cosine")
+    query_width = checks.query_width(query_width, query)
+    index = _check_index(index, query, bank)
+    shape = [len(bank), *bank.shape]
+    curve: Tensor = op.curve(query.detach(), bank.blocks, shape, bank.dtype, index, query_width)
+    return curve
+
+
+def _check_index(index: Tensor, query: Tensor, bank: StripBank) -> Tensor:
+    """int64 [B, n], each a row of the bank or -1."""
     checks.tensor("index", index, "[B, n]", (torch.int64, torch.int32))
     checks.same_device("index", index, "the bank", bank.buffer)
     if index.shape[0] != query.shape[0]:
         raise ValueError(f"index: expected {query.shape[0]} rows (B of query), got {index.shape[0]}")
     if checks.values_known(index) and index.numel():
         bank._check_rows(*checks.extremes(index), -1)
-    shape = [len(bank), *bank.shape]
-    index = index if index.dtype is torch.int64 else index.to(torch.int64)
-    return StripScore(*op.score(query.detach(), bank.blocks, shape, bank.dtype, index, query_width, select))
+    return index if index.dtype is torch.int64 else index.to(torch.int64)
 
 
 def _check_search(query: Tensor, bank: StripBank, select: str) -> None:

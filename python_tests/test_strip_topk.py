@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,9 @@ def threads(count: int) -> Iterator[None]:
 
 
 @threads(1)
-def brute_force(query: Tensor, strips: Tensor, width: Tensor | None, select: str) -> tuple[Tensor, Tensor]:
+def brute_force(
+    query: Tensor, strips: Tensor, width: Tensor | None, select: str, kind: str = "cosine"
+) -> tuple[Tensor, Tensor]:
     """score and shift [B, R] in float64, one shift after the other, from the formulas of the docstrings."""
     query, strips = query.double(), strips.double()
     padded, columns = query.shape[3], strips.shape[3]
@@ -56,6 +59,8 @@ def brute_force(query: Tensor, strips: Tensor, width: Tensor | None, select: str
     query_energy, strip_energy = query.square().sum((1, 2, 3)), strips.square().sum((1, 2, 3))
     usable = (energy > 1e-6 * strip_energy[:, None]) & (query_energy > 0)[:, None, None]
     cosine = torch.where(usable, product / (query_energy[:, None, None] * energy).sqrt(), 0.0)
+    if kind == "dot":
+        return product.amax(2), product.argmax(2)
     shift = (cosine if select == "cosine" else product).argmax(2)
     return cosine.gather(2, shift[..., None])[..., 0], shift
 
@@ -449,6 +454,212 @@ def test_bytes_that_contradict_their_energies_do_not_crash() -> None:
         assert not found.score.isnan().any()
 
 
+# --- score="dot" -----------------------------------------------------------------------------------------------------
+
+
+def everything(
+    query: Tensor, bank: StripBank, k: int, group: Tensor | None = None, alive: Tensor | None = None, **arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a search must answer, row for row: strip_score on every pair, the best of each group, sorted."""
+    rows = torch.arange(len(bank))
+    scored = strip_score(query, bank, rows.expand(len(query), -1), **arguments)
+    answer = []
+    for score, shift in zip(scored.score, scored.shift, strict=True):
+        counts = score > -torch.inf if alive is None else (score > -torch.inf) & alive
+        order = sorted(rows[counts].tolist(), key=lambda row: (-float(score[row]), row))
+        if group is not None:
+            first: dict[int, int] = {}
+            for row in order:
+                first.setdefault(int(group[row]), row)
+            order = list(first.values())
+        best = torch.tensor(order[:k], dtype=torch.int64)
+        missing = k - len(best)
+        answer.append(
+            (
+                torch.cat([score[best], torch.full((missing,), -torch.inf)]),
+                torch.cat([best, torch.full((missing,), -1)]),
+                torch.cat([shift[best], torch.full((missing,), -1)]),
+            )
+        )
+    return tuple(torch.stack(parts) for parts in zip(*answer, strict=True))  # type: ignore[return-value]
+
+
+def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 3, 16, 20, 64])
+def test_dot_answers_are_those_of_brute_force(columns: int, dtype: str) -> None:
+    """Strips and queries of very different norms, so that the cosine would answer otherwise."""
+    scale = torch.logspace(-3, 3, 170)[torch.randperm(170, generator=torch.Generator().manual_seed(columns))]
+    bank = StripBank.pack(random_strips(170, 5, 3, columns, seed=50) * scale[:, None, None, None], dtype=dtype)
+    padded = max(1, columns * 2 // 3)
+    query = random_strips(9, 5, 3, padded, seed=51) * torch.logspace(-6, 6, 9)[:, None, None, None]
+    width = torch.randint(1, padded + 1, (9,), generator=torch.Generator().manual_seed(52))
+    found, plans = all_paths(query, bank, 11, query_width=width, score="dot")
+    assert {plan.split("/")[0] for plan in plans} == set(available_isas())
+    assert_equal(found, everything(query, bank, 11, query_width=width, score="dot"))
+    exact, shift = brute_force(query, bank.unpack(), width, "correlation", "dot")
+    best = exact.sort(dim=1, descending=True)
+    torch.testing.assert_close(found[0].double(), best.values[:, :11], rtol=2e-7, atol=0)
+    assert torch.equal(found[1], best.indices[:, :11]) and torch.equal(found[2], shift.gather(1, found[1]))
+    assert not torch.equal(found[1], strip_topk(query, bank, 11, query_width=width).index)
+    with observe_calls() as calls, force_backend("reference"):
+        reference = strip_topk(query, bank, 11, query_width=width, score="dot")
+    assert calls == [("strip_topk", "reference", "")]
+    torch.testing.assert_close(reference.score, found[0], rtol=2e-7, atol=0)
+    assert torch.equal(reference.index, found[1]) and torch.equal(reference.shift, found[2])
+    # `select` has no say.
+    assert_equal(found, strip_topk(query, bank, 11, query_width=width, score="dot", select="cosine"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dot_of_extreme_numbers(dtype: str) -> None:
+    """Norms beyond what the bound is proven for, zeros, products beyond float32, NaN."""
+    scale = torch.tensor([0.0, 1e-38, 1e-25, 1e-6, 1.0, 1e10, 1e17, 1e30])[torch.arange(240) % 8]
+    strips = random_strips(240, 4, 2, 16, seed=53) * scale[:, None, None, None]
+    strips[7::40] = torch.nan
+    bank = StripBank.pack(strips, dtype=dtype)
+    query = random_strips(8, 4, 2, 5, seed=54) * scale[:8, None, None, None]
+    for k in (3, 240):
+        found, _ = all_paths(query, bank, k, score="dot")
+        assert_equal(found, everything(query, bank, k, score="dot"))
+    assert (found[0][7] == torch.inf).any(), "a product beyond float32 stands first"
+    assert (found[1] >= 0).sum(1).lt(240).all(), "NaN, and what is beneath every number, is no score"
+    with force_backend("reference"):
+        reference = strip_topk(query, bank, 240, score="dot")
+    torch.testing.assert_close(reference.score, found[0], rtol=1e-6, atol=1e-36)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dot_near_ties_and_duplicates(dtype: str) -> None:
+    strips = random_strips(1, 4, 4, 16, seed=55) + 1e-4 * random_strips(2000, 4, 4, 16, seed=56)
+    strips[1500:] = strips[7]
+    bank = StripBank.pack(strips, dtype=dtype)
+    query = torch.cat([strips[7:8, ..., :6], random_strips(2, 4, 4, 6, seed=57)])
+    found, _ = all_paths(query, bank, 40, score="dot")
+    assert_equal(found, everything(query, bank, 40, score="dot"))
+
+
+# --- group -----------------------------------------------------------------------------------------------------------
+
+GROUPS = {
+    "one row each": lambda rows: rows,
+    "one group": lambda rows: rows * 0 + 5,
+    "nineteen rows each": lambda rows: rows // 19 - 3,
+    "of all sizes": lambda rows: (rows.double().sqrt() * 2).long() * 1000,
+    "some of one row, one of half the bank": lambda rows: torch.where(rows < len(rows) // 2, -(1 << 62), rows),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", GROUPS)
+@pytest.mark.parametrize("columns", [1, 16])
+def test_the_best_row_of_a_group_is_kept_and_k_counts_groups(columns: int, kind: str, dtype: str) -> None:
+    strips = random_strips(1, 4, 2, columns, seed=58) + 0.7 * random_strips(900, 4, 2, columns, seed=59)
+    bank = StripBank.pack(strips, dtype=dtype)
+    rows = torch.arange(900)
+    group, alive = GROUPS[kind](rows), rows % 5 != 2
+    query = random_strips(4, 4, 2, max(1, columns // 3), seed=60)
+    for k, arguments in ((1, {}), (7, {"select": "cosine"}), (30, {"alive": alive, "score": "dot"})):
+        found, _ = all_paths(query, bank, k, group=group, **arguments)
+        assert_equal(found, everything(query, bank, k, group=group, **arguments))
+        with force_backend("reference"):
+            reference = strip_topk(query, bank, k, group=group, **arguments)
+        assert torch.equal(reference.index, found[1]) and torch.equal(reference.shift, found[2])
+        torch.testing.assert_close(reference.score, found[0], rtol=1e-6, atol=1e-6)
+    if kind == "one row each":
+        for mine, theirs in zip(strip_topk(query, bank, 9, group=group), strip_topk(query, bank, 9), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-4])
+def test_groups_of_rows_that_are_hard_to_tell_apart(noise: float, dtype: str) -> None:
+    """Within and across groups: every pair may be its group's best, and every group among the k."""
+    strips = random_strips(1, 4, 2, 16, seed=61) + noise * random_strips(2500, 4, 2, 16, seed=62)
+    bank = StripBank.pack(strips, dtype=dtype)
+    group = torch.arange(2500) // 7
+    query = random_strips(3, 4, 2, 5, seed=63)
+    found, _ = all_paths(query, bank, 20, group=group)
+    assert_equal(found, everything(query, bank, 20, group=group))
+    if noise == 0.0:
+        assert found[1].tolist() == [list(range(0, 140, 7))] * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_groups_of_difficult_strips(dtype: str) -> None:
+    """Zeros, NaN, energies beyond the bound and windows near the least that counts, side by side in one group."""
+    strips = torch.cat([difficult_strips(kind)[:170] for kind in ("nearly empty columns", "zero strips", "scales")])
+    strips = torch.cat([strips, difficult_strips("beyond the range of float32 energies")[:170]])
+    strips = strips[torch.randperm(680, generator=torch.Generator().manual_seed(64))]
+    strips[::11] = torch.nan
+    bank = StripBank.pack(strips, dtype=dtype)
+    group = torch.arange(680) // 4
+    query = random_strips(5, 4, 2, 5, seed=65)
+    query[1] = 0.0
+    for arguments in ({}, {"select": "cosine"}, {"score": "dot"}):
+        found, _ = all_paths(query, bank, 60, group=group, **arguments)
+        assert_equal(found, everything(query, bank, 60, group=group, **arguments))
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    largest=st.sampled_from([1, 2, 30, 400]),
+    columns=st.sampled_from([1, 5, 16]),
+    dtype=st.sampled_from(DTYPES),
+    k=st.integers(1, 40),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_groups(seed: int, largest: int, columns: int, dtype: str, k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, largest + 1, (400,), generator=generator)
+    group = torch.arange(400).repeat_interleave(sizes)[:400]
+    bank = StripBank.pack(random_strips(400, 3, 2, columns, seed=seed), dtype=dtype)
+    query = random_strips(2, 3, 2, max(1, columns // 2), seed=seed + 1)
+    assert_equal(strip_topk(query, bank, k, group=group), everything(query, bank, k, group=group))
+
+
+def test_group_and_score_say_what_is_wrong() -> None:
+    bank, query = StripBank.pack(random_strips(4, 1, 1, 8)), random_strips(1, 1, 1, 2)
+    cases: list[tuple[Any, type[Exception], str]] = [
+        ([0, 1, 2, 3], TypeError, r"group: expected a tensor \[R\], got \[0, 1, 2, 3\]"),
+        (torch.zeros(4), TypeError, r"group: expected dtype int64, got a torch.float32"),
+        (torch.zeros(3).long(), ValueError, "group: expected 4 values .one a strip., got 3"),
+        (torch.zeros(4, 1).long(), ValueError, r"group: expected shape \[R\]"),
+        (
+            torch.tensor([0, 5, 4, 4]),
+            ValueError,
+            "group: expected ascending values .rows of one place lie together., got 4 after 5 at row 2",
+        ),
+    ]
+    for value, error, message in cases:
+        with pytest.raises(error, match=message):
+            strip_topk(query, bank, 1, group=value)
+    for call in (
+        lambda: strip_topk(query, bank, 1, score="l2"),
+        lambda: strip_score(query, bank, torch.zeros(1, 1).long(), score="l2"),
+    ):
+        with pytest.raises(ValueError, match="score: expected one of 'cosine', 'dot', got 'l2'"):
+            call()
+
+
+def test_group_of_an_empty_bank_and_of_strided_memory() -> None:
+    query = random_strips(3, 2, 1, 4)
+    empty = StripBank.pack(torch.zeros(0, 2, 1, 8))
+    found, _ = all_paths(query, empty, 2, group=torch.zeros(0).long())
+    assert (found[1] == -1).all() and (found[0] == -torch.inf).all()
+    with force_backend("reference"):
+        assert (strip_topk(query, empty, 2, group=torch.zeros(0).long()).index == -1).all()
+    bank = StripBank.pack(random_strips(40, 2, 1, 8))
+    group = torch.arange(80)[::2] // 6
+    assert_equal(strip_topk(query, bank, 5, group=group), strip_topk(query, bank, 5, group=group.clone()))
+    found, _ = all_paths(query[:0], bank, 2, group=group, score="dot")
+    assert found[0].shape == (0, 2)
+
+
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
@@ -550,15 +761,20 @@ def test_opcheck(dtype: str) -> None:
     torch.library.opcheck(op.score, (query, bank.blocks, shape, dtype, torch.zeros(3, 2).long(), width, "cosine"))
     torch.library.opcheck(op.topk, (query, bank.blocks, shape, dtype, 4, width, "correlation", alive))
     torch.library.opcheck(op.topk, (query, bank.blocks, shape, dtype, 4, None, "cosine", None))
+    group = torch.arange(20) // 3
+    torch.library.opcheck(op.topk, (query, bank.blocks, shape, dtype, 4, width, "cosine", alive, "dot", group))
+    rows = torch.zeros(3, 2).long()
+    torch.library.opcheck(op.score, (query, bank.blocks, shape, dtype, rows, width, "cosine", "dot"))
 
 
 def test_compile_and_autocast() -> None:
     bank = StripBank.pack(random_strips(50, 3, 2, 16, seed=40))
     query = random_strips(3, 3, 2, 5, seed=41)
 
-    def search(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def search(q: Tensor) -> tuple[Tensor, ...]:
         found = strip_topk(q * 2, bank, 4)
-        return found.score, found.index, strip_score(q, bank, found.index).score
+        places = strip_topk(q, bank, 4, score="dot", group=torch.arange(50) // 4)
+        return found.score, found.index, strip_score(q, bank, found.index).score, *places
 
     compiled = torch.compile(search, fullgraph=True, backend="aot_eager")
     for mine, theirs in zip(compiled(query), search(query), strict=True):

@@ -6,6 +6,7 @@
 #include "geoloc_fast/strip_topk.h"
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 namespace geoloc_fast::bindings {
 namespace {
@@ -53,15 +54,15 @@ void bind_strip_bank_cpu(py::module_& m) {
   });
 
   m.def("strip_score_workspace", &cpu::strip_score_workspace);
-  m.def("strip_score", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width,
-                          int64_t batch, int64_t padded_width, bool cosine, uintptr_t index, int64_t n, uintptr_t score,
-                          uintptr_t shift, uintptr_t circle, uintptr_t workspace, int threads) {
+  auto score = [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width, int64_t batch,
+                  int64_t padded_width, bool cosine, uintptr_t index, int64_t n, uintptr_t score, uintptr_t shift,
+                  uintptr_t circle, uintptr_t workspace, int threads, bool dot, uintptr_t curve) {
     StripScoreParams p{};
     p.bank = view_of(blocks, size, bf16);
     p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width);
-    p.batch = batch, p.padded_width = padded_width, p.cosine = cosine;
+    p.batch = batch, p.padded_width = padded_width, p.cosine = cosine, p.dot = dot;
     p.index = pointer<const int64_t>(index), p.n = n;
-    p.score = pointer<float>(score), p.shift = pointer<int64_t>(shift);
+    p.score = pointer<float>(score), p.shift = pointer<int64_t>(shift), p.curve = pointer<float>(curve);
     p.circle = pointer<const double>(circle), p.workspace = pointer<void>(workspace);
     Status status;
     {
@@ -69,19 +70,23 @@ void bind_strip_bank_cpu(py::module_& m) {
       status = cpu::strip_score(p, threads);
     }
     check_search(status, "strip_score", size[0]);
-  });
+  };
+  m.def("strip_score", score, "blocks"_a, "size"_a, "bf16"_a, "query"_a, "width"_a, "batch"_a, "padded_width"_a,
+        "cosine"_a, "index"_a, "n"_a, "score"_a, "shift"_a, "circle"_a, "workspace"_a, "threads"_a, "dot"_a = false,
+        "curve"_a = 0);
 
   m.def("strip_topk_workspace",
         [](const BankSize& size, bool bf16, int64_t batch, int64_t padded_width, int64_t k, int threads) {
           return cpu::strip_topk_workspace(topk_params(size, bf16, batch, padded_width, k), threads);
         });
-  m.def("strip_topk", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width,
-                         int64_t batch, int64_t padded_width, bool cosine, int64_t k, uintptr_t alive, uintptr_t score,
-                         uintptr_t index, uintptr_t shift, uintptr_t circle, uintptr_t workspace, int threads) {
+  auto topk = [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width, int64_t batch,
+                 int64_t padded_width, bool cosine, int64_t k, uintptr_t alive, uintptr_t score, uintptr_t index,
+                 uintptr_t shift, uintptr_t circle, uintptr_t workspace, int threads, bool dot, uintptr_t group) {
     StripTopkParams p = topk_params(size, bf16, batch, padded_width, k);
     p.bank = view_of(blocks, size, bf16);
-    p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width), p.cosine = cosine;
-    p.alive = pointer<const bool>(alive);
+    p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width);
+    p.cosine = cosine, p.dot = dot;
+    p.alive = pointer<const bool>(alive), p.group = pointer<const int64_t>(group);
     p.score = pointer<float>(score), p.index = pointer<int64_t>(index), p.shift = pointer<int64_t>(shift);
     p.circle = pointer<const double>(circle), p.workspace = pointer<void>(workspace);
     char plan[kMaxPlanName] = "";
@@ -92,7 +97,10 @@ void bind_strip_bank_cpu(py::module_& m) {
     }
     check_search(status, "strip_topk", size[0]);
     return std::string(plan);
-  });
+  };
+  m.def("strip_topk", topk, "blocks"_a, "size"_a, "bf16"_a, "query"_a, "width"_a, "batch"_a, "padded_width"_a,
+        "cosine"_a, "k"_a, "alive"_a, "score"_a, "index"_a, "shift"_a, "circle"_a, "workspace"_a, "threads"_a,
+        "dot"_a = false, "group"_a = 0);
 }
 
 }  // namespace geoloc_fast::bindings

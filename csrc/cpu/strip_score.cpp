@@ -43,8 +43,13 @@ Status strip_score(const StripScoreParams& p, int threads) {
   for_slots(p.batch * p.n, 8, threads, [&](int slot, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       ExactScore result{-std::numeric_limits<float>::infinity(), -1};
+      float* curve = p.curve ? p.curve + i * bank.columns : nullptr;
       if (p.index[i] >= 0)
-        result = pair(bank, p.circle, queries[i / p.n], p.cosine, p.index[i], kAnyShift, scratch + slot * per_slot);
+        result = pair(bank, p.circle, queries[i / p.n], decides(p.cosine, p.dot), p.index[i], kAnyShift, curve,
+                      scratch + slot * per_slot);
+      else if (curve != nullptr)
+        std::fill_n(curve, bank.columns, result.score);
+      if (curve != nullptr) continue;
       p.score[i] = result.score;
       p.shift[i] = result.shift;
     }

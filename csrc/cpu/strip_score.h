@@ -13,6 +13,12 @@ struct ExactQuery {
   double energy;  // not finite: the query holds NaN or Inf
 };
 
+// Whose first maximum is the shift. The score is the cosine there, with kDot the correlation.
+enum class Decides : int { kCorrelation, kCosine, kDot };
+constexpr Decides decides(bool cosine, bool dot) {
+  return dot ? Decides::kDot : cosine ? Decides::kCosine : Decides::kCorrelation;
+}
+
 struct ExactScore {
   float score;
   int32_t shift;
@@ -27,9 +33,10 @@ GEOLOC_FAST_DECLARE_KERNEL(ExactQuery, strip_query_prepare,
                            (const float* query, int64_t values, int64_t padded_width, int64_t width, double* memory))
 // Bytes of memory to score one pair, a multiple of 64.
 GEOLOC_FAST_DECLARE_KERNEL(int64_t, strip_score_scratch, (int64_t columns))
-// With `known_shift`, the caller knows that strip_score chooses this shift, and the others are not computed.
+// With `known_shift`, the caller knows that strip_score chooses this shift, and the others are not computed. With
+// `curve` [W], the cosine at every shift is written there instead.
 GEOLOC_FAST_DECLARE_KERNEL(ExactScore, strip_score_pair,
-                           (const StripBankView& bank, const double* circle, const ExactQuery& query, bool cosine,
-                            int64_t row, int32_t known_shift, void* scratch))
+                           (const StripBankView& bank, const double* circle, const ExactQuery& query, Decides decides,
+                            int64_t row, int32_t known_shift, float* curve, void* scratch))
 
 }  // namespace geoloc_fast::cpu

@@ -37,8 +37,8 @@ int64_t strip_score_scratch(int64_t columns) {
          (2 * columns + 7) / 8 * 64;
 }
 
-ExactScore strip_score_pair(const StripBankView& bank, const double* circle, const ExactQuery& query, bool cosine,
-                            int64_t row, int32_t known_shift, void* scratch) {
+ExactScore strip_score_pair(const StripBankView& bank, const double* circle, const ExactQuery& query, Decides decides,
+                            int64_t row, int32_t known_shift, float* curve, void* scratch) {
   const int64_t columns = bank.columns, width = query.width;
   const int64_t reach = columns + width - 1;  // columns of a strip, and again as many as a window reaches
   const int64_t first_shift = known_shift < 0 ? 0 : known_shift, shifts = known_shift < 0 ? columns : 1;
@@ -64,23 +64,32 @@ ExactScore strip_score_pair(const StripBankView& bank, const double* circle, con
 
   double strip_energy = 0.0;
   for (int64_t n = 0; n < columns; ++n) strip_energy += column_energy[n] = lane_sum(energy[n]);
-  if (!is_finite(strip_energy) || !is_finite(query.energy)) return {static_cast<float>(NAN), 0};
+  if (!is_finite(strip_energy) || !is_finite(query.energy)) {
+    for (int64_t s = 0; curve != nullptr && s < columns; ++s) curve[s] = static_cast<float>(NAN);
+    return {static_cast<float>(NAN), 0};
+  }
   for (int64_t n = columns; n < reach; ++n) column_energy[n] = column_energy[n - columns];
 
   auto product = [&](int64_t s) { return lane_sum(correlation[s]); };
-  auto score = [&](int64_t s) {
+  auto cosine = [&](int64_t s) {
     double window_energy = 0.0;
     for (int64_t x = 0; x < width; ++x) window_energy += column_energy[s + x];
     const bool usable = window_energy > kMinEnergyShare * strip_energy && query.energy > 0.0;
     return usable ? product(s) / std::sqrt(query.energy * window_energy) : 0.0;
   };
+  if (curve != nullptr) {
+    for (int64_t s = 0; s < columns; ++s) curve[s] = static_cast<float>(cosine(s));
+    return {};
+  }
   int64_t best = first_shift;
   if (shifts > 1) {
-    double highest = cosine ? score(0) : product(0);
+    const bool by_cosine = decides == Decides::kCosine;
+    double highest = by_cosine ? cosine(0) : product(0);
     for (int64_t s = 1; s < columns; ++s)
-      if (const double here = cosine ? score(s) : product(s); here > highest) highest = here, best = s;
+      if (const double here = by_cosine ? cosine(s) : product(s); here > highest) highest = here, best = s;
   }
-  return {static_cast<float>(score(best)), static_cast<int32_t>(best)};
+  const double score = decides == Decides::kDot ? product(best) : cosine(best);
+  return {static_cast<float>(score), static_cast<int32_t>(best)};
 }
 
 }  // namespace geoloc_fast::cpu::GEOLOC_FAST_ISA

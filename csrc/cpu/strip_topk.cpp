@@ -52,11 +52,13 @@ struct Search {
   float* threshold;                // [slots][pass]: pairs below are of no interest to the slot
   Kept* kept;                      // [pass][slots][list]
   int64_t* kept_count;             // [pass][slots]
+  Kept* held;                      // [pass][slots] the best row of the group that a slot is in; row -1: none
   int64_t *todo_begin, *todo_end;  // [pass] which pairs of a query are to be rescored
   uint8_t* score_scratch;          // [slots][score_bytes]
   uint8_t* screen_scratch;         // [slots][screen_bytes]
 
   Kept* list_of(int64_t query, int slot) const { return kept + (query * plan.slots + slot) * plan.list; }
+  Kept& held_by(int64_t query, int slot) const { return held[query * plan.slots + slot]; }
   int64_t& count_of(int64_t query, int slot) const { return kept_count[query * plan.slots + slot]; }
 };
 
@@ -87,6 +89,7 @@ int64_t carve(Search& s, void* workspace) {
   s.threshold = carver.take<float>(slots * ((pass + 15) / 16 * 16));  // no line belongs to two slots
   s.kept = carver.take<Kept>(pass * slots * s.plan.list);
   s.kept_count = carver.take<int64_t>(pass * slots);
+  s.held = carver.take<Kept>(pass * slots);
   s.todo_begin = carver.take<int64_t>(pass);
   s.todo_end = carver.take<int64_t>(pass);
   s.score_scratch = carver.take<uint8_t>(slots * s.score_bytes);
@@ -96,14 +99,19 @@ int64_t carve(Search& s, void* workspace) {
 
 float* threshold_of(const Search& s, int slot) { return s.threshold + slot * ((s.plan.pass + 15) / 16 * 16); }
 
+// NaN, or beneath every number.
+bool no_score(const Kept& pair) { return !(pair.lower > -kInfinity); }
+
 // Scores kept[i] for good; false if it has no score.
 bool rescore(const Search& s, int64_t query, int slot, Kept& pair) {
-  const ExactScore found = s.score_pair(s.params.bank, s.params.circle, s.exact[query], s.params.cosine, pair.row,
-                                        pair.shift, s.score_scratch + slot * s.score_bytes);
+  if (pair.scored) return !no_score(pair);
+  const ExactScore found =
+      s.score_pair(s.params.bank, s.params.circle, s.exact[query], decides(s.params.cosine, s.params.dot), pair.row,
+                   pair.shift, nullptr, s.score_scratch + slot * s.score_bytes);
   pair.lower = pair.upper = found.score;
   pair.shift = found.shift;
   pair.scored = true;
-  return !std::isnan(found.score);
+  return !no_score(pair);
 }
 
 // The list of a slot is full: keeps what may still belong to the answer, at most three quarters of it, and raises
@@ -116,9 +124,7 @@ void make_room(Search& s, int64_t query, int slot) {
   float known = list[k - 1].lower;
   count = std::remove_if(list, list + count, [=](const Kept& pair) { return pair.upper < known; }) - list;
   if (4 * count > 3 * s.plan.list) {
-    count =
-        std::remove_if(list, list + count, [&](Kept& pair) { return !pair.scored && !rescore(s, query, slot, pair); }) -
-        list;
+    count = std::remove_if(list, list + count, [&](Kept& pair) { return !rescore(s, query, slot, pair); }) - list;
     if (count < k) return;
     std::nth_element(list, list + k - 1, list + count, better);
     known = list[k - 1].lower;
@@ -132,14 +138,38 @@ void make_room(Search& s, int64_t query, int slot) {
   }
 }
 
+void put(Search& s, int64_t query, int slot, const Kept& pair) {
+  int64_t& count = s.count_of(query, slot);
+  s.list_of(query, slot)[count++] = pair;
+  if (count == s.plan.list) make_room(s, query, slot);
+}
+
+// The better of two rows of one group, `later` of a higher row than `best`, goes into `best`.
+void best_of_group(const Search& s, int64_t query, int slot, Kept& best, Kept later) {
+  if (later.upper > best.lower && !(later.lower > best.upper)) {
+    rescore(s, query, slot, best);
+    rescore(s, query, slot, later);
+  }
+  if (later.lower > best.upper || no_score(best)) best = later;
+}
+
 void keep(void* owner, int slot, const ScreenHits& hits) {
   Search& s = *static_cast<Search*>(owner);
+  const int64_t* group = s.params.group;
   for (int lane = 0; lane < kStripLanes; ++lane) {
     if (!(hits.lanes >> lane & 1u) || !(hits.upper[lane] >= threshold_of(s, slot)[hits.query])) continue;
-    int64_t& count = s.count_of(hits.query, slot);
-    s.list_of(hits.query, slot)[count++] = {hits.block * kStripLanes + lane, hits.lower[lane], hits.upper[lane],
-                                            hits.shift[lane], false};
-    if (count == s.plan.list) make_room(s, hits.query, slot);
+    const Kept pair{hits.block * kStripLanes + lane, hits.lower[lane], hits.upper[lane], hits.shift[lane], false};
+    if (group == nullptr) {
+      put(s, hits.query, slot, pair);
+      continue;
+    }
+    Kept& held = s.held_by(hits.query, slot);
+    if (held.row >= 0 && group[held.row] == group[pair.row]) {
+      best_of_group(s, hits.query, slot, held, pair);
+    } else {
+      if (held.row >= 0 && held.upper >= threshold_of(s, slot)[hits.query]) put(s, hits.query, slot, held);
+      held = pair;
+    }
   }
 }
 
@@ -181,6 +211,7 @@ void prepare_pass(Search& s, int64_t begin, int64_t end, int threads) {
   for (int64_t q = 0; q < job.live; ++q) new (s.proven + q) std::atomic<float>(-kInfinity);
   for (int slot = 0; slot < s.plan.slots; ++slot) std::fill_n(threshold_of(s, slot), job.live, -kInfinity);
   std::fill_n(s.kept_count, job.live * s.plan.slots, 0);
+  for (int64_t i = 0; i < job.live * s.plan.slots; ++i) s.held[i].row = -1;
 }
 
 void screen_pass(Search& s, int threads) {
@@ -197,9 +228,7 @@ void screen_pass(Search& s, int threads) {
 bool by_row(const Kept& a, const Kept& b) { return a.row < b.row; }
 
 // Removes pairs that turned out to have no score.
-int64_t drop_unscored(Kept* list, int64_t count) {
-  return std::remove_if(list, list + count, [](const Kept& pair) { return std::isnan(pair.lower); }) - list;
-}
+int64_t drop_unscored(Kept* list, int64_t count) { return std::remove_if(list, list + count, no_score) - list; }
 
 // Rescores kept[todo_begin, todo_end) of every query. Each stretch is sorted by row, and all queries go through the
 // bank together, so that a block that several of them want is read once.
@@ -217,10 +246,33 @@ void rescore_all(Search& s, int threads) {
       Kept* last = list + s.todo_end[q];
       Kept* pair =
           std::lower_bound(list + s.todo_begin[q], last, begin, [](const Kept& a, int64_t row) { return a.row < row; });
-      for (; pair != last && pair->row < end; ++pair)
-        if (!pair->scored) rescore(s, q, slot, *pair);
+      for (; pair != last && pair->row < end; ++pair) rescore(s, q, slot, *pair);
     }
   });
+}
+
+// One list of what the slots kept, and of a group that several of them kept only the best.
+void gather_lists(Search& s, int64_t q, int scratch_slot) {
+  for (int slot = 0; slot < s.plan.slots; ++slot)  // a list that was not full has room for one
+    if (s.held_by(q, slot).row >= 0) s.list_of(q, slot)[s.count_of(q, slot)++] = s.held_by(q, slot);
+  Kept* list = s.list_of(q, 0);
+  int64_t& count = s.count_of(q, 0);
+  for (int slot = 1; slot < s.plan.slots; ++slot) {
+    const Kept* other = s.list_of(q, slot);
+    std::copy(other, other + s.count_of(q, slot), list + count);
+    count += s.count_of(q, slot);
+  }
+  const int64_t* group = s.params.group;
+  if (group == nullptr || s.plan.slots == 1) return;
+  std::sort(list, list + count, by_row);
+  int64_t groups = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (groups > 0 && group[list[groups - 1].row] == group[list[i].row])
+      best_of_group(s, q, scratch_slot, list[groups - 1], list[i]);
+    else
+      list[groups++] = list[i];
+  }
+  count = groups;
 }
 
 // Decides between the pairs that the slots kept and writes the answers.
@@ -234,12 +286,9 @@ void answer_pass(Search& s, int threads) {
     parallel_for(s.job.live, 1, threads, task);
   };
   // First the k of the highest lower bounds: their scores leave fewer of the others to look at.
+  for_slots(s.job.live, 1, std::min(threads, s.plan.slots),
+            [&](int slot, int64_t q, int64_t) { gather_lists(s, q, slot); });
   each_query([&](int64_t q, Kept* list, int64_t& count) {
-    for (int slot = 1; slot < s.plan.slots; ++slot) {
-      const Kept* other = s.list_of(q, slot);
-      std::copy(other, other + s.count_of(q, slot), list + count);
-      count += s.count_of(q, slot);
-    }
     if (count > k) std::nth_element(list, list + k - 1, list + count, better);
     s.todo_begin[q] = 0;
     s.todo_end[q] = std::min(count, k);
@@ -301,7 +350,8 @@ Status strip_topk(const StripTopkParams& p, int threads, char plan[kMaxPlanName]
   s.job.circle = p.circle;
   s.job.pass = s.plan.pass;
   s.job.padded_width = p.padded_width;
-  s.job.cosine = p.cosine;
+  s.job.cosine = p.cosine || p.dot;
+  s.job.dot = p.dot;
   s.job.alive = p.alive;
   s.job.products = s.plan.products;
   s.job.epsilon = s.plan.epsilon;

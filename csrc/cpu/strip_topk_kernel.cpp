@@ -35,6 +35,7 @@ constexpr int kTile = 4, kBlocks = kLanes == 16 ? 2 : 1;
 constexpr int kDotTile = 8;
 constexpr int kFlatTile = 8, kFlatBlocks = kLanes == 16 ? 2 : 1;
 constexpr int kMostQueries = 8, kMostBlocks = 2;
+static_assert(kLanes == kStripLanes || (kBlocks == 1 && kFlatBlocks == 1), "a query's rows come in ascending order");
 
 // Queries of the tile that begins at query `first` of `live`: a power of two.
 int64_t tile_at(Products products, int64_t columns, int64_t first, int64_t live) {
@@ -171,6 +172,12 @@ __attribute__((noinline)) void open_block(const ScreenJob& job, int64_t block, B
 __attribute__((noinline)) void set_width(const ScreenJob& job, int64_t width, BlockState& state) {
   state.width = width;
   const int64_t columns = job.bank.columns;
+  if (job.dot) {
+    for (int64_t i = 0; i < columns * kStripLanes; ++i) state.inverse_norm[i] = 1.0f;
+    std::memcpy(state.reach, state.norm, sizeof state.reach);
+    state.unsure = 0;
+    return;
+  }
   const float* energies = reinterpret_cast<const float*>(state.data + 4 * kStripLanes * columns * job.bank.words);
   float *window = state.inverse_norm, *runs = state.sums, *longer = runs + columns * kStripLanes;
   const f32x16 total = load16(state.total);
@@ -502,7 +509,7 @@ __attribute__((noinline)) void examine(const ScreenRun& run, int64_t query, cons
   const int first_lane = part * kLanes;
   const Lanes* c = run.scratch.correlation;
   const float* inverse_norm = block.inverse_norm + first_lane;
-  const float slack = job.queries[query].slack;
+  const float slack = job.queries[query].slack, gain = job.queries[query].gain;
   const Lanes e = load(block.norm + first_lane) * job.queries[query].epsilon;
   // A lane where only one shift can be the chosen one need not be scored at the others.
   Lanes upper, lower, choices = {}, choice = {};
@@ -539,7 +546,7 @@ __attribute__((noinline)) void examine(const ScreenRun& run, int64_t query, cons
     const int lane = first_lane + i;
     const uint32_t bit = 1u << lane;
     if (!(lanes & 1u << i)) continue;
-    float low = lower[i] - slack, high = upper[i] + slack;
+    float low = lower[i] * gain - slack, high = upper[i] * gain + slack;
     int32_t shift = choices[i] == 1.0f ? static_cast<int32_t>(choice[i]) : kAnyShift;
     if ((block.wild & bit) || !(low <= high)) {
       low = -INFINITY, high = INFINITY, shift = kAnyShift;
@@ -584,7 +591,7 @@ GEOLOC_FAST_INLINE void finish(const ScreenRun& run, int64_t query, BlockState& 
     inverse_any(columns, re, im, c, 1, job.float_circle, columns, im + columns / 2 + 1);
     for (int64_t s = 0; s < columns; ++s) best = highest(c[s] * load(inverse_norm + s * kStripLanes), best);
   }
-  const Lanes bound = best + load(block.reach + part * kLanes) * job.queries[query].epsilon;
+  const Lanes bound = (best + load(block.reach + part * kLanes) * job.queries[query].epsilon) * job.queries[query].gain;
   uint32_t lanes = at_least(bound, all(run.threshold[query] - job.queries[query].slack));
   lanes |= (block.wild | block.unsure) >> part * kLanes;
   lanes &= block.valid >> part * kLanes & ((1u << kLanes) - 1);
@@ -793,6 +800,14 @@ void strip_topk_operands(const ScreenJob& job, int64_t i, int64_t first, int64_t
   const bool zero = !(query.energy > 0.0);
   query.epsilon = zero ? 0.0f : job.epsilon + static_cast<float>(1.1 * std::sqrt(residual));
   query.slack = zero ? 0.0f : kScoreSlack;
+  query.gain = 1.0f;
+  if (job.dot && !zero) {
+    const double norm = std::sqrt(query.energy);
+    const bool usual = norm >= 0x1p-100 && norm <= 0x1p100;
+    query.epsilon += kScoreSlack;
+    query.slack = usual ? 0.0f : INFINITY;
+    query.gain = usual ? static_cast<float>(norm) : 1.0f;
+  }
 }
 
 void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t end, const float* threshold,

@@ -14,7 +14,8 @@ struct ScreenQuery {
   int64_t width;
   double energy;
   float epsilon;  // |c[s] - exact| <= epsilon |S| for the query scaled to norm 1; 0 for a query of zeros
-  float slack;    // kScoreSlack; 0 for a query of zeros
+  float slack;    // kScoreSlack; 0 for a query of zeros and with `dot`, but infinite where the bound does not hold
+  float gain;     // of the scaled query's scores: 1, with `dot` the query's norm
 };
 
 // Pairs of one query and one block whose upper bound may reach the threshold.
@@ -31,7 +32,8 @@ struct ScreenJob {
   const double* circle;       // see strip_bank.h
   const float* float_circle;  // rounded; only where there is no fixed inverse
   int64_t padded_width;
-  bool cosine;
+  bool cosine;  // select="cosine", or `dot`
+  bool dot;
   const bool* alive;
   Products products;
   float epsilon;

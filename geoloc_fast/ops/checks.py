@@ -150,6 +150,17 @@ def query_width(value: Any, query: Tensor) -> Tensor | None:
     return value if value.dtype is torch.int64 else value.to(torch.int64)
 
 
+def ascending(name: str, value: Tensor) -> None:
+    """For one dimension; equal neighbours may stand."""
+    falls = value[1:] < value[:-1]
+    if bool(falls.any()):
+        at = int(falls.nonzero()[0])
+        raise ValueError(
+            f"{name}: expected ascending values (rows of one place lie together), "
+            f"got {int(value[at + 1])} after {int(value[at])} at row {at + 1}"
+        )
+
+
 def extremes(value: Tensor) -> tuple[int, int]:
     """The smallest and the largest of one or more integers."""
     if value.numel() > 64:

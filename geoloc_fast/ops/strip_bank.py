@@ -24,6 +24,7 @@ from geoloc_fast.reference.strip_bank import LANES, BankLayout
 _BLOCKS_AT_ONCE = 256
 _BLOCKS_AT_ONCE_CUDA = 16384
 _reference_score = without_autocast(strip_score.strip_score)
+_reference_curve = without_autocast(strip_score.strip_curve)
 _reference_topk = without_autocast(strip_topk.strip_topk)
 _MOST_TRITON_COLUMNS = 4096
 _MOST_MOVED = 1 << 26  # numbers of one query at every shift, which the search by Triton multiplies the bank with
@@ -38,7 +39,11 @@ def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
     return _made_layout(*shape, dtype)
 
 
-def _choose(op: str, tensor: Tensor, columns: int, strips: Tensor | None = None, moved: int = 0) -> str:
+def _choose(
+    op: str, tensor: Tensor, columns: int, strips: Tensor | None = None, moved: int = 0, cpu_only: str = ""
+) -> str:
+    """`cpu_only` names what is asked for and neither CUDA nor Triton has a kernel for."""
+    missing = f"there is no kernel for {cpu_only}" if cpu_only else ""
     # The usual case, without collecting reasons.
     if choose.cpu_is_free(tensor) and not _can_run_cpu(tensor, columns, strips):
         return "cpu"
@@ -47,8 +52,8 @@ def _choose(op: str, tensor: Tensor, columns: int, strips: Tensor | None = None,
         tensor.device.type,
         {
             "cpu": lambda: _can_run_cpu(tensor, columns, strips),
-            "cuda": lambda: choose.can_run_cuda(tensor) or _problem(_native.native_cuda, columns, strips),
-            "triton": lambda: _can_run_triton(tensor, columns, moved),
+            "cuda": lambda: choose.can_run_cuda(tensor) or missing or _problem(_native.native_cuda, columns, strips),
+            "triton": lambda: missing or _can_run_triton(tensor, columns, moved),
         },
     )
 
@@ -177,9 +182,10 @@ def _run_score(
     index: Tensor,
     query_width: Tensor | None,
     select: str,
+    kind: str = "cosine",
 ) -> tuple[Tensor, Tensor]:
     layout = _layout(shape, dtype)
-    backend = _choose("strip_score", query, layout.columns)
+    backend = _choose("strip_score", query, layout.columns, cpu_only=_beyond_cosine(kind))
     if backend == "cuda":
         return _score_cuda(query, blocks, layout, index, query_width, select)
     if backend == "triton":
@@ -190,7 +196,7 @@ def _run_score(
         choose.ran("strip_score", "triton")
         return found
     if backend == "reference":
-        result = _reference_score(query, blocks, layout, index, query_width, select)
+        result = _reference_score(query, blocks, layout, index, query_width, select, kind)
         choose.ran("strip_score", "reference")
         return result
     native: Any = _native.native_cpu
@@ -205,14 +211,47 @@ def _run_score(
         _address(blocks, layout), size, dtype == "bf16", query.data_ptr(),
         0 if query_width is None else query_width.data_ptr(), query.shape[0], query.shape[3], select == "cosine",
         index.data_ptr(), index.shape[1], score.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
-        memory.data_ptr(), threads,
+        memory.data_ptr(), threads, *([True] if kind == "dot" else []),
     )  # fmt: skip
     choose.ran("strip_score", "cpu", native.isa())
     return score, shift
 
 
+def _beyond_cosine(kind: str) -> str:
+    return "" if kind == "cosine" else f'score="{kind}"'
+
+
 def _fake_score(query: Tensor, blocks: Tensor, shape: Any, dtype: str, index: Tensor, *rest: Any) -> Any:
     return query.new_empty(index.shape, dtype=torch.float32), torch.empty_like(index)
+
+
+def _run_curve(
+    query: Tensor, blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor, query_width: Tensor | None
+) -> Tensor:
+    layout = _layout(shape, dtype)
+    backend = _choose("strip_curve", query, layout.columns, cpu_only="strip_curve")
+    if backend == "reference":
+        curve = _reference_curve(query, blocks, layout, index, query_width)
+        choose.ran("strip_curve", "reference")
+        return curve
+    native: Any = _native.native_cpu
+    query, index = _float32(query), index.contiguous()
+    query_width = None if query_width is None else query_width.contiguous()
+    size, threads = _size(layout), torch.get_num_threads()
+    curve = torch.empty(*index.shape, layout.columns, dtype=torch.float32)
+    memory = workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
+    native.strip_score(
+        _address(blocks, layout), size, dtype == "bf16", query.data_ptr(),
+        0 if query_width is None else query_width.data_ptr(), query.shape[0], query.shape[3], False,
+        index.data_ptr(), index.shape[1], 0, 0, _circle(layout.columns).data_ptr(), memory.data_ptr(), threads,
+        False, curve.data_ptr(),
+    )  # fmt: skip
+    choose.ran("strip_curve", "cpu", native.isa())
+    return curve
+
+
+def _fake_curve(query: Tensor, blocks: Tensor, shape: Any, dtype: str, index: Tensor, *rest: Any) -> Any:
+    return query.new_empty((*index.shape, shape[3]), dtype=torch.float32)
 
 
 def _run_topk(
@@ -224,9 +263,13 @@ def _run_topk(
     query_width: Tensor | None,
     select: str,
     alive: Tensor | None,
+    kind: str = "cosine",
+    group: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = _layout(shape, dtype)
-    backend = _choose("strip_topk", query, layout.columns, moved=layout.channels * layout.height * layout.columns**2)
+    moved = layout.channels * layout.height * layout.columns**2
+    cpu_only = "group=" if group is not None else _beyond_cosine(kind)
+    backend = _choose("strip_topk", query, layout.columns, moved=moved, cpu_only=cpu_only)
     if backend == "cuda":
         return _topk_cuda(query, blocks, layout, k, query_width, select, alive)
     if backend == "triton":
@@ -237,25 +280,27 @@ def _run_topk(
         choose.ran("strip_topk", "triton")
         return best
     if backend == "reference":
-        result = _reference_topk(query, blocks, layout, k, query_width, select, alive)
+        result = _reference_topk(query, blocks, layout, k, query_width, select, alive, kind, group)
         choose.ran("strip_topk", "reference")
         return result
     native: Any = _native.native_cpu
     query = _float32(query)
     query_width = None if query_width is None else query_width.contiguous()
     alive = None if alive is None else alive.contiguous()
+    group = None if group is None else group.contiguous()
     size, threads = _size(layout), torch.get_num_threads()
     batch = query.shape[0]
     score = torch.empty(batch, k, dtype=torch.float32)
     index = torch.empty(batch, k, dtype=torch.int64)
     shift = torch.empty(batch, k, dtype=torch.int64)
     bf16 = dtype == "bf16"
+    seldom = () if kind == "cosine" and group is None else (kind == "dot", 0 if group is None else group.data_ptr())
     memory = workspace(native.strip_topk_workspace(size, bf16, query.shape[0], query.shape[3], k, threads))
     plan = native.strip_topk(
         _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
         batch, query.shape[3], select == "cosine", k, 0 if alive is None else alive.data_ptr(),
-        score.data_ptr(), index.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
-        memory.data_ptr(), threads,
+        score.data_ptr(), index.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(), memory.data_ptr(),
+        threads, *seldom,
     )  # fmt: skip
     choose.ran("strip_topk", "cpu", plan)
     return score, index, shift
@@ -381,14 +426,20 @@ unpack = register(
 )
 score = register(
     "strip_score(Tensor query, Tensor blocks, SymInt[] shape, str dtype, Tensor index, Tensor? query_width, "
-    "str select) -> (Tensor, Tensor)",
+    'str select, str score="cosine") -> (Tensor, Tensor)',
     _run_score,
     _fake_score,
     guard=False,
 )
+curve = register(
+    "strip_curve(Tensor query, Tensor blocks, SymInt[] shape, str dtype, Tensor index, Tensor? query_width) -> Tensor",
+    _run_curve,
+    _fake_curve,
+    guard=False,
+)
 topk = register(
     "strip_topk(Tensor query, Tensor blocks, SymInt[] shape, str dtype, SymInt k, Tensor? query_width, str select, "
-    "Tensor? alive) -> (Tensor, Tensor, Tensor)",
+    'Tensor? alive, str score="cosine", Tensor? group=None) -> (Tensor, Tensor, Tensor)',
     _run_topk,
     _fake_topk,
     guard=False,

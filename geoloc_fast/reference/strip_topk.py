@@ -20,6 +20,8 @@ def strip_topk(
     query_width: Tensor | None,
     select: str,
     alive: Tensor | None,  # bool [R]
+    kind: str,  # of score: "cosine" | "dot"
+    group: Tensor | None,  # int64 [R], ascending
 ) -> tuple[Tensor, Tensor, Tensor]:
     """score, index, shift [B, k]: best first, ties by lowest index; missing rows are -inf, -1, -1."""
     batch, device = query.shape[0], query.device
@@ -32,13 +34,30 @@ def strip_topk(
         rows = torch.arange(begin, min(begin + at_once, layout.count), device=device)
         if alive is not None:
             rows = rows[alive[rows]]
-        found, at = score_all(query, strip_bank.unpack(blocks, layout, rows), query_width, select)
-        real = ~torch.isnan(found)
-        found = torch.where(real, found, -torch.inf)
-        which = torch.where(real, rows, -1)
-        # Rows already kept have lower indices and stand first: a stable sort keeps ties in that order.
-        score, order = torch.cat([score, found], 1).sort(dim=1, descending=True, stable=True)
-        score, order = score[:, :k], order[:, :k]
-        index = torch.cat([index, which], 1).gather(1, order)
-        shift = torch.cat([shift, torch.where(real, at, -1)], 1).gather(1, order)
+        found, at = score_all(query, strip_bank.unpack(blocks, layout, rows), query_width, select, kind)
+        real = found > -torch.inf  # neither NaN nor below all numbers
+        score = torch.cat([score, torch.where(real, found, -torch.inf)], 1)
+        index = torch.cat([index, torch.where(real, rows, -1)], 1)
+        shift = torch.cat([shift, torch.where(real, at, -1)], 1)
+        score, index, shift = _best_first(score, index, shift)
+        if group is not None and layout.count > 0:
+            again = _repeats(group[index.clamp(min=0)])
+            score, index, shift = _best_first(
+                score.masked_fill(again, -torch.inf), index.masked_fill(again, -1), shift.masked_fill(again, -1)
+            )
+        score, index, shift = score[:, :k], index[:, :k], shift[:, :k]
     return score, index, shift
+
+
+def _best_first(score: Tensor, index: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows kept before have lower indices and stand first: a stable sort keeps ties in that order."""
+    score, order = score.sort(dim=1, descending=True, stable=True)
+    return score, index.gather(1, order), shift.gather(1, order)
+
+
+def _repeats(group: Tensor) -> Tensor:
+    """bool [B, n]: whether the same number stood before in its row."""
+    ordered, order = group.sort(dim=1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.zeros_like(again).scatter(1, order, again)

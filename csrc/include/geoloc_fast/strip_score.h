@@ -7,8 +7,11 @@
 //   cosine[s]      = correlation[s] / sqrt(|q|^2 energy[s]), and 0 where energy[s] <= 1e-6 |S|^2 or q is 0
 //   shift = first maximum of correlation ("correlation") or of cosine ("cosine");  score = cosine[shift]
 //
-// An index of -1 scores -inf at shift -1. NaN or Inf in the strip, or in the columns of the query that exist,
-// scores NaN at shift 0.
+// With `dot`, correlation decides and is the score: shift = first maximum of correlation, score = correlation[shift].
+// With `curve` (strip_curve), cosine[s] of every shift is the answer.
+//
+// An index of -1 scores -inf at shift -1, its curve is -inf throughout. NaN or Inf in the strip, or in the columns of
+// the query that exist, scores NaN at shift 0, its curve is NaN throughout.
 //
 // Numerics: float64 sums in a fixed order over float32 values, no contraction, one rounding to float32 at the
 // end. Every instruction set gives the same bits, equal strips get equal scores, and a strip that repeats along
@@ -25,10 +28,12 @@ struct StripScoreParams {
   const int64_t* width;  // [batch], each from 1 to padded_width; null: all are padded_width
   int64_t batch, padded_width;
   bool cosine;           // select="cosine"
+  bool dot;              // score="dot", whatever `cosine` says
   const int64_t* index;  // [batch][n], each from -1 to count-1
   int64_t n;
   float* score;          // [batch][n]
   int64_t* shift;        // [batch][n]
+  float* curve;          // [batch][n][W], in place of score and shift; null: those
   const double* circle;  // see strip_bank.h
   void* workspace;       // strip_score_workspace bytes, aligned to 64
 };

@@ -35,6 +35,16 @@
 // bound was proven for (NaN, Inf, |S|^2 outside 2^-80 .. 2^110) are rescored at sight, but for strips that hold
 // nothing but zeros (score 0) or a NaN or Inf (no score), which are recognised.
 //
+// score="dot" is the same with every window norm 1, select="cosine", and bounds times |q| at the end. There is no
+// absolute slack then: what rounding adds is a share of |S|, so kScoreSlack is added to epsilon. (Rounding is
+// monotone: a bound that holds before the last product holds after it.) Where |q| is outside 2^-100 .. 2^100, every
+// pair is rescored.
+//
+// Groups. Rows of a group follow one another, and a slot sees rows in ascending order. So a slot holds back the best
+// row of the group it is in and puts it on its list when the next group begins: a list has a group once, and its k-th
+// lower bound is a bound for the k-th best group. Where two rows of a group may both be its best, they are rescored at
+// once. A group that several slots saw is brought together before the answer is decided.
+//
 // Floor. Bytes: the bank once, and once more for every further pass of queries (see strip_topk_plan.h).
 // Operations a pair: 3 K (W/2 - 1) + 2 K multiply-adds in fp32, a quarter of 4 K (W/2 - 1) + 2 K dot products of
 // two in bf16-dot, against K W Wq for the direct form, plus about 5 W for inverse, norm and comparison.
@@ -50,7 +60,9 @@ struct StripTopkParams {
   int64_t batch, padded_width;
   int64_t k;
   bool cosine;           // select="cosine"
+  bool dot;              // score="dot", whatever `cosine` says
   const bool* alive;     // [count]; null: all are
+  const int64_t* group;  // [count], ascending: one row a group is answered, the best; null: every row is a group
   float* score;          // [batch][k], best first; -inf, -1, -1 where there is no row
   int64_t* index;        // [batch][k]
   int64_t* shift;        // [batch][k]
