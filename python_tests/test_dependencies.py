@@ -22,7 +22,7 @@ FLOORS = [
     {"_native", "errors", "files", "geo", "reference", "triton_kernels"},
     {"ops"},
     {"operators"},
-    {"images", "testing", "losses"},
+    {"layers", "images", "testing", "losses"},
     {"models", "index"},
     {"data"},
     {"metrics", "protocol", "confidence", "locate", "answers"},

@@ -3,6 +3,7 @@
 Imports timm, which `import geoloc_fast` alone never does.
 """
 
+from geoloc_fast.models.contract import load_model
 from geoloc_fast.models.geolocalizer.circular import circular_twin
 from geoloc_fast.models.geolocalizer.encoder import IMAGE_MEAN, IMAGE_STD, Encoder
 from geoloc_fast.models.geolocalizer.fusion import AFF, AWA, FCL, FUSIONS, IAFF, MSCAM, Concat
@@ -30,4 +31,5 @@ __all__ = [
     "PanoGANConfig",
     "PhotoStrips",
     "circular_twin",
+    "load_model",
 ]

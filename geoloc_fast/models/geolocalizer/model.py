@@ -12,22 +12,28 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geoloc_fast.images.cylindrical import to_cylindrical
+from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.contract import AzimuthColumns, Photo, PlaceBatch, PlaceInput, Query, QueryInput
 from geoloc_fast.models.geolocalizer.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, normalise_image
 from geoloc_fast.models.geolocalizer.fusion import FUSIONS
+from geoloc_fast.polar import polar_resample
 
 __all__ = ["Geolocalizer", "GeolocalizerConfig", "PhotoStrips"]
 
 _FORMAT = "geoloc_fast.geolocalizer"
 SHARING = ("all", "references", "none")
 SOURCES = ("both", "satellite", "street")
+BORDERS = ("replicate", "zeros")
 # Settings of timm that fetch or unpickle files: a config, which may come with a stranger's bundle, must not.
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
@@ -65,6 +71,16 @@ class GeolocalizerConfig:
     """Heading of column 0 of everything this model sees and gives."""
     assumed_fov_deg: float = 90.0
     """Horizontal field of view to reproject a photo with when its own is not known."""
+    satellite_px: int = 336
+    """Side of the satellite square that a place is shown as."""
+    range_m: tuple[float, float] | None = None
+    """Sides of that square on the ground, in metres, that it was trained on; None: any."""
+    border: str = "replicate"
+    """Beyond the satellite square: "replicate" or "zeros"."""
+    name: str = "geolocalizer"
+    """What a person calls the model."""
+    trained_on: str = "nothing"
+    """A word or two that answers repeat."""
     initial_scale: float = 1 / 0.07
     """Start of the learned logit scale of the shift selection in training."""
     initial_temperature: float = 0.07
@@ -78,7 +94,9 @@ class GeolocalizerConfig:
             raise ValueError(f"image_size: expected (height, width), got {self.image_size}")
         if len(self.strip) != 3 or not _positive_integers(self.strip):
             raise ValueError(f"strip: expected (channels, height, columns), got {self.strip}")
-        for name, allowed in (("sharing", SHARING), ("fusion", tuple(FUSIONS)), ("sources", SOURCES)):
+        object.__setattr__(self, "range_m", None if self.range_m is None else tuple(self.range_m))
+        choices = (("sharing", SHARING), ("fusion", tuple(FUSIONS)), ("sources", SOURCES), ("border", BORDERS))
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
         if ":" in self.backbone:
@@ -90,6 +108,10 @@ class GeolocalizerConfig:
             )
         if not isinstance(self.column0_deg, int | float) or not math.isfinite(self.column0_deg):
             raise ValueError(f"column0_deg: expected an angle, got {self.column0_deg!r}")
+        if not _positive_integers((self.satellite_px,)):
+            raise ValueError(f"satellite_px: expected pixels, got {self.satellite_px!r}")
+        if self.range_m is not None and not (len(self.range_m) == 2 and 0 < self.range_m[0] <= self.range_m[1]):
+            raise ValueError(f"range_m: expected (least, most) metres, got {self.range_m!r}")
         if not 0 < self.assumed_fov_deg <= 360:
             raise ValueError(f"assumed_fov_deg: expected in (0, 360], got {self.assumed_fov_deg}")
         for name in ("initial_scale", "initial_temperature"):
@@ -152,6 +174,84 @@ class Geolocalizer(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.initial_temperature)))
         self.fingerprint: str | None = None
         """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
+
+    # --- the contract of models/contract.py ---
+
+    kind = "geolocalizer"
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def trained_on(self) -> str:
+        return self.config.trained_on
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """One: a place's sources are fused into one strip."""
+        name = {"both": "place", "satellite": "satellite", "street": "street"}[self.config.sources]
+        return (Layer(name, self.config.strip, "cosine", self.config.column0_deg),)
+
+    @property
+    def place_input(self) -> PlaceInput:
+        config = self.config
+        takes = {"both": ("satellite", "street"), "satellite": ("satellite",), "street": ("street",)}[config.sources]
+        return PlaceInput(
+            takes=takes,
+            satellite_px=config.satellite_px,
+            range_m=config.range_m,
+            border=config.border,
+            panorama_size=config.image_size,
+            column0_deg=config.column0_deg,
+        )
+
+    @property
+    def query_input(self) -> QueryInput:
+        return QueryInput(("photo", "columns"), self.config.image_size, self.config.assumed_fov_deg)
+
+    @torch.inference_mode()
+    def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
+        """A row for each place that has a source which this model looks at."""
+        device, config = self.log_scale.device, self.config
+        polar = polar_resample(
+            batch.satellite.to(device),
+            config.image_size,
+            column0_deg=config.column0_deg,
+            border=config.border,
+            mean=IMAGE_MEAN,
+            std=IMAGE_STD,
+        )
+        has_satellite, has_panorama = batch.has_satellite.to(device), batch.has_panorama.to(device)
+        if config.sources != "both":
+            seen = has_satellite if config.sources == "satellite" else has_panorama
+        else:
+            seen = has_satellite | has_panorama
+        strips = self.encode_place(
+            polar, batch.panorama.to(device), has_satellite=has_satellite, has_panorama=has_panorama
+        )
+        place = seen.nonzero().squeeze(1)
+        return {self.layers[0].name: Rows(strips[place].cpu(), place.cpu().numpy())}
+
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
+        device, rows = self.log_scale.device, self.config.image_size[0]
+        shown = [self._columns(query) for query in queries]
+        widths = torch.tensor([image.shape[1] for image in shown], dtype=torch.int64)
+        batch = np.zeros((len(shown), rows, max((image.shape[1] for image in shown), default=1), 3), np.uint8)
+        for row, image in zip(batch, shown, strict=True):
+            row[:, : image.shape[1]] = image
+        found = self.encode_photo(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device), widths)
+        return {self.layers[0].name: QueryStrips(found.strips.cpu(), found.width.cpu())}
+
+    def _columns(self, query: Query) -> np.ndarray:
+        """uint8 [H, w, 3] in azimuth columns."""
+        if isinstance(query, AzimuthColumns):
+            return query.columns
+        if not isinstance(query, Photo) or not isinstance(query.image, np.ndarray):
+            raise TypeError(f"queries: expected decoded photos or azimuth columns, got {type(query).__name__}")
+        fov_deg = self.config.assumed_fov_deg if query.fov_deg is None else query.fov_deg
+        return to_cylindrical(query.image, fov_deg, size=self.config.image_size)
 
     @property
     def scale(self) -> Tensor:

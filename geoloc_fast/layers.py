@@ -1,0 +1,53 @@
+"""Layers of evidence: what a model makes of places and queries, and an index holds.
+
+A place has any number of rows in a layer, or none; a query makes at most one strip a layer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["Layer", "QueryStrips", "Rows"]
+
+
+class Layer(NamedTuple):
+    """One kind of evidence. Layers with a heading share W and `column0_deg`, since a photo has one heading."""
+
+    name: str
+    """ "street", "satellite", "cell", "text", or a model's own: a small letter, then small letters, digits and _."""
+    strip: tuple[int, int, int]
+    """C, H, W; with W = 1 it is a code."""
+    score: str = "cosine"
+    """Of the renormalised window, or "dot", the raw correlation."""
+    column0_deg: float | None = None
+    """Heading of the strip's left edge; None: this layer knows no heading."""
+    weight: float = 1.0
+    """Of its score in the sum."""
+    absent: float = 0.0
+    """The score that stands in where place or query has nothing in this layer."""
+    scanned_rows: int = 1 << 30
+    """So many rows of a place are searched; the others only rescore the best places."""
+
+
+class Rows(NamedTuple):
+    """What some places have in one layer, n rows."""
+
+    strips: Tensor
+    """[n, C, H, W]"""
+    place: np.ndarray | None = None
+    """[n] which of the places each row belongs to, ascending; default one row for each, in their order."""
+    lat: np.ndarray | None = None
+    """[n] of the standpoint or view, WGS84; default that of the place."""
+    lon: np.ndarray | None = None
+
+
+class QueryStrips(NamedTuple):
+    """What some queries have in one layer."""
+
+    strips: Tensor
+    """[B, C, H, Wq]"""
+    width: Tensor | None = None
+    """[B] columns that exist, default all; 0 where a query has nothing in this layer."""

@@ -1,0 +1,205 @@
+"""What every model promises, and nothing else is known of it: index, locator, evaluation and command line go by this.
+
+A model names its layers, says what it must be shown, and encodes places to rows by layer and queries to strips by
+layer. A new kind of model is a class with these attributes and methods and a line in `KINDS`; see docs/design.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from geoloc_fast.errors import BundleError
+from geoloc_fast.layers import Layer, QueryStrips, Rows
+
+__all__ = [
+    "KINDS", "AzimuthColumns", "Model", "Photo", "PlaceBatch", "PlaceInput", "Query", "QueryInput", "Text",
+    "check_layers", "load_model",
+]  # fmt: skip
+
+
+# --- queries ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A perspective photo.
+
+    A `Locator` takes any of these images and decodes them; `Model.encode_queries` is given arrays, upright, with the
+    field of view that they are to be seen with.
+    """
+
+    image: str | os.PathLike[str] | bytes | np.ndarray
+    """A path, the contents of a file, or uint8 [h, w, 3] RGB."""
+    fov_deg: float | None = None
+    """Horizontal field of view; None: what the file says, else what the model assumes."""
+
+
+class AzimuthColumns(NamedTuple):
+    """A panorama, or a cut of one: columns that are azimuth already, at the scale of the model's panoramas."""
+
+    columns: np.ndarray
+    """uint8 [H, w, 3] of a model whose whole turn is (H, W): it sees w / W of the horizon."""
+
+
+class Text(NamedTuple):
+    """A description of a place, in words."""
+
+    text: str
+
+
+Query = Photo | AzimuthColumns | Text
+
+
+@dataclass(frozen=True)
+class QueryInput:
+    """What queries must be shown as."""
+
+    takes: tuple[str, ...] = ("photo", "columns")
+    """Of "photo", "columns" and "text"."""
+    size: tuple[int, int] = (128, 512)
+    """Rows and columns of a whole turn; a photo has these rows, and columns by its field of view."""
+    assumed_fov_deg: float = 90.0
+    """Of photos that do not say theirs."""
+
+
+# --- places ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlaceInput:
+    """What places must be shown as: what the model was trained on, whoever encodes."""
+
+    takes: tuple[str, ...] = ("satellite", "street")
+    """Which images of a place it looks at."""
+    satellite_px: int = 256
+    """Side of the satellite square."""
+    range_m: tuple[float, float] | None = None
+    """Sides of the square, in metres on the ground, that it was trained on; None: any. An image of known resolution
+    that shows more is cut to the larger, one that shows less is taken as it is: both with a warning."""
+    border: str = "replicate"
+    """Beyond the satellite image: "replicate" or "zeros"."""
+    panorama_size: tuple[int, int] = (128, 512)
+    """Rows and columns of street views."""
+    column0_deg: float = 180.0
+    """Heading of column 0 of street views as they are given to `encode_places`."""
+    standpoints_m: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
+    """Metres east and north of the place from which a satellite image is seen, a row each."""
+
+
+class PlaceBatch(NamedTuple):
+    """Decoded images of B places, as `PlaceInput` wants them, on the CPU or the model's device."""
+
+    satellite: Tensor
+    """uint8 [B, 3, S, S], north up; black where a place has none."""
+    has_satellite: Tensor
+    """bool [B]"""
+    metres_per_pixel: Tensor
+    """float64 [B] of `satellite`; NaN where unknown."""
+    panorama: Tensor
+    """uint8 [B, 3, H, W], in the frame of `column0_deg` where its heading is known."""
+    has_panorama: Tensor
+    """bool [B], of street views of known heading."""
+    lat: Tensor
+    """float64 [B]; NaN where unknown."""
+    lon: Tensor
+
+
+# --- models ----------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Model(Protocol):
+    """The contract. `load_model` gives one of a file; a program may bring its own."""
+
+    @property
+    def kind(self) -> str:
+        """A key of `KINDS`."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """sha256 of its bundle: an index and a confidence belong to it by this. None for a model made fresh."""
+
+    @property
+    def trained_on(self) -> str:
+        """A word or two that answers repeat: "synthetic cities", "ImageNet features"."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+
+    @property
+    def place_input(self) -> PlaceInput: ...
+
+    @property
+    def query_input(self) -> QueryInput: ...
+
+    def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
+        """Rows by layer. `Rows.place` counts from the first place of the batch; a place may have none in a layer."""
+
+    def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
+        """Strips by layer, one a query; width 0 where a query has nothing in a layer."""
+
+
+KINDS: dict[str, str | Callable[..., Model]] = {
+    "geolocalizer": "geoloc_fast.models.geolocalizer.model:Geolocalizer.load",
+}
+"""Kind of a bundle to what loads it, called as load(path, device=...): a callable, or "module:name" that is imported
+when it is first needed."""
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
+    """The model of a bundle, whatever its kind. BundleError if it is none that this version can load; OSError if it
+    cannot be read."""
+    kind = _kind_of(Path(path))
+    load = KINDS.get(kind)
+    if load is None:
+        raise BundleError(f"{path}: expected a model of kind {', '.join(sorted(KINDS))}, got {kind!r}")
+    if isinstance(load, str):
+        module, _, name = load.partition(":")
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        load = found
+    model = load(path, device=torch.device(device))
+    try:
+        check_layers(model.layers)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from error
+    return model
+
+
+def _kind_of(path: Path) -> str:
+    with open(path, "rb"):  # a missing or unreadable file is an OSError, not a bad bundle
+        pass
+    try:
+        with safetensors.safe_open(path, framework="pt") as bundle:
+            form = (bundle.metadata() or {}).get("format", "")
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{path}: expected a safetensors file, got {error}") from error
+    if not form.startswith("geoloc_fast."):
+        raise BundleError(f"{path}: expected a model bundle of this package, got format {form!r}")
+    return form.removeprefix("geoloc_fast.")
+
+
+def check_layers(layers: Sequence[Layer]) -> None:
+    """ValueError unless an index can hold them: names differ, and those with a heading share W and `column0_deg`."""
+    if not layers:
+        raise ValueError("layers: expected at least one, got none")
+    if len({layer.name for layer in layers}) < len(layers):
+        raise ValueError(f"layers: expected different names, got {', '.join(layer.name for layer in layers)}")
+    frames = {(layer.strip[2], layer.column0_deg) for layer in layers if layer.column0_deg is not None}
+    if len(frames) > 1:
+        raise ValueError(f"layers: expected one width and column0_deg where there is a heading, got {sorted(frames)}")
