@@ -22,6 +22,7 @@ __all__ = [
     "PrepareError",
     "TrainingStopped",
     "UnsureCommitError",
+    "WeightsError",
 ]
 
 
@@ -71,6 +72,10 @@ class PrepareError(GeolocError, RuntimeError):
 
 class BundleError(GeolocError, ValueError):
     """A file is not a model bundle this version can load, or it is damaged."""
+
+
+class WeightsError(GeolocError, ValueError):
+    """A file holds no weights of the network that is to have them, or more than weights."""
 
 
 class ConfidenceError(GeolocError, ValueError):

@@ -3,8 +3,8 @@
 Imports timm, which `import geoloc_fast` alone never does.
 """
 
+from geoloc_fast.models.backbones.circular import circular_twin
 from geoloc_fast.models.contract import load_model
-from geoloc_fast.models.geolocalizer.circular import circular_twin
 from geoloc_fast.models.geolocalizer.encoder import IMAGE_MEAN, IMAGE_STD, Encoder
 from geoloc_fast.models.geolocalizer.fusion import AFF, AWA, FCL, FUSIONS, IAFF, MSCAM, Concat
 from geoloc_fast.models.geolocalizer.model import (

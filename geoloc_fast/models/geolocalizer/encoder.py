@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from geoloc_fast.models.geolocalizer.circular import circular_twin
+from geoloc_fast.models.backbones.circular import circular_twin
 
 __all__ = ["IMAGE_MEAN", "IMAGE_STD", "Encoder", "normalise_image", "normalise_strip"]
 

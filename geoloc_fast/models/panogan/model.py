@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geoloc_fast.models.backbones.circular import CircularConv2d
 from geoloc_fast.models.bundle import load_bundle, write_bundle
-from geoloc_fast.models.geolocalizer.circular import CircularConv2d
 from geoloc_fast.polar import polar_resample
 
 __all__ = ["CONDITIONS", "Discriminator", "Generator", "PanoGAN", "PanoGANConfig", "Pass"]
