@@ -68,6 +68,21 @@ class Parcels:
     window: np.ndarray  # [n, 2], width and height as fractions of bay and floor
     shop: np.ndarray  # bool [n]: wide windows on the ground floor
     shutter: np.ndarray  # bool [n]: coloured shutters beside the windows
+    pitch: np.ndarray  # [n], how steep the roof is, 0 where it is flat
+
+
+@dataclass(frozen=True, eq=False)
+class Roads:
+    """The streets, one row each, as they were laid: the rasters show them, descriptions tell of them."""
+
+    start: np.ndarray  # [n, 2]: x, y
+    end: np.ndarray
+    width_m: np.ndarray  # of the carriageway
+    owner: np.ndarray  # int [n], row of `parcels`
+    cobbled: np.ndarray  # bool [n]
+    lined: np.ndarray  # bool [n]: a broken line along the middle
+    cycleways: np.ndarray  # bool [n]: on both sides
+    crossings: np.ndarray  # [m, 2]: x, y of marked crossings
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +128,7 @@ class City:
     material: np.ndarray  # uint8 [rows, cols]
     owner: np.ndarray  # int32 [rows, cols], row of `parcels`
     parcels: Parcels
+    roads: Roads
     changes: list[Stencil]  # buildings that are not always there, and not in the rasters
     trees: np.ndarray  # [n, 5]: x, y, crown radius, height, and 0 broad-leaved, 1 conifer, 2 palm
     posts: np.ndarray  # [n, 4]: x, y, height, and 0 street lamp, 1 sign
@@ -333,6 +349,8 @@ class _Painter:
         self.rows: list[tuple] = []
         self.slots: list[tuple] = []
         self.posts: list[tuple] = []
+        self.pitch: dict[int, float] = {}  # of buildings, by parcel
+        self.crossings: list[np.ndarray] = []
 
     def parcel(self, rng: Generator, tint: np.ndarray, building: np.ndarray | None = None, storeys: int = 0) -> int:
         """Adds a row to the parcels; its number."""
@@ -465,6 +483,7 @@ def _paint_block(painter: _Painter, rng: Generator, block: np.ndarray, centralit
             roof = _colour(rng, style.roofs) * rng.uniform(0.8, 1.2)
             number = painter.parcel(rng, roof, footprint, levels)
             pitch = rng.uniform(*style.pitch) if rng.random() < lots.pitched else 0.0
+            painter.pitch[number] = pitch
             boxes = _roof_boxes(rng, footprint, pitch)
             dates: list[np.datetime64 | None] = [None, None]
             if rng.random() < _CHANGED:
@@ -515,8 +534,8 @@ def _paint_parking(painter: _Painter, lot: np.ndarray) -> None:
                 painter.slots.append((*bay, heading_deg, 0.5))
 
 
-def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> list[np.ndarray]:
-    """Paints sidewalks, carriageways and markings; where the street trees stand."""
+def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> tuple[list[np.ndarray], Roads]:
+    """Paints sidewalks, carriageways and markings; where the street trees stand, and what was laid."""
     count = len(streets.start)
     style = painter.style
     surface = np.where(streets.look[:, 0] < 1 - style.cobbled, ASPHALT, COBBLE)
@@ -534,6 +553,7 @@ def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> list
         painter.disc(streets.start[k], streets.road_m[k] / 2, **road)
         painter.disc(streets.end[k], streets.road_m[k] / 2, **road)
     trees = []
+    lined, cycleways = np.zeros((2, count), bool)
     for k in range(count):
         start, along, right, length = streets.frame(k)
         road_m, (_, marked, planted, _) = streets.road_m[k], streets.look[k]
@@ -548,13 +568,16 @@ def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> list
 
         line = partial(_paint_line, painter, start, along)
         if surface[k] == ASPHALT and marked < style.marked:
+            lined[k] = True
             if road_m >= 9 and marked < 0.3:
+                cycleways[k] = True
                 for side in (-1, 1):
                     line(clear_m, length - clear_m, side * (road_m / 2 - 0.9), 1.6, CYCLEWAY)
             for at in np.arange(clear_m + 3, length - clear_m - 3, 6.0):
                 line(at, at + 3, 0, 0.25)
             for begin, sign in ((clear_m, -1), (length - clear_m, 1)):
                 if rng.random() < style.crossings:
+                    painter.crossings.append(start + begin * along)
                     for across in np.arange(-road_m / 2 + 0.5, road_m / 2 - 0.3, 1.1):
                         line(begin - 1.6, begin + 1.6, across + 0.25, 0.55)
                     stop_m = begin - sign * 3.0
@@ -585,7 +608,16 @@ def _paint_streets(painter: _Painter, rng: Generator, streets: _Streets) -> list
                 height_m = radius_m * rng.uniform(2.2, 3.2) + 2
                 palm = np.where(marked < style.palms, 2.0, 0.0)  # a street has one kind of tree
                 trees.append(np.column_stack([row, radius_m, height_m, np.full(len(row), palm)]))
-    return trees
+    return trees, Roads(
+        start=streets.start,
+        end=streets.end,
+        width_m=streets.road_m,
+        owner=np.array(owners),
+        cobbled=surface == COBBLE,
+        lined=lined,
+        cycleways=cycleways,
+        crossings=np.array(painter.crossings).reshape(-1, 2),
+    )
 
 
 def _paint_line(
@@ -629,7 +661,7 @@ def _build(seed: int, count: int, number: int | None) -> City:
         outward = np.hypot(*block.mean(axis=0)) / (half_m + VIEW_RANGE_M)
         centrality = np.clip(1.1 - outward + rng.uniform(-0.4, 0.4), 0, 1)
         buildings += _paint_block(painter, rng, block, float(centrality))
-    trees = _paint_streets(painter, rng, streets)
+    trees, roads = _paint_streets(painter, rng, streets)
     usual = asdict(MIXED)  # so that a new field of styles does not touch the cities that do without
     manner = {name: value for name, value in asdict(style).items() if value != usual[name]}
     drawn = (manner, places, streets.start, streets.end, streets.road_m, streets.blocks)
@@ -662,6 +694,7 @@ def _build(seed: int, count: int, number: int | None) -> City:
         window=window,
         shop=shop,
         shutter=shutter,
+        pitch=np.array([painter.pitch.get(number, 0.0) for number in range(len(tint))]),
     )
 
     edge_m = half_m + _EDGE_M
@@ -693,6 +726,7 @@ def _build(seed: int, count: int, number: int | None) -> City:
         material=painter.material,
         owner=painter.owner,
         parcels=parcels,
+        roads=roads,
         changes=changes,
         trees=np.concatenate(trees),
         posts=np.array(painter.posts).reshape(-1, 4),
