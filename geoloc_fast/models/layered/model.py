@@ -1,0 +1,331 @@
+"""Two layers of evidence from one frozen network: what is seen from the street, and what is seen from above.
+
+    photo, panorama: azimuth columns    -> backbone -> column features -> linear map of each layer -> strip
+    satellite image: polar, standpoints -> backbone -> column features -> linear map               -> strips
+
+A photo makes a strip for each layer. A place has a row in "street" for its panorama, and in "satellite" one for every
+standpoint from which its image is seen: a photographer stands metres beside the centre, and near things then lie
+elsewhere. The maps are fitted in closed form by `geoloc_fast.training.fit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from geoloc_fast.geo.sphere import EARTH_RADIUS_M
+from geoloc_fast.images.cylindrical import to_cylindrical
+from geoloc_fast.layers import Layer, QueryStrips, Rows
+from geoloc_fast.models.backbones import Backbone
+from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.contract import AzimuthColumns, Photo, PlaceBatch, PlaceInput, Query, QueryInput
+from geoloc_fast.models.layered.columns import LEVEL, POLAR, column_features, feature_count
+from geoloc_fast.polar import polar_resample
+
+__all__ = ["LAYERS", "Layered", "LayeredConfig", "ring"]
+
+_FORMAT = "geoloc_fast.layered"
+LAYERS = ("street", "satellite")
+_METRES_A_DEGREE = math.pi * EARTH_RADIUS_M / 180
+_POLAR_BATCH = 8  # polar images at once: their features stay near the cache
+
+
+def ring(count: int, radius_m: float) -> tuple[tuple[float, float], ...]:
+    """`count` points (east, north) on a circle."""
+    angles = [2 * math.pi * i / count for i in range(count)]
+    return tuple((radius_m * math.sin(a), radius_m * math.cos(a)) for a in angles)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayeredConfig:
+    """Everything that is needed to rebuild the model around its weights."""
+
+    layers: tuple[str, ...] = LAYERS
+    """Some of `LAYERS`."""
+    backbone: str = "tf_efficientnet_lite0"
+    """A timm EfficientNet."""
+    strides: tuple[int, ...] = (4, 8)
+    """Of the backbone's maps that are looked at."""
+    level_size: tuple[int, int] = (256, 1024)
+    """Rows and columns of a whole turn of photos and panoramas."""
+    polar_size: tuple[int, int] = (128, 512)
+    """Rows and columns of polar images."""
+    radius_m: float = 25.0
+    """How far a polar image sees, where the resolution of its satellite image is known; else to the nearest edge."""
+    satellite_px: int = 512
+    """Side of the satellite square that a place is shown as."""
+    range_m: tuple[float, float] = (50.0, 64.0)
+    """Sides of that square on the ground, in metres."""
+    channels: int = 64
+    """Of a strip."""
+    columns: int = 32
+    """Of a strip."""
+    column0_deg: float = 180.0
+    """Heading of column 0 of every strip."""
+    standpoints_m: tuple[tuple[float, float], ...] = ((0.0, 0.0), *ring(6, 1.8), *ring(12, 3.5))
+    """East and north of the place: where its satellite image is seen from, a row each, those to be scanned first."""
+    scanned_standpoints: int = 7
+    """So many of them are searched; the others only rescore the best places."""
+    weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.7, "satellite": 0.3})
+    """Of the layers' scores in the sum."""
+    absent: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.0, "satellite": 0.0})
+    """The scores that stand in where a place has nothing in a layer."""
+    assumed_fov_deg: float = 90.0
+    """Horizontal field of view of photos that do not say theirs."""
+    name: str = "layered"
+    """What a person calls the model."""
+    trained_on: str = "nothing"
+    """A word or two that answers repeat."""
+    provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of the backbone's weights: source, sha256, licence; of the maps: what they were fitted on."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "strides", "level_size", "polar_size", "range_m"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "standpoints_m", tuple((float(e), float(n)) for e, n in self.standpoints_m))
+        if not self.layers or len(set(self.layers)) < len(self.layers) or not set(self.layers) <= set(LAYERS):
+            raise ValueError(f"layers: expected some of {LAYERS}, got {self.layers}")
+        for name in ("channels", "columns", "satellite_px", "scanned_standpoints"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        step = self.strides[-1] if self.strides else 0
+        for name in ("level_size", "polar_size"):
+            size = getattr(self, name)
+            if len(size) != 2 or step < 1 or size[0] % step or size[1] % (step * self.columns):
+                raise ValueError(
+                    f"{name}: expected rows in multiples of {step} and columns of {step * self.columns}, got {size}"
+                )
+        if not 0 < self.assumed_fov_deg <= 360 or not math.isfinite(self.column0_deg) or not self.radius_m > 0:
+            raise ValueError("assumed_fov_deg, column0_deg, radius_m: expected angles and metres")
+        if len(self.range_m) != 2 or not 0 < self.range_m[0] <= self.range_m[1]:
+            raise ValueError(f"range_m: expected (least, most) metres, got {self.range_m!r}")
+        if not self.standpoints_m or not all(math.hypot(*at) < self.radius_m for at in self.standpoints_m):
+            raise ValueError(f"standpoints_m: expected points within {self.radius_m} m, got {self.standpoints_m!r}")
+        for name in ("weights", "absent"):
+            if not set(self.layers) <= set(getattr(self, name)):
+                raise ValueError(f"{name}: expected a number for {', '.join(self.layers)}, got {getattr(self, name)!r}")
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configs give equal text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> LayeredConfig:
+        return cls(**json.loads(text))
+
+
+class Layered(nn.Module):
+    """A frozen backbone and two linear maps a layer, one of queries and one of places."""
+
+    kind = "layered"
+
+    def __init__(self, config: LayeredConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or LayeredConfig()
+        self.backbone = Backbone(config.backbone, config.strides)
+        level, polar = self.feature_counts
+        self.query_maps = nn.ModuleDict({name: nn.Linear(level, config.channels) for name in config.layers})
+        sizes = {"street": level, "satellite": polar}
+        self.place_maps = nn.ModuleDict({name: nn.Linear(sizes[name], config.channels) for name in config.layers})
+        self.requires_grad_(False).eval()
+        self.fingerprint: str | None = None
+        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
+
+    @property
+    def feature_counts(self) -> tuple[int, int]:
+        """Features of a column of a photo or panorama, and of a polar image."""
+        config = self.config
+        heights = [[size[0] // stride for stride in config.strides] for size in (config.level_size, config.polar_size)]
+        return (
+            feature_count(self.backbone.channels, heights[0], LEVEL),
+            feature_count(self.backbone.channels, heights[1], POLAR),
+        )
+
+    # --- the contract of models/contract.py ---
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def trained_on(self) -> str:
+        return self.config.trained_on
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        config = self.config
+        scanned = {"street": 1 << 30, "satellite": config.scanned_standpoints}
+        return tuple(
+            Layer(
+                name,
+                (config.channels, 1, config.columns),
+                "cosine",
+                config.column0_deg,
+                config.weights[name],
+                config.absent[name],
+                scanned[name],
+            )
+            for name in config.layers
+        )
+
+    @property
+    def place_input(self) -> PlaceInput:
+        config = self.config
+        return PlaceInput(
+            takes=tuple(name for name in ("satellite", "street") if name in config.layers),
+            satellite_px=config.satellite_px,
+            range_m=config.range_m,
+            border="replicate",
+            panorama_size=config.level_size,
+            column0_deg=config.column0_deg,
+            standpoints_m=config.standpoints_m,
+        )
+
+    @property
+    def query_input(self) -> QueryInput:
+        return QueryInput(("photo", "columns"), self.config.level_size, self.config.assumed_fov_deg)
+
+    @torch.inference_mode()
+    def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
+        """ "street": a row for each panorama. "satellite": a row for each standpoint, or one where the resolution of
+        the image is not known."""
+        found = {}
+        if "street" in self.config.layers:
+            place = batch.has_panorama.nonzero().squeeze(1).cpu()
+            features = [self.level_features(batch.panorama[n], circular=True)[None] for n in place.tolist()]
+            found["street"] = Rows(self._strips("street", features), place.numpy())
+        if "satellite" in self.config.layers:
+            places, lats, lons, features = [], [], [], []
+            for n in batch.has_satellite.nonzero().squeeze(1).tolist():
+                metres = float(batch.metres_per_pixel[n])
+                points = self.config.standpoints_m if math.isfinite(metres) else ((0.0, 0.0),)
+                features.append(self.polar_features(batch.satellite[n], metres, points))
+                lat, lon = float(batch.lat[n]), float(batch.lon[n])
+                places += [n] * len(points)
+                lats += [lat + north / _METRES_A_DEGREE for _, north in points]
+                lons += [lon + east / (_METRES_A_DEGREE * math.cos(math.radians(lat))) for east, _ in points]
+            strips = self._strips("satellite", features)
+            found["satellite"] = Rows(strips, np.array(places, np.int64), np.array(lats), np.array(lons))
+        return found
+
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
+        """A strip a layer for each query. Each is encoded by itself, so it does not depend on the others."""
+        features = [self.query_features(query) for query in queries]
+        width = torch.tensor([len(part) for part in features], dtype=torch.int64)
+        found = {}
+        for name in self.config.layers:
+            strips = torch.zeros(len(queries), self.config.channels, 1, max((len(p) for p in features), default=1))
+            for strip, part in zip(strips, features, strict=True):
+                strip[:, 0, : len(part)] = _unit(self.query_maps[name](part).T)
+            found[name] = QueryStrips(strips, width)
+        return found
+
+    def _strips(self, layer: str, features: list[Tensor]) -> Tensor:
+        """[n, columns, D] features of places to strips [n, C, 1, W] of unit norm, on the CPU."""
+        config = self.config
+        if not features:
+            return torch.empty(0, config.channels, 1, config.columns)
+        strips = [_unit(self.place_maps[layer](part).transpose(1, 2)) for part in features]
+        return torch.cat(strips)[:, :, None].cpu()
+
+    # --- features, which a fit needs too ---
+
+    def query_features(self, query: Query) -> Tensor:
+        """Column features [width, D] of a photo or of azimuth columns: about its field of view in strip columns, its
+        centre in their middle; a remainder is cut, or continued in black, evenly."""
+        config = self.config
+        if isinstance(query, AzimuthColumns):
+            image = query.columns
+        elif isinstance(query, Photo) and isinstance(query.image, np.ndarray):
+            fov_deg = config.assumed_fov_deg if query.fov_deg is None else query.fov_deg
+            image = to_cylindrical(query.image, fov_deg, size=config.level_size)
+        else:
+            raise TypeError(f"queries: expected decoded photos or azimuth columns, got {type(query).__name__}")
+        rows, turn = config.level_size
+        if image.ndim != 3 or image.shape[0] != rows or image.shape[2] != 3 or not 1 <= image.shape[1] <= turn:
+            raise ValueError(f"queries: expected azimuth columns [{rows}, 1..{turn}, 3], got {list(image.shape)}")
+        cell = turn // config.columns
+        have = image.shape[1]
+        want = cell * min(max((have + cell // 2) // cell, 1), config.columns)
+        if want < have:
+            image = image[:, (have - want) // 2 : (have - want) // 2 + want]
+        elif want > have:
+            left = (want - have) // 2
+            image = np.pad(image, ((0, 0), (left, want - have - left), (0, 0)))
+        return self.level_features(
+            torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), circular=have == turn
+        )
+
+    def level_features(self, image: Tensor, *, circular: bool) -> Tensor:
+        """Column features [w, D] of uint8 [3, H, w] azimuth columns, a whole turn if `circular`."""
+        turn = self.config.level_size[1]
+        maps = self.backbone(image[None].to(self._device), circular=circular)
+        return column_features(maps, image.shape[2] * self.config.columns // turn, LEVEL)[0]
+
+    def polar_features(
+        self,
+        satellite: Tensor,
+        metres_per_pixel: float,
+        standpoints_m: Sequence[tuple[float, float]] = ((0.0, 0.0),),
+        heading_deg: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Column features [K, W, D] of a satellite image, uint8 [3, S, S], seen from K standpoints.
+
+        `heading_deg` turns each polar image: its column 0 then looks at `column0_deg` + heading. Without a known
+        resolution (NaN) the standpoints must be the centre.
+        """
+        config, side = self.config, satellite.shape[-1]
+        known = math.isfinite(metres_per_pixel) and metres_per_pixel > 0
+        if not known and any(at != (0.0, 0.0) for at in standpoints_m):
+            raise ValueError("standpoints_m: expected the centre alone for an image of unknown resolution")
+        metres = metres_per_pixel if known else 1.0
+        radius = min(config.radius_m / metres, side / 2) if known else side / 2
+        center = [(side / 2 - north / metres, side / 2 + east / metres) for east, north in standpoints_m]
+        images = satellite[None].to(self._device)
+        features = []
+        for start in range(0, len(center), _POLAR_BATCH):
+            part = slice(start, start + _POLAR_BATCH)
+            polar = polar_resample(
+                images.expand(len(center[part]), -1, -1, -1),
+                config.polar_size,
+                column0_deg=config.column0_deg,
+                center=torch.tensor(center[part], dtype=torch.float32, device=self._device),
+                max_radius=radius,
+                heading_deg=None if heading_deg is None else torch.tensor(heading_deg[part], dtype=torch.float32),
+                border="replicate",
+                mean=Backbone.mean,
+                std=Backbone.std,
+            )
+            features.append(column_features(self.backbone(polar, circular=True), config.columns, POLAR))
+        return torch.cat(features)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # --- files ---
+
+    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> str:
+        """Writes config and weights to one safetensors file, complete or not at all, and returns its fingerprint."""
+        return write_bundle(path, _FORMAT, self.config.to_json(), self.state_dict(), dtype)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Layered:
+        """The model of a bundle, in float32. BundleError if the file is not a whole, unaltered bundle of this
+        version; OSError if it cannot be read."""
+        model: Layered = load_bundle(path, _FORMAT, lambda config: cls(LayeredConfig.from_json(config))).to(device)
+        return model.eval()
+
+
+def _unit(strip: Tensor) -> Tensor:
+    """At unit norm over its last two axes; zero stays zero."""
+    return nn.functional.normalize(strip.float().flatten(-2), dim=-1).view_as(strip)
