@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt csrc/CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SANITIZE ?= address,undefined
 
-.PHONY: help install demo test test-full lint native-test python-test bench torch-test gpu-test gpu-bench gpu-sanitize format clean
+.PHONY: help install demo test test-full lint native-test python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -58,13 +58,16 @@ bench: install  ## measure every operator against its peers (half an hour); rend
 	cd bench && ../$(BIN)/python run.py && ../$(BIN)/python report.py
 
 # On a machine with a GPU, with the Python packages that are there; no network, no virtual environment.
+gpu-all:  ## on a GPU: the three below, the most telling first, with a profile of the search kernels (12 minutes at most)
+	$(PYTHON) bench/gpu.py all
+
 gpu-test:  ## on a GPU: every operator's answers, on the CUDA and the Triton kernels (5 minutes at most)
 	$(PYTHON) bench/gpu.py test
 
 gpu-bench:  ## on a GPU: times against peers and the card's limits; writes bench/results/gpu_bench.md (5 minutes at most)
 	$(PYTHON) bench/gpu.py bench
 
-gpu-sanitize:  ## on a GPU: compute-sanitizer over small calls (5 minutes at most)
+gpu-sanitize:  ## on a GPU: compute-sanitizer over small CUDA calls (5 minutes at most)
 	$(PYTHON) bench/gpu.py sanitize
 
 format: install  ## put sources into the project's format

@@ -1,33 +1,41 @@
-"""What a machine with a GPU is asked to do, in three commands of at most five minutes each, without a network:
+"""What a machine with a GPU is asked to do, without a network, the most telling first:
 
     python bench/gpu.py test       the operators' answers, on every backend          -> gpu_test.json
     python bench/gpu.py bench      their times, against peers and the card's limits  -> gpu_bench.json and .md
-    python bench/gpu.py sanitize   compute-sanitizer over small calls                -> gpu_sanitize.json
+    python bench/gpu.py sanitize   compute-sanitizer over small CUDA calls           -> gpu_sanitize.json
+    python bench/gpu.py all        the three, one after the other, in 12 minutes
 
-in bench/results (`make gpu-test` and so on). Each first builds the package into build/gpu-site with what Python has:
-pip, scikit-build-core, pybind11, cmake, ninja, and nvcc for the CUDA module, which is built for this GPU alone. What
-happens goes into the JSON as it happens, so a run that is cut short leaves what it found. `--device cpu` goes through
-the same motions on tiny CPU tensors.
+in bench/results (`make gpu-test` and so on). One of the three takes five minutes at most; `--seconds` says otherwise.
+First the package is built into build/gpu-site with what Python has: pip, scikit-build-core, pybind11, cmake, ninja, and
+nvcc for the CUDA module, which is built for this GPU alone. What happens goes into the JSON as it happens, and whatever
+overruns its share is ended, with all its children, so a run that is cut short leaves what it found. Without a GPU a
+command says what is there of what it needs, and ends with 3. `--device cpu` goes through the same motions on tiny CPU
+tensors.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "build" / "gpu-site"
-BUDGET_S = 285
-GROUPS = ("limits", "polar", "match", "search")  # of gpu_bench.py, which needs the package and so its own process
+SECONDS = {"test": 285.0, "bench": 285.0, "sanitize": 285.0, "all": 700.0}
+NO_DEVICE = 3  # exit code
+GROUPS = ("limits", "profile", "search", "match", "polar")  # of gpu_bench.py, which needs the package: own processes
 
 PROOF = """
 import torch, geoloc_fast
@@ -54,8 +62,8 @@ assert error < 0.5
 class Report:
     """Rows in a JSON file that is complete after each."""
 
-    def __init__(self, path: Path, command: str) -> None:
-        self.path, self.begun = path, time.monotonic()
+    def __init__(self, path: Path, command: str, seconds: float) -> None:
+        self.path, self.begun, self.seconds = path, time.monotonic(), seconds
         self.content: dict[str, Any] = {"command": command, "machine": machine(), "finished": False, "rows": []}
         self.write()
 
@@ -72,7 +80,7 @@ class Report:
         return row
 
     def left(self) -> float:
-        return BUDGET_S - (time.monotonic() - self.begun)
+        return self.seconds - (time.monotonic() - self.begun)
 
     def finish(self) -> int:
         """0 if no row failed."""
@@ -102,21 +110,56 @@ def machine() -> dict[str, Any]:
     }
 
 
+def watched(command: list[str], limit_s: float, on_line: Callable[[str], None], **options: Any) -> int:
+    """Runs a command, line by line of what it prints; its exit code, or 124 if it was ended for the time it took.
+
+    It is ended with its children: workers of a test run would keep the GPU.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True, **options,
+    ) as process:  # fmt: skip
+        lines = process.stdout
+        assert lines is not None
+        reader = threading.Thread(target=lambda: [on_line(line) for line in lines], daemon=True)
+        reader.start()
+        try:
+            code = process.wait(max(limit_s, 1))
+        except subprocess.TimeoutExpired:
+            code = 124
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+                os.killpg(process.pid, signal.SIGKILL)
+        reader.join(10)
+    return code
+
+
 def run(report: Report, name: str, command: list[str], limit_s: float, **options: Any) -> dict[str, Any]:
     """Runs a command as a row: its outcome, time, and the end of what it printed."""
     begun = time.monotonic()
+    printed: list[str] = []
     try:
-        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "check": False}
-        done = subprocess.run(command, timeout=max(limit_s, 1), **options)
-        code, printed = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        code, printed = 124, error.stdout or ""
-        printed = printed.decode(errors="replace") if isinstance(printed, bytes) else printed
+        code = watched(command, limit_s, printed.append, **options)
     except OSError as error:
-        code, printed = 127, str(error)
+        code, printed = 127, [str(error)]
     outcome = "passed" if code == 0 else "out of time" if code == 124 else "failed"
     seconds = round(time.monotonic() - begun, 1)
-    return report.row(name=name, outcome=outcome, code=code, seconds=seconds, printed=printed[-3000:])
+    return report.row(name=name, outcome=outcome, code=code, seconds=seconds, printed="".join(printed)[-3000:])
+
+
+def device_problem() -> str:
+    """Empty if torch sees a GPU, else what it says."""
+    ask = "import torch; torch.cuda.init(); print(torch.cuda.get_device_name())"
+    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    return "" if asked.returncode == 0 else (asked.stderr.strip().splitlines() or ["torch does not say why"])[-1]
+
+
+def needs() -> dict[str, str]:
+    """What there is of what the commands use: a version or place, or "missing"."""
+    found = {name: shutil.which(name) or "missing" for name in ("nvcc", "compute-sanitizer", "cc", "cmake", "ninja")}
+    for name in ("torch", "triton", "pytest", "pytest_benchmark", "xdist", "scikit_build_core", "pybind11"):
+        found[name] = "there" if importlib.util.find_spec(name) else "missing"
+    return found
 
 
 def environment(device: str) -> dict[str, str]:
@@ -153,15 +196,15 @@ def test(report: Report, device: str) -> None:
     # Not from the root of the checkout, whose sources would stand in front of what was built.
     options: dict[str, Any] = {"cwd": ROOT / "python_tests", "env": environment(device)}
     proof = [sys.executable, "-c", PROOF.format(device=device)]
-    run(report, "import, a launch on a side stream, the right answer", proof, 90, **options)
+    run(report, "import, a launch on a side stream, the right answer", proof, min(90, report.left()), **options)
     # A fault of a kernel ends every later call of its process: each backend has its own.
-    for backend in ("triton", "cuda"):
+    for backend in ("cuda", "triton"):
         env = {**options["env"], "GPU_ROWS": str(report.path.with_suffix(f".{backend}.jsonl"))}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_rows", "-p", "no:cacheprovider", "--no-header"]
         command += ["test_gpu_operators.py", "-k", backend if backend == "cuda" else "not cuda"]
         if importlib.util.find_spec("xdist") is not None:  # Triton compiles for most of the time
             command += ["-n", str(min(8, os.cpu_count() or 1))]
-        share = report.left() * 0.55 if backend == "triton" else report.left()
+        share = report.left() * 0.5 if backend == "cuda" else report.left()
         done = run(report, f"operators, {backend}", command, share, cwd=options["cwd"], env=env)
         if done["code"] == 5:  # nothing collected
             done["outcome"] = "failed"
@@ -182,19 +225,22 @@ def bench(report: Report, device: str) -> None:
 
     for n, group in enumerate(GROUPS):
         share = report.left() / (len(GROUPS) - n)
-        command = [sys.executable, str(ROOT / "bench" / "gpu_bench.py"), group, device, str(share)]
+        # The process asks for no more of its time between two entries; an entry that does not end is ended.
+        command = [sys.executable, str(ROOT / "bench" / "gpu_bench.py"), group, device, str(0.9 * share)]
         begun = time.monotonic()
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=environment(device), cwd=ROOT / "bench"
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("{"):
-                    report.row(group=group, **json.loads(line))
-        if process.returncode != 0:
-            seconds = round(time.monotonic() - begun, 1)
-            end = {"outcome": "failed", "code": process.returncode, "seconds": seconds}
-            report.row(group=group, case=group, entry="the process", **end)
+        printed: list[str] = []
+
+        def take(line: str, group: str = group, printed: list[str] = printed) -> None:
+            if line.startswith("{"):
+                report.row(group=group, **json.loads(line))
+            else:
+                printed.append(line)
+
+        code = watched(command, share, take, env=environment(device), cwd=ROOT / "bench")
+        if code != 0:
+            outcome = "out of time" if code == 124 else "failed"
+            end = {"outcome": outcome, "code": code, "seconds": round(time.monotonic() - begun, 1)}
+            report.row(group=group, case=group, entry="the process", **end, printed="".join(printed)[-3000:])
         report.path.with_suffix(".md").write_text(render(report.content))
 
 
@@ -204,13 +250,13 @@ def sanitize(report: Report, device: str) -> None:
     env = {**environment(device), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     small = [sys.executable, str(ROOT / "bench" / "gpu_small.py"), device]
     options: dict[str, Any] = {"env": env, "cwd": ROOT / "bench"}
-    run(report, "small calls without a tool", small, 60, **options)
-    for check in ("memcheck", "racecheck", "initcheck"):
+    run(report, "small calls without a tool", small, min(60, report.left()), **options)
+    for n, check in enumerate(("memcheck", "racecheck", "initcheck")):
         if tool is None:
             report.row(name=check, outcome="not run", printed="there is no compute-sanitizer on the PATH")
             continue
         command = [tool, "--tool", check, "--error-exitcode", "9", *small]
-        done = run(report, check, command, report.left() / 2, **options)
+        done = run(report, check, command, report.left() / (3 - n), **options)
         refusals = (
             "Device not supported",
             "not supported on this",
@@ -222,17 +268,38 @@ def sanitize(report: Report, device: str) -> None:
             report.write()
 
 
+COMMANDS = {"test": test, "bench": bench, "sanitize": sanitize}
+SHARES = {"test": 0.5, "bench": 0.6, "sanitize": 1.0}  # of the time that is left when a part of `all` begins
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("test", "bench", "sanitize"))
+    parser.add_argument("what", choices=tuple(SECONDS))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--seconds", type=float, help="what it may take, the build included")
     arguments = parser.parse_args()
-    report = Report(arguments.out / f"gpu_{arguments.what}.json", " ".join(["bench/gpu.py", *sys.argv[1:]]))
-    if arguments.device == "cuda":
-        build(report)
-    {"test": test, "bench": bench, "sanitize": sanitize}[arguments.what](report, arguments.device)
-    return report.finish()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the `finally` that ends children
+    seconds = arguments.seconds or SECONDS[arguments.what]
+    if arguments.device == "cuda" and (problem := device_problem()):
+        parts = tuple(COMMANDS) if arguments.what == "all" else (arguments.what,)
+        print(f"{arguments.what}: would build the package, then {', '.join(parts)}, in {seconds:.0f} s at most.")
+        print("\n".join(f"  {name}: {state}" for name, state in needs().items()))
+        print(f"There is no GPU that torch can use: {problem}", file=sys.stderr)
+        return NO_DEVICE
+    end, failed, built = time.monotonic() + seconds, 0, arguments.device == "cpu"
+    for part, command in COMMANDS.items():
+        if arguments.what not in (part, "all"):
+            continue
+        left = end - time.monotonic()
+        share = left * SHARES[part] if arguments.what == "all" else left
+        report = Report(arguments.out / f"gpu_{part}.json", " ".join(["bench/gpu.py", *sys.argv[1:]]), share)
+        if not built:
+            build(report)
+            built = True
+        command(report, arguments.device)
+        failed |= report.finish()
+    return failed
 
 
 if __name__ == "__main__":

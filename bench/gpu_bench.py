@@ -1,8 +1,8 @@
 """The cases of `bench/gpu.py bench`, one group a process: python gpu_bench.py GROUP cuda|cpu SECONDS
 
 Prints a line of JSON for each entry as it is done. Before an entry is timed its result is compared with float64 or with
-the exact scores of its own rows; times are medians over device events. On a CPU the sizes are tiny and the times mean
-nothing: it shows that the script runs.
+the exact scores of its own rows; times are medians over device events. The group `profile` says what each kernel of a
+search takes. On a CPU the sizes are tiny and the times mean nothing: it shows that the script runs.
 
 Peers, each also under torch.compile where that changes anything:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from geoloc_fast import StripBank, azimuth_match, polar_resample, strip_score, strip_topk
 from geoloc_fast.reference.strip_bank import HEADER_BYTES, BankLayout
-from geoloc_fast.testing import force_backend
+from geoloc_fast.testing import force_backend, observe_calls
 
 SCALE = 1 / 0.07
 DEVICE = torch.device("cpu")
@@ -103,6 +104,7 @@ def on(backend: str, run: Entry) -> Entry:
 
 
 def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+    torch._dynamo.reset()  # a function is compiled for eight shapes at most, and runs as it is beyond that
     return torch.compile(run, dynamic=False) if DEVICE.type == "cuda" else run
 
 
@@ -285,6 +287,20 @@ def chosen(correlation: Tensor, inverse: Tensor) -> Tensor:
     return value.float() * inverse.T.expand_as(correlation).gather(1, shift[:, None])[:, 0]
 
 
+def made_bank(count: int, values: tuple[int, int], columns: int) -> tuple[StripBank, BankLayout, list[Tensor]]:
+    """In bf16, of about `count` random strips, and these a piece at a time."""
+    at_once = min(count, 100_000 if columns < 64 else 50_000)
+    blocks, strips = [], []
+    for n in range(0, count, at_once):
+        piece = random(at_once, *values, columns, seed=n)
+        blocks.append(StripBank.pack(piece, dtype="bf16").blocks)
+        strips.append(piece.bfloat16())
+    layout = BankLayout(len(blocks) * at_once, *values, columns, "bf16")
+    assert at_once % 16 == 0 or len(blocks) == 1
+    header = torch.frombuffer(bytearray(layout.header()), dtype=torch.uint8).to(DEVICE)
+    return StripBank(torch.cat([header, *blocks])), layout, strips
+
+
 def search(tiny: bool) -> None:
     full = [
         ("one query", 1, 4_000_000, 16, 16),
@@ -298,18 +314,9 @@ def search(tiny: bool) -> None:
         values = (16, 4) if columns > 1 else (256, 4)
         count = 200 if tiny else count
         batch = min(batch, 4) if tiny else batch
-        at_once = min(count, 100_000 if columns < 64 else 50_000)
         query = random(batch, *values, width, seed=9)
-        blocks, strips = [], []
-        for n in range(0, count, at_once):
-            piece = random(at_once, *values, columns, seed=n)
-            blocks.append(StripBank.pack(piece, dtype="bf16").blocks)
-            strips.append(piece.bfloat16())
-        layout = BankLayout(len(blocks) * at_once, *values, columns, "bf16")
-        assert at_once % 16 == 0 or len(blocks) == 1
-        header = torch.frombuffer(bytearray(layout.header()), dtype=torch.uint8).to(DEVICE)
-        bank = StripBank(torch.cat([header, *blocks]))
-        del blocks
+        bank, layout, strips = made_bank(count, values, columns)
+        at_once = strips[0].shape[0]
         exact: dict[str, Tensor] = {}
 
         def check(found: Any, bank: StripBank = bank, query: Tensor = query, exact: dict[str, Tensor] = exact) -> float:
@@ -378,7 +385,49 @@ def search(tiny: bool) -> None:
             del spectra
 
 
-GROUPS = {"limits": limits, "polar": polar, "match": match, "search": search}
+# --- where the time of a search goes ---------------------------------------------------------------------------------
+
+
+def kernel_times(run: Entry, calls: int) -> list[dict[str, Any]]:
+    """Name, launches a call and microseconds a call of everything the device did, the longest first."""
+    from torch.profiler import ProfilerActivity
+
+    on_gpu = DEVICE.type == "cuda"
+    run()
+    wait()
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        for _ in range(calls):
+            run()
+        wait()
+    kernels = []
+    for event in found.key_averages():
+        name = re.sub(r"^void |geoloc_fast::cuda::|\(.*", "", event.key)
+        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if spent > 0:
+            kernels.append({"kernel": name[:80], "launches": event.count / calls, "us": spent / calls})
+    return sorted(kernels, key=lambda kernel: -kernel["us"])[:16]
+
+
+def profile(tiny: bool) -> None:
+    """strip_topk, kernel by kernel: large banks and a small one, many queries and one."""
+    for batch, count, columns in ((64, 1_000_000, 16), (1, 1_000_000, 16), (1, 10_000, 16), (64, 100_000, 64)):
+        bank, layout, strips = made_bank(200 if tiny else count, (16, 4), columns)
+        del strips
+        query = random(batch, 16, 4, columns, seed=9)
+        case = f"kernels of strip_topk, {batch} queries, {layout.count} strips 16x4x{columns} bf16"
+        for backend in ours():
+            row: dict[str, Any] = {"case": case, "entry": f"geoloc_fast {backend}"}
+            try:
+                with observe_calls() as calls:
+                    run = on(backend, lambda: strip_topk(query, bank, K))  # noqa: B023
+                    row["kernels"] = kernel_times(run, 3 if tiny else 10)
+                row |= {"plan": calls[0][2], "outcome": "passed" if row["kernels"] else "not here"}
+            except Exception as error:
+                row |= {"outcome": "failed", "why": f"{type(error).__name__}: {error}"[:400]}
+            print(json.dumps(row), flush=True)
+
+
+GROUPS = {"limits": limits, "profile": profile, "search": search, "match": match, "polar": polar}
 
 
 def main() -> None:

@@ -38,6 +38,20 @@ def share(row: dict[str, Any], limits: dict[str, float]) -> str:
     return "" if not shares else f"{100 * max(shares)[0]:.0f} % of {max(shares)[1]}"
 
 
+def profile(row: dict[str, Any]) -> list[str]:
+    """Kernels of one search, by what they take of it."""
+    title = f"## {row['case']}, {row['entry']} {row.get('plan', '')}".rstrip()
+    kernels = row.get("kernels", [])
+    if not kernels:
+        return [title, "", f"{row['outcome']}: {row.get('why', row.get('printed', 'the profiler saw no kernel'))}", ""]
+    whole = sum(kernel["us"] for kernel in kernels)
+    lines = [title, "", "| kernel | launches a call | a call | share |", "|---|---|---|---|"]
+    for kernel in kernels:
+        share = f"{100 * kernel['us'] / whole:.0f} %"
+        lines.append(f"| `{kernel['kernel']}` | {kernel['launches']:g} | {seconds(kernel['us'] / 1e6)} | {share} |")
+    return [*lines, ""]
+
+
 def render(content: dict[str, Any]) -> str:
     machine, rows = content["machine"], content["rows"]
     limits = measured_limits(rows)
@@ -53,9 +67,12 @@ def render(content: dict[str, Any]) -> str:
         "Results were checked against float64 before they were timed.",
         "",
     ]
+    for row in rows:
+        if row.get("group") == "profile":
+            lines += profile(row)
     cases: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if "case" in row and row.get("group") != "limits":
+        if "case" in row and row.get("group") not in ("limits", "profile"):
             cases.setdefault(row["case"], []).append(row)
     for case, entries in cases.items():
         times = [row["median_s"] for row in entries if row["entry"].startswith("geoloc_fast") and "median_s" in row]

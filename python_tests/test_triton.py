@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,6 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 CASES = Path(__file__).with_name("triton_cases.py")
 TARGETS = (80, 90, 100)
-POINTERS = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.uint8: "*u8",
-    torch.bool: "*i1",
-}
 
 
 def test_kernels_in_the_interpreter() -> None:
@@ -117,98 +108,161 @@ def test_build_info_says_why_not() -> None:
 # --- compiling --------------------------------------------------------------------------------------------------------
 
 
-def launches() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """What every operator launches at working sizes, on CPU tensors, without running it."""
+Launches = list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
+
+
+@contextmanager
+def recorded_launches() -> Iterator[Launches]:
+    """What is launched inside the `with`, without running it."""
     from triton.runtime.jit import JITFunction
 
-    from geoloc_fast.triton_kernels import (
-        azimuth_crop,
-        azimuth_match,
-        gumbel_noise,
-        polar_resample,
-        strip_bank,
-        strip_score,
-        strip_topk,
-    )
-
-    recorded: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    recorded: Launches = []
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         recorded.append((self, args, kwargs))
 
-    query, strips, width = torch.zeros(2, 16, 4, 5), torch.zeros(3, 16, 4, 16), torch.tensor([5, 4])
-    noise, scale = torch.zeros(2, 3, 16), torch.tensor(1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", record)
+        yield recorded
+
+
+def launches() -> Launches:
+    """What every operator launches at working sizes."""
+    from geoloc_fast.triton_kernels import gumbel_noise, polar_resample
+
+    query, strips, width = torch.zeros(2, 16, 4, 5), torch.zeros(3, 16, 4, 16), torch.tensor([5, 4])
+    with recorded_launches() as recorded:
         for form, widths, narrow in (("correlation", None, False), ("cosine", width, True), ("gumbel", width, False)):
-            gumbel = (scale, 1.0, noise) if form == "gumbel" else (None, 1.0, None)
             q, s = (query.bfloat16(), strips.bfloat16()) if narrow else (query, strips)
-            found = azimuth_match.forward(q, s, widths, form, *gumbel, with_slope=form == "gumbel")
-            slopes = found[2:] or (None, None)
-            azimuth_match.backward(torch.zeros(2, 3), q, s, widths, gumbel[0], 1.0, found[0], found[1].zero_(), *slopes)
-            gumbel = (scale, 1.0, noise[:, 0]) if form == "gumbel" else (None, 1.0, None)
-            crop, score, shift = azimuth_crop.forward(q, s[:2], widths, form, *gumbel)
-            azimuth_crop.backward(crop, score, q, s[:2], widths, form, *gumbel, score, shift.zero_())
+            match_and_crop(q, s, widths, form)
         geometry = (180.0, False, torch.zeros(1, 2).double(), torch.ones(1).double(), torch.ones(1).double())
         for images, dtype in ((torch.uint8, torch.bfloat16), (torch.float16, torch.uint8)):
             polar_resample.forward(torch.zeros(1, 3, 64, 64, dtype=images), 32, 128, *geometry, True, [1.0] * 6, dtype)
         polar_resample.backward(torch.zeros(1, 3, 4, 8), 64, 64, *geometry, False, [1.0] * 3, torch.float32)
         gumbel_noise.draw(torch.tensor(1), [100])
         for bf16 in (True, False):
-            blocks = strip_bank.pack(strips, bf16, 4 * 16 * 16 * (33 if bf16 else 65))
-            shape = [3, 16, 4, 16]
-            strip_score.score(query, blocks, shape, bf16, torch.zeros(2, 2).long(), width, "cosine")
-            form, widths, alive = ("correlation", None, None) if bf16 else ("cosine", width, torch.ones(3).bool())
-            strip_topk.topk(query.repeat(10, 1, 1, 1), blocks, shape, bf16, 2, None, form, alive)
-            if not bf16:
-                strip_topk.topk(query, blocks, shape, bf16, 2, widths, form, alive)
-    yield from recorded
+            search(query.repeat(10, 1, 1, 1), strips, bf16, None, "correlation", None)
+        search(query, strips, False, width, "cosine", torch.ones(3).bool())
+    return recorded
 
 
-def source_of(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What triton.compile takes, and the launch options."""
-    from triton.compiler import ASTSource
+def launches_of_ones() -> Launches:
+    """The same where sizes and strides are 1: Triton makes them constants."""
+    from geoloc_fast.triton_kernels import gumbel_noise, polar_resample
 
-    names = [parameter.name for parameter in kernel.params]
-    given = {**dict(zip(names, args, strict=False)), **{name: kwargs[name] for name in kwargs if name in names}}
-    signature, constants = {}, {}
-    for parameter in kernel.params:
-        value = given[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-    return ASTSource(kernel, signature, constants), {name: kwargs[name] for name in kwargs if name not in names}
+    with recorded_launches() as recorded:
+        for batch, references, values, columns in ((1, 1, 1, 1), (2, 1, 1, 16), (1, 3, 16, 1)):
+            query, strips = torch.zeros(batch, values, 1, columns), torch.zeros(references, values, 1, columns)
+            for form in ("correlation", "gumbel"):
+                match_and_crop(query, strips, None, form)
+            for bf16 in (True, False):
+                search(query, strips, bf16, None, "correlation", None)
+        geometry = (180.0, False, None, None, None)
+        for rows, cols in ((1, 1), (1, 9), (9, 1)):
+            polar_resample.forward(torch.zeros(1, 1, rows, cols), 1, 1, *geometry, False, [], torch.float32)
+            polar_resample.backward(torch.zeros(1, 1, 1, 1), rows, cols, *geometry, False, [], torch.float32)
+        gumbel_noise.draw(torch.tensor(1), [1])
+    return recorded
+
+
+def match_and_crop(query: torch.Tensor, strips: torch.Tensor, width: torch.Tensor | None, form: str) -> None:
+    from geoloc_fast.triton_kernels import azimuth_crop, azimuth_match
+
+    batch, pairs = query.shape[0], min(query.shape[0], strips.shape[0])
+    given = torch.zeros(batch, strips.shape[0], strips.shape[3])
+    scale, noise = (torch.tensor(1.0), given) if form == "gumbel" else (None, None)
+    found = azimuth_match.forward(query, strips, width, form, scale, 1.0, noise, with_slope=form == "gumbel")
+    slope, scale_slope = found[2:] or (None, None)
+    grad = torch.zeros(batch, strips.shape[0])
+    azimuth_match.backward(grad, query, strips, width, scale, 1.0, found[0], found[1].zero_(), slope, scale_slope)
+    query, strips, width = query[:pairs], strips[:pairs], None if width is None else width[:pairs]
+    noise = None if noise is None else noise[:pairs, 0]
+    crop, score, shift = azimuth_crop.forward(query, strips, width, form, scale, 1.0, noise)
+    azimuth_crop.backward(crop, score, query, strips, width, form, scale, 1.0, noise, score, shift.zero_())
+
+
+def search(
+    query: torch.Tensor,
+    strips: torch.Tensor,
+    bf16: bool,
+    width: torch.Tensor | None,
+    form: str,
+    alive: torch.Tensor | None,
+) -> None:
+    """A bank packed, scored and searched."""
+    from geoloc_fast.reference.strip_bank import BankLayout
+    from geoloc_fast.triton_kernels import strip_bank, strip_score, strip_topk
+
+    shape = list(strips.shape)
+    count, channels, height, columns = shape
+    layout = BankLayout(count, channels, height, columns, "bf16" if bf16 else "fp32")
+    blocks = strip_bank.pack(strips, bf16, layout.block_bytes)
+    strip_score.score(query, blocks, shape, bf16, torch.zeros(query.shape[0], 2).long(), width, form)
+    strip_topk.topk(query, blocks, shape, bf16, min(2, shape[0]), width, form, alive)
+
+
+class FakeDriver:
+    """What Triton asks of a GPU before it compiles a launch. The device's number is its compute capability."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@contextmanager
+def compiling_for(capability: int) -> Iterator[None]:
+    """Launches with `warmup=True` are compiled as on such a GPU: with every argument that is 1 or a multiple of 16 as
+    the constant or the hint that it is there."""
+    from triton.runtime import driver
+
+    driver.set_active(FakeDriver(capability))
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):  # without a GPU there is nothing to go back to
+            driver.reset_active()
 
 
 def test_every_kernel_compiles_for_every_target() -> None:
     if choose.INTERPRETED:
         pytest.skip("under TRITON_INTERPRET there is nothing to compile")
-    import triton
-    from triton.backends.compiler import GPUTarget
-
     compiled: dict[str, set[int]] = {}
     tensor_cores = set()
-    done = set()
-    for kernel, args, kwargs in launches():
-        source, options = source_of(kernel, args, kwargs)
-        if source.hash() in done:
-            continue
-        done.add(source.hash())
-        for target in TARGETS:
-            binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-            assert binary.asm["cubin"]
-            assert binary.metadata.shared < 100_000, f"{kernel.__name__} for sm_{target}: shared memory"
-            compiled.setdefault(kernel.__name__, set()).add(target)
-            if any(name in binary.asm["ptx"] for name in ("mma.sync", "wgmma.mma", "tcgen05.mma")):
-                tensor_cores.add((kernel.__name__, target))
+    usual = list(launches())
+    for target in TARGETS:
+        with compiling_for(target):
+            for kernel, args, kwargs in usual:
+                binary = kernel.run(*args, grid=(1,), warmup=True, **kwargs)
+                assert binary.asm["cubin"]
+                assert binary.metadata.shared < 100_000, f"{kernel.__name__} for sm_{target}: shared memory"
+                compiled.setdefault(kernel.__name__, set()).add(target)
+                if any(name in binary.asm["ptx"] for name in ("mma.sync", "wgmma.mma", "tcgen05.mma")):
+                    tensor_cores.add((kernel.__name__, target))
     assert all(targets == set(TARGETS) for targets in compiled.values())
     assert set(compiled) == all_kernels()
     assert {("strip_topk_screen_kernel", target) for target in TARGETS} <= tensor_cores
+
+
+def test_every_kernel_compiles_for_sizes_of_one() -> None:
+    if choose.INTERPRETED:
+        pytest.skip("under TRITON_INTERPRET there is nothing to compile")
+    with compiling_for(90):
+        compiled = {
+            kernel.__name__
+            for kernel, args, kwargs in launches_of_ones()
+            if kernel.run(*args, grid=(1,), warmup=True, **kwargs)
+        }
+    assert compiled == all_kernels()
 
 
 def all_kernels() -> set[str]:

@@ -26,10 +26,11 @@ _BLOCK = 128
 def position(direction, center, radius, b, i, j, rows, cols, in_rows, in_cols, OUTER: tl.constexpr):
     """Row and column in the image, float64, of output pixels (i, j)."""
     share = (rows - i if OUTER else rows - 1 - i).to(tl.float64) / rows
-    half = tl.minimum(in_rows, in_cols).to(tl.float64) * 0.5
+    # An argument equal to 1 is a constant to Triton, which has no methods.
+    half = tl.cast(tl.minimum(in_rows, in_cols), tl.float64) * 0.5
     largest = half if radius is None else tl.load(radius + b)
-    center_row = in_rows.to(tl.float64) * 0.5 if center is None else tl.load(center + 2 * b)
-    center_col = in_cols.to(tl.float64) * 0.5 if center is None else tl.load(center + 2 * b + 1)
+    center_row = tl.cast(in_rows, tl.float64) * 0.5 if center is None else tl.load(center + 2 * b)
+    center_col = tl.cast(in_cols, tl.float64) * 0.5 if center is None else tl.load(center + 2 * b + 1)
     inside = j < cols
     cosine = tl.load(direction + j, mask=inside, other=0.0)
     sine = tl.load(direction + cols + j, mask=inside, other=0.0)
