@@ -111,7 +111,7 @@ def test_bank(
 
 
 def test_a_bank_beyond_one_stretch(backend: str) -> None:
-    strips = random_strips(40_000, 4, 1, 8)
+    strips = random_strips(40_000, 4, 1, 16)
     contracts.check_bank(backend, GPU, "bf16", "correlation", strips=strips, batch=200, query_columns=8)
 
 
@@ -222,6 +222,14 @@ def test_without_a_word_every_operator_runs_on_a_kernel() -> None:
     assert {name for name, backend, _ in calls if backend not in BACKENDS} == set()
 
 
+def test_columns_that_cuda_does_not_search_go_to_triton() -> None:
+    strips = random_strips(50, 4, 2, 8).to(GPU)
+    bank = StripBank.pack(strips)
+    with observe_calls() as calls:
+        strip_topk(strips[:2, :, :, :3].contiguous(), bank, 2)
+    assert [call[1] for call in calls] == ["triton"]
+
+
 def test_mixed_devices_are_named() -> None:
     query, strips = random_strips(2, 2, 2, 3), random_strips(2, 2, 2, 4)
     bank = StripBank.pack(strips, device="cuda")
@@ -234,7 +242,7 @@ def test_mixed_devices_are_named() -> None:
 
 
 def test_out_of_memory_is_typed_and_leaves_the_bank_usable(backend: str) -> None:
-    strips = random_strips(100, 4, 2, 8)
+    strips = random_strips(100, 4, 2, 16)
     with force_backend(None):
         bank = StripBank.pack(strips, device="cuda")
     query = strips[:3].to(GPU)
@@ -261,7 +269,7 @@ def test_no_difference_from_run_to_run(backend: str, ready: dict[str, Callable[[
 
 def test_rows_and_widths_outside_what_exists_do_no_harm(backend: str) -> None:
     """On a GPU values are not looked at before a call, so the kernels are defined for all of them."""
-    strips = random_strips(20, 4, 2, 8)
+    strips = random_strips(20, 4, 2, 16)
     with force_backend(None):
         bank = StripBank.pack(strips, device="cuda")
     with force_backend(backend):

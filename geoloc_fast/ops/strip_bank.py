@@ -26,6 +26,7 @@ _BLOCKS_AT_ONCE_CUDA = 16384
 _reference_score = without_autocast(strip_score.strip_score)
 _reference_curve = without_autocast(strip_score.strip_curve)
 _reference_topk = without_autocast(strip_topk.strip_topk)
+CUDA_SEARCHED_COLUMNS = (1, 16, 64)  # for others Triton screens with tensor cores, where CUDA would decide every pair
 _MOST_TRITON_COLUMNS = 4096
 _MOST_MOVED = 1 << 26  # numbers of one query at every shift, which the search by Triton multiplies the bank with
 
@@ -40,9 +41,15 @@ def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
 
 
 def _choose(
-    op: str, tensor: Tensor, columns: int, strips: Tensor | None = None, moved: int = 0, cpu_only: str = ""
+    op: str,
+    tensor: Tensor,
+    columns: int,
+    strips: Tensor | None = None,
+    moved: int = 0,
+    cpu_only: str = "",
+    not_cuda: str = "",
 ) -> str:
-    """`cpu_only` names what is asked for and neither CUDA nor Triton has a kernel for."""
+    """`cpu_only` names what is asked for and neither CUDA nor Triton has a kernel for, `not_cuda` is a reason."""
     missing = f"there is no kernel for {cpu_only}" if cpu_only else ""
     # The usual case, without collecting reasons.
     if choose.cpu_is_free(tensor) and not _can_run_cpu(tensor, columns, strips):
@@ -52,7 +59,9 @@ def _choose(
         tensor.device.type,
         {
             "cpu": lambda: _can_run_cpu(tensor, columns, strips),
-            "cuda": lambda: choose.can_run_cuda(tensor) or missing or _problem(_native.native_cuda, columns, strips),
+            "cuda": lambda: (
+                choose.can_run_cuda(tensor) or missing or not_cuda or _problem(_native.native_cuda, columns, strips)
+            ),
             "triton": lambda: missing or _can_run_triton(tensor, columns, moved),
         },
     )
@@ -269,7 +278,9 @@ def _run_topk(
     layout = _layout(shape, dtype)
     moved = layout.channels * layout.height * layout.columns**2
     cpu_only = "group=" if group is not None else _beyond_cosine(kind)
-    backend = _choose("strip_topk", query, layout.columns, moved=moved, cpu_only=cpu_only)
+    searched = layout.columns in CUDA_SEARCHED_COLUMNS
+    not_cuda = "" if searched else f"strips have {layout.columns} columns, the search has kernels for 1, 16 and 64"
+    backend = _choose("strip_topk", query, layout.columns, moved=moved, cpu_only=cpu_only, not_cuda=not_cuda)
     if backend == "cuda":
         return _topk_cuda(query, blocks, layout, k, query_width, select, alive)
     if backend == "triton":

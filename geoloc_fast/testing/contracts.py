@@ -14,6 +14,7 @@ from torch import Tensor
 from geoloc_fast.azimuth import azimuth_crop, azimuth_match
 from geoloc_fast.ops import gumbel_noise
 from geoloc_fast.ops.choose import force_backend, observe_calls
+from geoloc_fast.ops.strip_bank import CUDA_SEARCHED_COLUMNS
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.retrieval import StripBank, strip_score, strip_topk
 from geoloc_fast.testing.inputs import random_strips
@@ -216,7 +217,10 @@ def check_bank(
     alive: bool = False,
     strips: Tensor | None = None,
 ) -> Calls:
-    """Packs the same bytes as the reference, unpacks, scores and searches: the same ids, shifts and scores."""
+    """Packs the same bytes as the reference, unpacks, scores and searches: the same ids, shifts and scores.
+
+    Where the backend refuses to search strips of so many columns, as CUDA does but for a few, it must say so.
+    """
     strips = random_strips(*shape, seed=shape[3]) if strips is None else strips
     query = random_strips(batch, *strips.shape[1:3], query_columns, seed=5)
     query[: min(batch, len(strips))] += 0.5 * strips[:batch, :, :, :query_columns].nan_to_num(0.0, 0.0, 0.0)
@@ -235,8 +239,15 @@ def check_bank(
         there = StripBank(bank.buffer.to(device))
         unpacked = there.unpack()
         given = _on(device, arguments)
-        found = strip_topk(query.to(device), there, k, **given, **_on(device, living))
         found_score = strip_score(query.to(device), there, index.to(device), **given)
+        try:
+            found = strip_topk(query.to(device), there, k, **given, **_on(device, living))
+            refused = ""
+        except RuntimeError as error:
+            refused = str(error)
+            if "the search has kernels for" not in refused:
+                raise
+    assert bool(refused) == (backend == "cuda" and strips.shape[3] not in CUDA_SEARCHED_COLUMNS), refused
     assert packed.buffer.shape == bank.buffer.shape
     if bool(strips.isfinite().all()):  # NaN has many bytes
         # A sum that lies halfway between two numbers rounds either way, by the order of its terms.
@@ -245,9 +256,10 @@ def check_bank(
     torch.testing.assert_close(unpacked.cpu(), stored, rtol=2e-7, atol=1e-30, equal_nan=True)
     assert torch.equal(found_score.shift.cpu(), expected_score.shift)
     assert_close(found_score.score.cpu(), expected_score.score, "float32")
-    assert torch.equal(found.index.cpu(), expected.index)
-    assert torch.equal(found.shift.cpu(), expected.shift)
-    assert_close(found.score.cpu(), expected.score, "float32")
+    if not refused:
+        assert torch.equal(found.index.cpu(), expected.index)
+        assert torch.equal(found.shift.cpu(), expected.shift)
+        assert_close(found.score.cpu(), expected.score, "float32")
     return _only(backend, calls)
 
 
