@@ -25,6 +25,7 @@ from geoloc_fast.retrieval import (  # noqa: E402
     strip_score,
     strip_topk,
 )
+from geoloc_fast.signature import TileSignature, tile_signature  # noqa: E402
 
 __all__ = [
     "AzimuthCrop",
@@ -32,6 +33,7 @@ __all__ = [
     "StripBank",
     "StripScore",
     "StripTopK",
+    "TileSignature",
     "__version__",
     "azimuth_crop",
     "azimuth_match",
@@ -41,4 +43,5 @@ __all__ = [
     "strip_curve",
     "strip_score",
     "strip_topk",
+    "tile_signature",
 ]

@@ -40,7 +40,7 @@ BESIDE = {
     "answers": {"locate"},
     "report": {"evaluate"},
 }
-OPERATOR_FILES = {"polar", "azimuth", "retrieval", "__init__"}
+OPERATOR_FILES = {"polar", "azimuth", "retrieval", "signature", "__init__"}
 
 
 def room_of(module: str) -> str:

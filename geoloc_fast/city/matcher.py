@@ -38,8 +38,8 @@ class SceneMatcher:
                 bearing = np.nan if fact.bearing_deg is None else fact.bearing_deg
                 rows.setdefault(fact.kind, []).append((place, bearing, _numbers(fact)))
         for kind, found in rows.items():
-            place, bearing, traits = zip(*found, strict=True)
-            self._kinds[kind] = np.array(place), np.array(bearing), np.array(traits)
+            columns = (np.array(column) for column in zip(*found, strict=True))
+            self._kinds[kind] = next(columns), next(columns), next(columns)
 
     def scores(self, description: Description) -> np.ndarray:
         """float64 [places]."""
