@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -79,11 +80,17 @@ struct Query {
   int64_t batch, padded_width;
 };
 
-Answer search(const Bank& bank, const Query& query, int64_t k, bool cosine, int threads) {
+// What decides, and which rows are one place.
+struct How {
+  bool cosine = false, dot = false;
+  std::vector<int64_t> group = {};
+};
+
+Answer search(const Bank& bank, const Query& query, int64_t k, const How& how, int threads) {
   StripTopkParams p{};
   p.bank = bank.view, p.query = query.values.data(), p.width = query.width.data();
-  p.batch = query.batch, p.padded_width = query.padded_width, p.k = k, p.cosine = cosine;
-  p.circle = bank.circle.data();
+  p.batch = query.batch, p.padded_width = query.padded_width, p.k = k, p.cosine = how.cosine;
+  p.dot = how.dot, p.group = how.group.empty() ? nullptr : how.group.data(), p.circle = bank.circle.data();
   Answer answer{std::vector<float>(query.batch * k, NAN), std::vector<int64_t>(query.batch * k, -9),
                 std::vector<int64_t>(query.batch * k, -9), ""};
   p.score = answer.score.data(), p.index = answer.index.data(), p.shift = answer.shift.data();
@@ -96,11 +103,12 @@ Answer search(const Bank& bank, const Query& query, int64_t k, bool cosine, int 
 }
 
 // The same by strip_score on every pair.
-Answer score_everything(const Bank& bank, const Query& query, int64_t k, bool cosine) {
+Answer score_everything(const Bank& bank, const Query& query, int64_t k, const How& how) {
   const int64_t count = bank.view.count;
   StripScoreParams p{};
   p.bank = bank.view, p.query = query.values.data(), p.width = query.width.data();
-  p.batch = query.batch, p.padded_width = query.padded_width, p.cosine = cosine, p.circle = bank.circle.data();
+  p.batch = query.batch, p.padded_width = query.padded_width, p.cosine = how.cosine, p.dot = how.dot;
+  p.circle = bank.circle.data();
   std::vector<int64_t> index(query.batch * count), shift(query.batch * count);
   std::vector<float> score(query.batch * count);
   for (int64_t i = 0; i < query.batch * count; ++i) index[i] = i % count;
@@ -117,6 +125,12 @@ Answer score_everything(const Bank& bank, const Query& query, int64_t k, bool co
       if (!std::isnan(score[b * count + r])) order.push_back(r);
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t i, int64_t j) { return score[b * count + i] > score[b * count + j]; });
+    if (!how.group.empty()) {
+      std::set<int64_t> seen;
+      order.erase(
+          std::remove_if(order.begin(), order.end(), [&](int64_t r) { return !seen.insert(how.group[r]).second; }),
+          order.end());
+    }
     for (int64_t i = 0; i < k && i < static_cast<int64_t>(order.size()); ++i) {
       answer.score[b * k + i] = score[b * count + order[i]];
       answer.index[b * k + i] = order[i];
@@ -136,14 +150,17 @@ void search_one(int64_t count, int64_t values, int64_t columns, int64_t batch, b
   query.values = random_values(batch * values * query.padded_width, 2);
   for (int64_t b = 0; b < batch; ++b) query.width.push_back(1 + b % query.padded_width);
   if (batch > 2) query.values[values * query.padded_width] = NAN;
-  for (const bool cosine : {false, true})
+  How by_cosine, dot, grouped, grouped_dot;
+  by_cosine.cosine = dot.dot = grouped_dot.dot = true;
+  for (int64_t r = 0; r < count; ++r) grouped.group.push_back(r * r / 40), grouped_dot.group.push_back(r / 7);
+  for (const How& how : {How{}, by_cosine, dot, grouped, grouped_dot})
     for (const int64_t k : {int64_t{1}, int64_t{7}, count + 3}) {
-      const Answer expected = score_everything(bank, query, k, cosine);
+      const Answer expected = score_everything(bank, query, k, how);
       for (const int threads : {1, 3}) {
-        const Answer found = search(bank, query, k, cosine, threads);
-        CHECK(found == expected, "%s count %ld K %ld W %ld batch %ld k %ld cosine %d", found.plan.c_str(),
-              static_cast<long>(count), static_cast<long>(values), static_cast<long>(columns), static_cast<long>(batch),
-              static_cast<long>(k), cosine);
+        const Answer found = search(bank, query, k, how, threads);
+        CHECK(found == expected, "%s count %ld K %ld W %ld batch %ld k %ld cosine %d dot %d groups %d",
+              found.plan.c_str(), static_cast<long>(count), static_cast<long>(values), static_cast<long>(columns),
+              static_cast<long>(batch), static_cast<long>(k), how.cosine, how.dot, !how.group.empty());
       }
     }
 }
@@ -161,11 +178,11 @@ void unpack_refuses_rows_outside() {
 void callers_at_once() {
   const Bank bank = make_bank(random_values(500 * 6 * 16, 4), 500, 6, 16, true);
   Query query{random_values(5 * 6 * 4, 5), {4, 4, 3, 1, 2}, 5, 4};
-  const Answer expected = search(bank, query, 9, false, 1);
+  const Answer expected = search(bank, query, 9, How{}, 1);
   std::vector<std::thread> callers;
   for (int i = 0; i < 6; ++i)
     callers.emplace_back([&] {
-      for (int j = 0; j < 10; ++j) CHECK(search(bank, query, 9, false, 3) == expected);
+      for (int j = 0; j < 10; ++j) CHECK(search(bank, query, 9, How{}, 3) == expected);
     });
   for (std::thread& caller : callers) caller.join();
 }
