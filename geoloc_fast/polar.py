@@ -11,8 +11,6 @@ from torch import Tensor
 from geoloc_fast.ops import checks
 from geoloc_fast.ops import polar_resample as op
 
-_DTYPES = (torch.uint8, *checks.FLOATS)
-
 
 def polar_resample(
     images: Tensor,
@@ -50,7 +48,7 @@ def polar_resample(
 
     The gradient reaches `images` only.
     """
-    checks.tensor("images", images, "[B, C, H, W]", _DTYPES)
+    checks.tensor("images", images, "[B, C, H, W]", checks.PIXELS)
     if len(size) != 2:
         raise ValueError(f"size: expected (rows, columns), got {size!r}")
     rows, cols = size
@@ -75,7 +73,7 @@ def polar_resample(
     mean_std = [] if mean is None and std is None else _normalization(mean, std, channels)
     if dtype is None:
         dtype = torch.float32 if mean_std and images.dtype == torch.uint8 else images.dtype
-    elif dtype not in _DTYPES:
+    elif dtype not in checks.PIXELS:
         raise TypeError(f"dtype: expected uint8 or a floating dtype, got {dtype}")
 
     geometry = (column0_deg, outer, center, max_radius, heading_deg, replicate)

@@ -18,8 +18,7 @@ from geoloc_fast.ops import strip_bank as op
 from geoloc_fast.reference import strip_bank as layouts
 from geoloc_fast.reference.strip_bank import BankLayout
 
-MAX_K = 1024
-SCORES = ("cosine", "dot")
+MAX_K = op.MAX_K
 
 
 class StripTopK(NamedTuple):
@@ -141,7 +140,7 @@ class StripBank:
         if checks.values_known(index) and index.numel():
             self._check_rows(*checks.extremes(index), 0)
         self._check_file()
-        return op.unpack(self.blocks, [len(self), *self.shape], self.dtype, index.to(torch.int64))
+        return op.unpack(self.blocks, self.layout.sizes, self.dtype, index.to(torch.int64))
 
     @staticmethod
     def join(parts: Sequence[tuple[StripBank, Tensor]]) -> StripBank:
@@ -170,7 +169,7 @@ class StripBank:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every strip."""
-        return self.layout.channels, self.layout.height, self.layout.columns
+        return self.layout.shape
 
     @property
     def dtype(self) -> str:
@@ -223,7 +222,7 @@ def strip_topk(
     equals the lowest) and `k` counts places. `index` of the answer stays the row: `group[index]` is the place.
     """
     _check_search(query, bank, select)
-    checks.choice("score", score, SCORES)
+    checks.choice("score", score, checks.SCORES)
     query_width = checks.query_width(query_width, query)
     checks.whole("k", k, 1, MAX_K)
     if alive is not None:
@@ -238,8 +237,9 @@ def strip_topk(
             raise ValueError(f"group: expected {len(bank)} values (one a strip), got {group.shape[0]}")
         if checks.values_known(group):
             checks.ascending("group", group)
-    shape = [len(bank), *bank.shape]
-    found = op.topk(query.detach(), bank.blocks, shape, bank.dtype, k, query_width, select, alive, score, group)
+    found = op.topk(
+        _constant(query), bank.blocks, bank.layout.sizes, bank.dtype, k, query_width, select, alive, score, group
+    )
     return StripTopK(*found)
 
 
@@ -258,11 +258,12 @@ def strip_score(
     `select` and `score` as in `strip_topk`.
     """
     _check_search(query, bank, select)
-    checks.choice("score", score, SCORES)
+    checks.choice("score", score, checks.SCORES)
     query_width = checks.query_width(query_width, query)
     index = _check_index(index, query, bank)
-    shape = [len(bank), *bank.shape]
-    return StripScore(*op.score(query.detach(), bank.blocks, shape, bank.dtype, index, query_width, select, score))
+    return StripScore(
+        *op.score(_constant(query), bank.blocks, bank.layout.sizes, bank.dtype, index, query_width, select, score)
+    )
 
 
 def strip_curve(query: Tensor, bank: StripBank, index: Tensor, *, query_width: Tensor | None = None) -> Tensor:
@@ -276,8 +277,7 @@ def strip_curve(query: Tensor, bank: StripBank, index: Tensor, *, query_width: T
     _check_search(query, bank, "cosine")
     query_width = checks.query_width(query_width, query)
     index = _check_index(index, query, bank)
-    shape = [len(bank), *bank.shape]
-    curve: Tensor = op.curve(query.detach(), bank.blocks, shape, bank.dtype, index, query_width)
+    curve: Tensor = op.curve(_constant(query), bank.blocks, bank.layout.sizes, bank.dtype, index, query_width)
     return curve
 
 
@@ -292,11 +292,15 @@ def _check_index(index: Tensor, query: Tensor, bank: StripBank) -> Tensor:
     return index if index.dtype is torch.int64 else index.to(torch.int64)
 
 
+def _constant(query: Tensor) -> Tensor:
+    return query.detach() if query.requires_grad else query
+
+
 def _check_search(query: Tensor, bank: StripBank, select: str) -> None:
     checks.tensor("query", query, "[B, C, H, Wq]")
     if not isinstance(bank, StripBank):
         raise TypeError(f"bank: expected a StripBank, got {checks.describe(bank)}")
     checks.same_device("query", query, "the bank", bank.buffer)
-    checks.fits("query", query, "the bank", (len(bank), *bank.shape))
+    checks.fits("query", query, "the bank", bank.layout.sizes)
     checks.choice("select", select, checks.SELECTIONS[:2])
     bank._check_file()

@@ -276,10 +276,10 @@ def test_opcheck(select: str, dtype: torch.dtype) -> None:
     noise = noise_for(3, 8) if select == "gumbel" else None
     arguments = (query, strips, torch.tensor([4, 2, 1]), select, scale, 0.5, noise)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(op.forward, arguments, test_utils=tests)
+    torch.library.opcheck(op.forward.overload, arguments, test_utils=tests)
     crop, score, shift = op.forward(*arguments)
     backward = (torch.ones_like(crop), torch.ones_like(score), *arguments, score, shift)
-    torch.library.opcheck(op.backward, backward, test_utils=tests)
+    torch.library.opcheck(op.backward.overload, backward, test_utils=tests)
 
 
 @pytest.mark.parametrize("select", SELECTIONS)

@@ -520,17 +520,17 @@ def operator_arguments(select: str, dtype: torch.dtype = torch.float32) -> tuple
 def test_opcheck(select: str, dtype: torch.dtype) -> None:
     arguments = operator_arguments(select, dtype)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(op.forward, arguments, test_utils=tests)
+    torch.library.opcheck(op.forward.overload, arguments, test_utils=tests)
     query, strips, width, _, scale, tau, noise = arguments
     slope = scale_slope = None
     if select == "gumbel":
         sloped = (query, strips, width, scale, tau, noise)
-        torch.library.opcheck(op.forward_with_slope, sloped, test_utils=tests)
+        torch.library.opcheck(op.forward_with_slope.overload, sloped, test_utils=tests)
         score, shift, slope, scale_slope = op.forward_with_slope(*sloped)
     else:
         score, shift = op.forward(*arguments)
     grad = torch.ones_like(score)
-    torch.library.opcheck(op.backward, (grad, *arguments, score, shift, slope, scale_slope), test_utils=tests)
+    torch.library.opcheck(op.backward.overload, (grad, *arguments, score, shift, slope, scale_slope), test_utils=tests)
 
 
 def test_slopes_of_kernel_and_reference_agree() -> None:

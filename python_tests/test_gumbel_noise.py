@@ -70,7 +70,7 @@ def test_float64_is_the_reference() -> None:
 
 def test_opcheck() -> None:
     torch.library.opcheck(
-        op.draw,
+        op.draw.overload,
         (SEED, [3, 5], torch.float32),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )

@@ -149,7 +149,7 @@ def test_as_a_torch_operator() -> None:
     bank = StripBank.pack(random_strips(20, 3, 2, 8, seed=78))
     query, index, width = random_strips(3, 3, 2, 5, seed=79), torch.arange(6).view(3, 2) - 1, torch.tensor([5, 2, 1])
     for w in (width, None):
-        torch.library.opcheck(op.curve, (query, bank.blocks, [20, 3, 2, 8], "bf16", index, w))
+        torch.library.opcheck(op.curve.overload, (query, bank.blocks, [20, 3, 2, 8], "bf16", index, w))
 
     def best(q: Tensor) -> Tensor:
         return strip_curve(q * 2, bank, index, query_width=width).amax(1)

@@ -756,15 +756,17 @@ def test_opcheck(dtype: str) -> None:
     bank = StripBank.pack(random_strips(20, 3, 2, 8, seed=38), dtype=dtype)
     query, width = random_strips(3, 3, 2, 5, seed=39), torch.tensor([5, 2, 1])
     shape, alive = [20, 3, 2, 8], torch.arange(20) % 3 != 0
-    torch.library.opcheck(op.pack, (random_strips(20, 3, 2, 8), dtype))
-    torch.library.opcheck(op.unpack, (bank.blocks, shape, dtype, torch.tensor([3, 1])))
-    torch.library.opcheck(op.score, (query, bank.blocks, shape, dtype, torch.zeros(3, 2).long(), width, "cosine"))
-    torch.library.opcheck(op.topk, (query, bank.blocks, shape, dtype, 4, width, "correlation", alive))
-    torch.library.opcheck(op.topk, (query, bank.blocks, shape, dtype, 4, None, "cosine", None))
+    torch.library.opcheck(op.pack.overload, (random_strips(20, 3, 2, 8), dtype))
+    torch.library.opcheck(op.unpack.overload, (bank.blocks, shape, dtype, torch.tensor([3, 1])))
+    torch.library.opcheck(
+        op.score.overload, (query, bank.blocks, shape, dtype, torch.zeros(3, 2).long(), width, "cosine")
+    )
+    torch.library.opcheck(op.topk.overload, (query, bank.blocks, shape, dtype, 4, width, "correlation", alive))
+    torch.library.opcheck(op.topk.overload, (query, bank.blocks, shape, dtype, 4, None, "cosine", None))
     group = torch.arange(20) // 3
-    torch.library.opcheck(op.topk, (query, bank.blocks, shape, dtype, 4, width, "cosine", alive, "dot", group))
+    torch.library.opcheck(op.topk.overload, (query, bank.blocks, shape, dtype, 4, width, "cosine", alive, "dot", group))
     rows = torch.zeros(3, 2).long()
-    torch.library.opcheck(op.score, (query, bank.blocks, shape, dtype, rows, width, "cosine", "dot"))
+    torch.library.opcheck(op.score.overload, (query, bank.blocks, shape, dtype, rows, width, "cosine", "dot"))
 
 
 def test_compile_and_autocast() -> None:

@@ -215,7 +215,7 @@ def test_opcheck() -> None:
             (bank_op.score, (query, *bank, torch.tensor([[0, -1], [2, 1]]), None, "correlation")),
             (bank_op.topk, (query, *bank, 2, width, "cosine", None)),
         ):
-            torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+            torch.library.opcheck(op.overload, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast import _native
-from geoloc_fast.ops import choose
+from geoloc_fast.ops import checks, choose
 from geoloc_fast.ops.azimuth_match import (
     CODES,
     SELECTION_CODES,
@@ -17,6 +17,8 @@ from geoloc_fast.ops.azimuth_match import (
     can_run_cpu,
     can_run_cuda,
     can_run_triton,
+    check_chosen,
+    check_pairs,
     device_scale,
     fake_gradients,
     native_tensor,
@@ -196,11 +198,26 @@ def _fake_backward(grad_crop: Tensor, grad_score: Tensor, *args: Any) -> tuple[T
     return fake_gradients(args[0], args[1], args[4])
 
 
+def _check(query: Tensor, strips: Tensor, *rest: Any) -> None:
+    check_pairs(query.shape[:1], query, strips, *rest)
+    if query.shape[0] != strips.shape[0]:
+        raise ValueError(f"strips: expected {query.shape[0]} strips, one a query, got {strips.shape[0]}")
+
+
+def _check_backward(grad_crop: Tensor, grad_score: Tensor, query: Tensor, strips: Tensor, *rest: Any) -> None:
+    *others, score, shift = rest
+    _check(query, strips, *others)
+    checks.exactly("grad_crop", grad_crop, checks.FLOATS, query.shape, "query", query)
+    checks.exactly("grad_score", grad_score, checks.FLOATS, query.shape[:1], "query", query)
+    check_chosen(score, shift, query.shape[:1], query, strips)
+
+
 _ARGUMENTS = "Tensor query, Tensor strips, Tensor? query_width, str select, Tensor? scale, float tau, Tensor? noise"
-forward = register(f"azimuth_crop({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _run, _fake, guard=False)
+forward = register(f"azimuth_crop({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _run, _fake, check=_check, guard=False)
 backward = register(
     f"azimuth_crop_backward(Tensor grad_crop, Tensor grad_score, {_ARGUMENTS}, Tensor score, Tensor shift)"
     " -> (Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
+    check=_check_backward,
 )

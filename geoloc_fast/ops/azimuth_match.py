@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast import _native
-from geoloc_fast.ops import choose
-from geoloc_fast.ops.checks import SELECTIONS
+from geoloc_fast.ops import checks, choose
 from geoloc_fast.ops.library import register, without_autocast
 from geoloc_fast.ops.workspace import workspace
 from geoloc_fast.reference import azimuth_match as reference
@@ -20,7 +19,7 @@ from geoloc_fast.reference.windows import wide_dtype
 
 # DType, Selection and AzimuthPlan of the native headers
 CODES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
-SELECTION_CODES = {name: code for code, name in enumerate(SELECTIONS)}
+SELECTION_CODES = {name: code for code, name in enumerate(checks.SELECTIONS)}
 _PLANS = ("direct", "spectral", "scatter")
 _forced = {"azimuth_match": -1, "azimuth_match_backward": -1}  # -1: the cost model chooses
 _reference = without_autocast(reference.azimuth_match)
@@ -364,15 +363,81 @@ def _fake_backward(grad_score: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tens
     return fake_gradients(args[0], args[1], args[4])
 
 
+def check_pairs(
+    pairs: Sequence[int],  # shape of score
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    scale: Tensor | None,
+    tau: float,
+    noise: Tensor | None,
+) -> None:
+    checks.strips_and_query(query, strips, "query", "[B, C, H, Wq]", "strips", "[R, C, H, W]")
+    checks.exactly("query_width", query_width, (torch.int64,), query.shape[:1], "query", query)
+    checks.query_width(query_width, query)
+    checks.choice("select", select, checks.SELECTIONS)
+    if (select == "gumbel") != (scale is not None) or (noise is not None and select != "gumbel"):
+        raise ValueError(f'scale, noise: expected for select="gumbel" and no other, got select={select!r}')
+    checks.exactly("scale", scale, checks.FLOATS, (), "query", query)
+    checks.exactly("noise", noise, checks.FLOATS, (*pairs, strips.shape[3]), "query", query)
+
+
+def check_chosen(score: Tensor, shift: Tensor, pairs: Sequence[int], query: Tensor, strips: Tensor) -> None:
+    """What a forward answered and its backward reads as it lies."""
+    checks.exactly("score", score, (wide_dtype(query, strips),), pairs, "query", query, contiguous=True)
+    checks.exactly("shift", shift, (torch.int64,), pairs, "query", query, contiguous=True)
+    if checks.values_known(shift) and shift.numel():
+        low, high = checks.extremes(shift)
+        if not 0 <= low <= high < strips.shape[3]:
+            raise ValueError(f"shift: expected shifts from 0 to {strips.shape[3] - 1}, got {low} to {high}")
+
+
+def _check(query: Tensor, strips: Tensor, *rest: Any) -> None:
+    check_pairs((query.shape[0], strips.shape[0]), query, strips, *rest)
+
+
+def _check_with_slope(
+    query: Tensor, strips: Tensor, query_width: Tensor | None, scale: Tensor, tau: float, noise: Tensor
+) -> None:
+    _check(query, strips, query_width, "gumbel", scale, tau, noise)
+
+
+def _check_backward(
+    grad_score: Tensor,
+    query: Tensor,
+    strips: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    scale: Tensor | None,
+    tau: float,
+    noise: Tensor | None,
+    score: Tensor,
+    shift: Tensor,
+    slope: Tensor | None,
+    scale_slope: Tensor | None,
+) -> None:
+    _check(query, strips, query_width, select, scale, tau, noise)
+    pairs = (query.shape[0], strips.shape[0])
+    checks.exactly("grad_score", grad_score, checks.FLOATS, pairs, "query", query)
+    check_chosen(score, shift, pairs, query, strips)
+    if (slope is None or scale_slope is None) == (select == "gumbel"):
+        raise ValueError(f'slope, scale_slope: expected for select="gumbel" and no other, got select={select!r}')
+    wide = (score.dtype,)
+    checks.exactly("slope", slope, wide, (pairs[0], strips.shape[3], pairs[1]), "query", query, contiguous=True)
+    checks.exactly("scale_slope", scale_slope, wide, pairs, "query", query, contiguous=True)
+
+
 _ARGUMENTS = "Tensor query, Tensor strips, Tensor? query_width, str select, Tensor? scale, float tau, Tensor? noise"
 # Of the forwards only the reference computes with torch: no guard around the kernels.
-forward = register(f"azimuth_match({_ARGUMENTS}) -> (Tensor, Tensor)", _run, _fake, guard=False)
+forward = register(f"azimuth_match({_ARGUMENTS}) -> (Tensor, Tensor)", _run, _fake, check=_check, guard=False)
 # For training with "gumbel": also d score / d logit [B, W, R] and d score / d scale [B, R].
 forward_with_slope = register(
     "azimuth_match_with_slope(Tensor query, Tensor strips, Tensor? query_width, Tensor scale, float tau, "
     "Tensor noise) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_with_slope,
     _fake_with_slope,
+    check=_check_with_slope,
     guard=False,
 )
 backward = register(
@@ -380,4 +445,5 @@ backward = register(
     "Tensor? scale_slope) -> (Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
+    check=_check_backward,
 )

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PIXELS = (torch.uint8, *FLOATS)
 SELECTIONS = ("correlation", "cosine", "gumbel")
+SCORES = ("cosine", "dot")
 
 
 def describe(value: Any) -> str:
@@ -30,12 +32,33 @@ def tensor(name: str, value: Any, dims: str, dtypes: Sequence[torch.dtype] = FLO
         raise ValueError(f"{name}: expected shape {dims}, got {describe(value)}")
 
 
+def exactly(
+    name: str,
+    value: Tensor | None,
+    dtypes: Sequence[torch.dtype],
+    shape: Sequence[int],
+    other_name: str,
+    other: Tensor,
+    *,
+    contiguous: bool = False,
+) -> None:
+    """What a kernel is handed as it lies: dtype, shape, device, perhaps strides; None passes."""
+    if value is None:
+        return
+    if contiguous and not value.is_contiguous():
+        raise ValueError(f"{name}: expected contiguous memory, got stride {value.stride()}")
+    if value.dtype not in dtypes or value.shape != tuple(shape):
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name}: expected {names} of shape {tuple(shape)}, got {describe(value)}")
+    same_device(name, value, other_name, other)
+
+
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
 
 
-def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+def choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
@@ -166,5 +189,7 @@ def extremes(value: Tensor) -> tuple[int, int]:
     if value.numel() > 64:
         return int(value.min()), int(value.max())
     # Python looks at a few numbers faster than torch does.
-    numbers = (value if value.dim() == 1 else value.flatten()).tolist()
+    numbers = value.tolist()
+    if value.dim() == 2:
+        numbers = [number for row in numbers for number in row]
     return min(numbers), max(numbers)

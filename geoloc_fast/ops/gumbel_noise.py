@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast import _native
-from geoloc_fast.ops import choose
+from geoloc_fast.ops import checks, choose
 from geoloc_fast.ops.library import register
 from geoloc_fast.reference import gumbel_noise as reference
 
@@ -50,4 +50,9 @@ def _fake(seed: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     return seed.new_empty(shape, dtype=dtype)
 
 
-draw = register("gumbel_noise(Tensor seed, SymInt[] shape, ScalarType dtype) -> Tensor", _run, _fake)
+def _check(seed: Tensor, shape: list[int], dtype: torch.dtype) -> None:
+    checks.exactly("seed", seed, (torch.int64,), (), "seed", seed)
+    checks.choice("dtype", dtype, checks.FLOATS)
+
+
+draw = register("gumbel_noise(Tensor seed, SymInt[] shape, ScalarType dtype) -> Tensor", _run, _fake, check=_check)

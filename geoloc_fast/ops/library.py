@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # The operators live as long as this object.
 _library = torch.library.Library("geoloc_fast", "FRAGMENT")
@@ -35,15 +37,63 @@ def without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any], *, guard: bool = True) -> Any:
-    """Defines `geoloc_fast::<schema>`: `run` for CPU and CUDA tensors, `fake` for shapes; returns the op.
+class Operator:
+    """What the public functions call, with arguments they have checked.
 
+    Where nobody watches it runs at once: torch's dispatcher costs as much as all else that a small call does. Where
+    a graph is made, a mode, transform or profiler is on, or a tensor is not a plain one, torch calls `overload`.
+    """
+
+    def __init__(self, overload: Any, run: Callable[..., Any]) -> None:
+        self.overload = overload
+        self._run = run
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling() or not _plain(tuple(map(type, args))) or _watched(args[0]):
+            return self.overload(*args)
+        return self._run(*args)
+
+
+@cache
+def _plain(types: tuple[type, ...]) -> bool:
+    return all(kind in (Tensor, torch.nn.Parameter) for kind in types if issubclass(kind, Tensor))
+
+
+def _watched(tensor: Tensor) -> bool:
+    """Whether anything stands between this tensor and its values that only the dispatcher knows how to call."""
+    return (
+        not (tensor.is_cpu or tensor.is_cuda)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def register(
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    check: Callable[..., None],
+    guard: bool = True,
+) -> Operator:
+    """Defines `geoloc_fast::<schema>`: `run` for CPU and CUDA tensors, `fake` for shapes.
+
+    `check` refuses what would make a kernel read or write where it must not: torch.ops can be called with anything.
     `run` computes what it says in the dtype it says, also inside an autocast region. With `guard=False` it sees to
     that itself, where it computes with torch at all.
     """
     name = schema[: schema.index("(")]
+    run = without_autocast(run) if guard else run
+
+    def checked(*args: Any) -> Any:
+        check(*args)
+        return run(*args)
+
     _library.define(schema)
     for key in ("CPU", "CUDA"):
-        _library.impl(name, without_autocast(run) if guard else run, key)
+        _library.impl(name, checked, key)
     torch.library.register_fake(f"geoloc_fast::{name}", fake, lib=_library)
-    return getattr(torch.ops.geoloc_fast, name).default
+    return Operator(getattr(torch.ops.geoloc_fast, name).default, run)

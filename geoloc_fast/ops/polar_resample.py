@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geoloc_fast import _native
-from geoloc_fast.ops import choose
+from geoloc_fast.ops import checks, choose
 from geoloc_fast.ops.library import register, without_autocast
 from geoloc_fast.reference import polar_resample as reference
 
@@ -148,12 +148,70 @@ def _fake_backward(grad: Tensor, in_rows: int, in_cols: int, *rest: Any) -> Tens
     return grad.new_empty((grad.shape[0], grad.shape[1], in_rows, in_cols), dtype=rest[-1])
 
 
+def _check_geometry(
+    images: Tensor, center: Tensor | None, max_radius: Tensor | None, heading_deg: Tensor | None
+) -> None:
+    for name, value, shape in (
+        ("center", center, (2,)),
+        ("max_radius", max_radius, ()),
+        ("heading_deg", heading_deg, ()),
+    ):
+        checks.exactly(name, value, (torch.float64,), (images.shape[0], *shape), "images", images, contiguous=True)
+
+
+def _check(
+    images: Tensor,
+    rows: int,
+    cols: int,
+    column0_deg: float,
+    outer_radius: bool,
+    center: Tensor | None,
+    max_radius: Tensor | None,
+    heading_deg: Tensor | None,
+    replicate_border: bool,
+    mean_std: list[float],
+    dtype: torch.dtype,
+) -> None:
+    checks.tensor("images", images, "[B, C, H, W]", checks.PIXELS)
+    checks.whole("rows", rows, 1)
+    checks.whole("cols", cols, 1)
+    if 0 in images.shape[2:]:
+        raise ValueError(f"images: expected at least one pixel, got {checks.describe(images)}")
+    if len(mean_std) not in (0, 2 * images.shape[1]):
+        raise ValueError(f"mean_std: expected {2 * images.shape[1]} numbers or none, got {len(mean_std)}")
+    checks.choice("dtype", dtype, checks.PIXELS)
+    _check_geometry(images, center, max_radius, heading_deg)
+
+
+def _check_backward(
+    grad: Tensor,
+    in_rows: int,
+    in_cols: int,
+    column0_deg: float,
+    outer_radius: bool,
+    center: Tensor | None,
+    max_radius: Tensor | None,
+    heading_deg: Tensor | None,
+    replicate_border: bool,
+    std: list[float],
+    dtype: torch.dtype,
+) -> None:
+    checks.tensor("grad", grad, "[B, C, H, W]")
+    checks.whole("in_rows", in_rows, 1)
+    checks.whole("in_cols", in_cols, 1)
+    if len(std) not in (0, grad.shape[1]):
+        raise ValueError(f"std: expected {grad.shape[1]} numbers or none, got {len(std)}")
+    checks.choice("dtype", dtype, checks.FLOATS)
+    _check_geometry(grad, center, max_radius, heading_deg)
+
+
 forward = register(
     "polar_resample(Tensor images, SymInt rows, SymInt cols, float column0_deg, bool outer_radius, Tensor? center, "
     "Tensor? max_radius, Tensor? heading_deg, bool replicate_border, float[] mean_std, ScalarType dtype)"
     " -> Tensor",
     _run,
     _fake,
+    check=_check,
     guard=False,  # only the reference computes with torch
 )
 backward = register(
@@ -162,4 +220,5 @@ backward = register(
     " -> Tensor",
     _run_backward,
     _fake_backward,
+    check=_check_backward,
 )

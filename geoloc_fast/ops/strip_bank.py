@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from geoloc_fast import _native
-from geoloc_fast.ops import choose
+from geoloc_fast.ops import checks, choose
 from geoloc_fast.ops.library import register, without_autocast
 from geoloc_fast.ops.workspace import workspace
 from geoloc_fast.reference import strip_bank, strip_score, strip_topk
 from geoloc_fast.reference.strip_bank import LANES, BankLayout
 
+MAX_K = 1024
 # Packed at a time, so that a conversion to float32 stays small.
 _BLOCKS_AT_ONCE = 256
 _BLOCKS_AT_ONCE_CUDA = 16384
@@ -52,7 +53,7 @@ def _choose(
     """`cpu_only` names what is asked for and neither CUDA nor Triton has a kernel for, `not_cuda` is a reason."""
     missing = f"there is no kernel for {cpu_only}" if cpu_only else ""
     # The usual case, without collecting reasons.
-    if choose.cpu_is_free(tensor) and not _can_run_cpu(tensor, columns, strips):
+    if choose.cpu_is_free(tensor) and not _problem(_native.native_cpu, columns, strips):
         return "cpu"
     return choose.choose_backend(
         op,
@@ -431,21 +432,89 @@ def _topk_cuda(
     return score, index, shift
 
 
-pack = register("strip_pack(Tensor strips, str dtype) -> Tensor", _run_pack, _fake_pack)
+def _check_pack(strips: Tensor, dtype: str) -> None:
+    checks.tensor("strips", strips, "[N, C, H, W]")
+    if min(strips.shape[1:]) < 1:
+        raise ValueError(f"strips: expected at least one value a strip, got {checks.describe(strips)}")
+    checks.choice("dtype", dtype, strip_bank.DTYPES)
+
+
+def _check_bank(blocks: Tensor, shape: Sequence[int], dtype: str) -> None:
+    checks.choice("dtype", dtype, strip_bank.DTYPES)
+    if len(shape) != 4 or shape[0] < 0 or min(shape[1:]) < 1:
+        raise ValueError(f"shape: expected [count, C, H, W] of a bank, got {list(shape)}")
+    _address(blocks, _layout(shape, dtype))
+
+
+def _check_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor) -> None:
+    _check_bank(blocks, shape, dtype)
+    checks.exactly("index", index, (torch.int64,), (index.numel(),), "blocks", blocks)
+
+
+def _check_search(
+    query: Tensor, blocks: Tensor, shape: Sequence[int], dtype: str, query_width: Tensor | None, select: str, kind: str
+) -> None:
+    _check_bank(blocks, shape, dtype)
+    checks.tensor("query", query, "[B, C, H, Wq]")
+    checks.same_device("query", query, "blocks", blocks)
+    checks.fits("query", query, "the bank", shape)
+    checks.exactly("query_width", query_width, (torch.int64,), query.shape[:1], "query", query)
+    checks.choice("select", select, checks.SELECTIONS[:2])
+    checks.choice("score", kind, checks.SCORES)
+
+
+def _check_score(
+    query: Tensor,
+    blocks: Tensor,
+    shape: Sequence[int],
+    dtype: str,
+    index: Tensor,
+    query_width: Tensor | None,
+    select: str = "cosine",
+    kind: str = "cosine",
+) -> None:
+    _check_search(query, blocks, shape, dtype, query_width, select, kind)
+    checks.exactly("index", index, (torch.int64,), (query.shape[0], *index.shape[-1:]), "query", query)
+
+
+def _check_topk(
+    query: Tensor,
+    blocks: Tensor,
+    shape: Sequence[int],
+    dtype: str,
+    k: int,
+    query_width: Tensor | None,
+    select: str,
+    alive: Tensor | None,
+    kind: str = "cosine",
+    group: Tensor | None = None,
+) -> None:
+    _check_search(query, blocks, shape, dtype, query_width, select, kind)
+    checks.whole("k", k, 1, MAX_K)
+    checks.exactly("alive", alive, (torch.bool,), shape[:1], "blocks", blocks)
+    checks.exactly("group", group, (torch.int64,), shape[:1], "blocks", blocks)
+
+
+pack = register("strip_pack(Tensor strips, str dtype) -> Tensor", _run_pack, _fake_pack, check=_check_pack)
 unpack = register(
-    "strip_unpack(Tensor blocks, SymInt[] shape, str dtype, Tensor index) -> Tensor", _run_unpack, _fake_unpack
+    "strip_unpack(Tensor blocks, SymInt[] shape, str dtype, Tensor index) -> Tensor",
+    _run_unpack,
+    _fake_unpack,
+    check=_check_unpack,
 )
 score = register(
     "strip_score(Tensor query, Tensor blocks, SymInt[] shape, str dtype, Tensor index, Tensor? query_width, "
     'str select, str score="cosine") -> (Tensor, Tensor)',
     _run_score,
     _fake_score,
+    check=_check_score,
     guard=False,
 )
 curve = register(
     "strip_curve(Tensor query, Tensor blocks, SymInt[] shape, str dtype, Tensor index, Tensor? query_width) -> Tensor",
     _run_curve,
     _fake_curve,
+    check=_check_score,
     guard=False,
 )
 topk = register(
@@ -453,5 +522,6 @@ topk = register(
     'Tensor? alive, str score="cosine", Tensor? group=None) -> (Tensor, Tensor, Tensor)',
     _run_topk,
     _fake_topk,
+    check=_check_topk,
     guard=False,
 )

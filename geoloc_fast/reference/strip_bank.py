@@ -58,6 +58,16 @@ class BankLayout:
     column0_deg: float = 180.0
 
     @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every strip."""
+        return self.channels, self.height, self.columns
+
+    @cached_property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(count, C, H, W), what operators call `shape`."""
+        return self.count, *self.shape
+
+    @cached_property
     def words(self) -> int:
         """32-bit words a plane and a strip take."""
         values = self.channels * self.height
