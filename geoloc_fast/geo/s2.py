@@ -2,8 +2,8 @@
 
 An id is uint64: three bits of face, two for every level, a one that marks the end. Ids of one level sort along the
 curve, and all below a cell lie between `id - lowest bit` and `id + lowest bit`. Level 15 is about 280 m across, 16 half
-of that. Every function takes arrays (or scalars) and gives arrays of the broadcast shape; positions are degrees in float64.
-The numbers are those of the S2 library.
+of that. Every function takes arrays (or scalars) and gives arrays of the broadcast shape; positions are degrees in
+float64. The numbers are those of the S2 library.
 """
 
 from __future__ import annotations
@@ -271,7 +271,8 @@ def stencil(lat: Any, lon: Any, level: int) -> tuple[np.ndarray, np.ndarray]:
     """The four cells whose centres surround each point, and what each of them weighs there.
 
     Weights are bilinear in the coordinates of the cube's face, sum to 1 and do not jump from cell to cell, nor from
-    face to face. At a cube's corner only three cells meet: the fourth has id 0 and weight 0, and the others share its part.
+    face to face. At a cube's corner only three cells meet: the fourth has id 0 and weight 0, and the others share its
+    part.
 
     Returns:
         ids: uint64 [..., 4], the first the point's own.
