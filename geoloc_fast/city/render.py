@@ -359,13 +359,15 @@ def _develop(colour: np.ndarray, day: Day) -> np.ndarray:
     return np.rint(255 * exposed).astype(np.uint8)
 
 
-def satellite(city: City, x_m: float, y_m: float, day: Day, *, size_px: int = 256) -> np.ndarray:
-    """The image from above, uint8 [size_px, size_px, 3]; pixel index size_px / 2 is the point."""
-    half_m = SATELLITE_SIDE_M / 2
+def satellite(
+    city: City, x_m: float, y_m: float, day: Day, *, size_px: int = 256, side_m: float = SATELLITE_SIDE_M
+) -> np.ndarray:
+    """The image from above, uint8 [size_px, size_px, 3], `side_m` wide; pixel index size_px / 2 is the point."""
+    half_m = side_m / 2
     patch = _Patch(city, x_m, y_m, half_m + _SHADOW_RANGE_M, day, cars_m=half_m + 6)
     _, lit = patch.shadow_m(2)
     row, col = patch.to_cells(x_m, y_m)
-    reach = int(SATELLITE_SIDE_M / 2 / CELL_M) + 3
+    reach = int(half_m / CELL_M) + 3
     first = int(row) - reach, int(col) - reach
     rows, cols = (np.arange(f, f + 2 * reach + 2) for f in first)
     lit = lit[rows // 2][:, cols // 2]
@@ -379,7 +381,7 @@ def satellite(city: City, x_m: float, y_m: float, day: Day, *, size_px: int = 25
     colour *= day.ambient + day.sun * direct[..., None]
     for tree in patch.trees:
         _draw_crown(colour, patch, tree, first)
-    metres_per_pixel = SATELLITE_SIDE_M / size_px
+    metres_per_pixel = side_m / size_px
     scale = metres_per_pixel / CELL_M
     if scale > 1:
         colour = cv2.GaussianBlur(colour, (0, 0), 0.5 * np.sqrt(scale**2 - 1) + 0.01)

@@ -119,7 +119,7 @@ class City:
     """One city and its places; `City.build(seed, places=...)` makes it."""
 
     seed: int
-    style: int | None  # number of the style, None for the mixed city
+    style: int | None  # number of the style, None for the mixed city and for a style of one's own
     origin_lat: float
     origin_lon: float
     west_m: float
@@ -139,9 +139,11 @@ class City:
     fingerprint: str  # of everything drawn in metres, before anything is rasterised or rendered
 
     @classmethod
-    def build(cls, seed: int, *, places: int, style: int | str | None = None) -> City:
+    def build(cls, seed: int, *, places: int, style: int | str | Style | None = None) -> City:
         """Make the city of `seed`, just large enough for `places` places on its streets."""
-        return _build(seed, places, style_number(style))
+        if isinstance(style, Style):
+            return _build(seed, places, None, style)
+        return _build(seed, places, style_number(style), style_of(style))
 
     def to_cells(self, x_m: Any, y_m: Any) -> tuple[Any, Any]:
         """Fractional (row, col) of points."""
@@ -644,8 +646,7 @@ def _noise(rng: Generator, slope: float) -> np.ndarray:
     return (tile / tile.std()).astype(np.float32)
 
 
-def _build(seed: int, count: int, number: int | None) -> City:
-    style = style_of(number)
+def _build(seed: int, count: int, number: int | None, style: Style) -> City:
     half_m = 30 + 0.5 * np.sqrt(1250.0 * count)
     while True:  # the core grows until its streets have room for every place
         rng = generator(seed, 0)

@@ -129,7 +129,7 @@ def take(
 
     rng = generator(city.seed, _STREAMS["photo"], n)
     photo_date = np.datetime64(FIRST_PHOTO + int(rng.integers(365)))
-    photo_at = _stand_point(city, place, rng)
+    photo_at = stand_point(city, place, rng)
     heading_deg, fov_deg = rng.uniform(0, 360), rng.uniform(*fov_range)
     tilt = capture.tilt_deg * np.clip(rng.standard_normal(2), -3, 3) * (1.0, 0.5)
     crowd = rng.poisson(capture.people)
@@ -153,7 +153,7 @@ def take(
         people=people,
         vehicles=vehicles,
     )
-    photo_jpeg = _hand_held(rays.image(day), rng)
+    photo_jpeg = hand_held(rays.image(day), rng)
     seen = rays.classes()
 
     rng = generator(city.seed, _STREAMS["satellite"], n)
@@ -202,7 +202,7 @@ def take(
     )
 
 
-def _stand_point(city: City, place: np.ndarray, rng: Generator) -> np.ndarray:
+def stand_point(city: City, place: np.ndarray, rng: Generator) -> np.ndarray:
     """Where the photographer stands: anywhere near the place that is street or sidewalk."""
     for _ in range(32):
         radius_m, angle = PHOTO_OFFSET_M * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
@@ -243,7 +243,7 @@ def _dressed(spots: np.ndarray, rng: Generator) -> np.ndarray:
     return np.column_stack([spots, rng.uniform(1.5, 1.9, count), rng.random((count, 3)) * 0.8])
 
 
-def _hand_held(image: np.ndarray, rng: Generator) -> bytes:
+def hand_held(image: np.ndarray, rng: Generator) -> bytes:
     """What a phone does to a photo: shake, blur, dark corners, noise, compression. A JPEG file."""
     if rng.random() < 0.12:  # the hand moved
         length = int(rng.integers(3, max(4, image.shape[1] // 28) + 1)) | 1
