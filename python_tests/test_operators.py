@@ -44,6 +44,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     ),
     "gumbel_noise": (torch.tensor(3), [2, 2], torch.float32),
     "polar_resample": (_images, 4, 8, 0.0, False, _pair, _pair[0], _pair[1], False, [0.0] * 6, torch.float32),
+    "tile_signature": (torch.zeros(1, 3, 8, 8, dtype=torch.uint8),),
     "polar_resample_backward": (
         torch.zeros(2, 3, 4, 8), 5, 6, 0.0, False, _pair, _pair[0], _pair[1], False, [1.0] * 3, torch.float32,
     ),
@@ -108,6 +109,8 @@ BAD: list[tuple[str, int, Any, str]] = [  # operator, number of the argument, wh
     ("azimuth_crop_backward", 10, _shift[0] + 8, "shift: expected shifts from 0 to 7"),
     ("gumbel_noise", 0, torch.tensor([3]), "seed: expected int64"),
     ("gumbel_noise", 2, torch.int32, "dtype: expected one of"),
+    ("tile_signature", 0, torch.zeros(1, 4, 8, 8), "images: expected .B, 3, H, W."),
+    ("tile_signature", 0, torch.zeros(1, 3), "images: expected"),
     ("polar_resample", 0, _images[:, :, :0], "images: expected at least one pixel"),
     ("polar_resample", 1, 0, "rows: expected an integer at least 1"),
     ("polar_resample", 5, _pair[:1], "center: expected float64 of shape .2, 2."),

@@ -147,8 +147,8 @@ def test_more_tiles_than_a_pass_takes() -> None:
 
 def test_as_a_torch_operator() -> None:
     images = tiles(2, 128, 160)
-    torch.library.opcheck(op.forward, (images,), test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(op.forward, ((images / 255),), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(op.forward.overload, (images,), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(op.forward.overload, ((images / 255),), test_utils=("test_schema", "test_faketensor"))
     compiled = torch.compile(lambda x: tile_signature(x).structure * 2, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(images), tile_signature(images).structure * 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from geoloc_fast.ops import choose
+from geoloc_fast.ops import checks, choose
 from geoloc_fast.ops.library import register
 from geoloc_fast.reference import tile_signature as reference
 from geoloc_fast.reference.tile_signature import AZIMUTHS, COLOURS, LUMA, RINGS
@@ -115,4 +115,10 @@ def _fake(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return colour, structure, texture
 
 
-forward = register("tile_signature(Tensor images) -> (Tensor, Tensor, Tensor)", _run, _fake)
+def _check(images: Tensor) -> None:
+    checks.tensor("images", images, "[B, 3, H, W]", checks.PIXELS)
+    if images.shape[1] != 3:
+        raise ValueError(f"images: expected [B, 3, H, W], got {checks.describe(images)}")
+
+
+forward = register("tile_signature(Tensor images) -> (Tensor, Tensor, Tensor)", _run, _fake, check=_check)
