@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from geoloc_fast import polar_resample
 from geoloc_fast.city import CityViews, make_city
+from geoloc_fast.city.views import encode_jpeg
+from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.evaluation.evaluate import RECALL_K, evaluate, neighbours_for
 from geoloc_fast.evaluation.report import CityPictures, write_report
 from geoloc_fast.files import write_atomically
@@ -24,6 +27,9 @@ from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate.confidence import RIGHT_M, Confidence
 from geoloc_fast.locate.locator import Answer, Locator
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer
+
+PHOTO_FILES = 20
+_QUALITY = 85  # of the region's images
 
 
 def default_model() -> Path:
@@ -66,6 +72,8 @@ def run_demo(out: Path, *, model_path: Path, places: int, photos: int, seed: int
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "predictions.geojson", json.dumps(as_geojson(answers, city), indent=1))
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
+    write_photos(out / "photos", city, photos)
+    write_region(out / "region", city)
     write_report(
         out / "report.html",
         title="Where were these photos taken, and which way were they looking?",
@@ -82,6 +90,38 @@ def run_demo(out: Path, *, model_path: Path, places: int, photos: int, seed: int
         pictures=CityPictures(city),
     )
     return metrics
+
+
+def write_photos(folder: Path, city: CityViews, photos: int) -> None:
+    """Some photos as files, for a person to try `locate` on, and where they were taken, to check what it says."""
+    folder.mkdir(exist_ok=True)
+    rows = ["photo,lat,lon,heading_deg,fov_deg"]
+    for n in range(min(PHOTO_FILES, photos)):
+        Image.fromarray(city.photo[n]).save(folder / f"{n:02}.jpg", quality=92)
+        truth = (city.photo_lat[n], city.photo_lon[n], city.heading_deg[n], city.fov_deg[n])
+        rows.append(f"{n:02}.jpg,{truth[0]:.7f},{truth[1]:.7f},{truth[2]:.1f},{truth[3]:.1f}")
+    write_atomically(folder / "truth.csv", "".join(f"{row}\n" for row in rows))
+
+
+def write_region(folder: Path, city: CityViews) -> None:
+    """The places as a manifest with their images, as `locate --report --region` and `serve --region` show them."""
+    rows = []
+    for kind in ("satellite", "street"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for n, key in enumerate(keys_of(city)):
+        row: dict[str, Any] = {"id": key, "lat": float(city.lat[n]), "lon": float(city.lon[n])}
+        row |= {"satellite": f"satellite/{key}.jpg", "metres_per_pixel": city.metres_per_pixel}
+        (folder / row["satellite"]).write_bytes(encode_jpeg(city.satellite[n], _QUALITY))
+        if not city.street_missing[n]:
+            row |= {"street": f"street/{key}.jpg", "street_column0_deg": float(city.street_column0_deg[n])}
+            (folder / row["street"]).write_bytes(encode_jpeg(city.panorama[n], _QUALITY))
+        rows.append(row)
+    Manifest.from_rows(folder, rows, []).save()
+
+
+def keys_of(city: CityViews) -> list[str]:
+    """Names of its places, in the index and in the region."""
+    return [f"place-{n:05d}" for n in range(len(city.lat))]
 
 
 def make_index(folder: Path, model: Geolocalizer, city: CityViews, bar: Any, batch: int = 32) -> PlaceIndex:
@@ -102,7 +142,7 @@ def make_index(folder: Path, model: Geolocalizer, city: CityViews, bar: Any, bat
     with PlaceIndex.create(
         folder, model=str(model.fingerprint), shape=config.strip, column0_deg=config.column0_deg
     ) as index:
-        index.add(torch.cat(strips), model=model.fingerprint, lat=city.lat, lon=city.lon)
+        index.add(torch.cat(strips), model=model.fingerprint, lat=city.lat, lon=city.lon, key=keys_of(city))
     return index
 
 

@@ -136,7 +136,8 @@ def test_the_readme_shows_what_the_demo_prints(demo_run: tuple[dict, Path]) -> N
     def skeleton(text: str) -> list[str]:
         return [re.sub(r"[+-]?\d+(\.\d+)?", "#", " ".join(line.split())) for line in text.strip().splitlines()]
 
-    printed = f"{summary(demo_run[0])}\nWritten to demo: predictions.geojson, metrics.json, report.html"
+    printed = f"{summary(demo_run[0])}\nWritten to demo: predictions.geojson, metrics.json, report.html, "
+    printed += "index, region, photos\n\nNext: geoloc-fast locate demo/photos/00.jpg --index demo/index"
     said = skeleton(printed)
     assert [line for line in skeleton(shown) if not line.startswith("Sure")] == [
         line for line in said if not line.startswith("Sure")

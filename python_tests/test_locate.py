@@ -32,7 +32,7 @@ from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.index import Neighbours, PlaceIndex
-from geoloc_fast.locate.answers import as_dict, as_feature, as_line, locate_folder
+from geoloc_fast.locate.answers import as_dict, as_features, as_lines, locate_folder
 from geoloc_fast.locate.confidence import FEATURES, Confidence, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import SPACING_M, Answer, Locator, candidates_of
 from geoloc_fast.models import Geolocalizer
@@ -302,10 +302,10 @@ def test_not_sure_enough_is_unknown(city: Manifest, locator: Locator) -> None:
     locator.least_probability = 1.0
     answer = one(locator, path)
     assert (answer.status, answer.best) == ("unknown", None)
-    assert answer.candidates and as_dict(answer)["lat"] is None and as_feature(answer)["geometry"] is None
+    assert answer.candidates and as_dict(answer)["lat"] is None and as_features(answer)[0]["geometry"] is None
     locator.least_probability = 0.0
     answer = one(locator, path)
-    feature = as_feature(answer)
+    (feature,) = as_features(answer)
     assert feature["geometry"]["coordinates"] == [
         round(answer.candidates[0].lon, 7),
         round(answer.candidates[0].lat, 7),
@@ -382,7 +382,7 @@ def test_what_is_no_photo_is_told_and_the_others_go_on(
     bad, good = locator.locate([path, photo_paths(city)[0]], batch=2)
     assert bad.status == "unreadable" and message in str(bad.problem), bad.problem
     assert good.candidates
-    assert name in as_line(bad) and as_feature(bad)["geometry"] is None
+    assert name in as_lines(bad)[0] and as_features(bad)[0]["geometry"] is None
 
 
 def test_files_that_cannot_be_opened_are_told(locator: Locator, tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_locate_prints_what_it_was_asked_for(run: Any, city: Manifest, index: Pl
     hostile.write_bytes(b"no")
     code, out, _ = run("locate", *photos, "--index", index.path, "--least-probability", 0)
     assert code == 0 and len(out.splitlines()) == 3 and "located" in out.splitlines()[1]
-    code, out, _ = run("locate", *photos, hostile, "--index", index.path)
+    code, out, _ = run("locate", *photos, hostile, "--index", index.path, "--least-probability", 0)
     assert code == 1 and len(out.splitlines()) == 4 and "\x1b" not in out
     code, out, _ = run("locate", *photos, hostile, "--index", index.path, "--format", "jsonl")
     rows = [json.loads(line) for line in out.splitlines()]
@@ -512,8 +512,83 @@ def test_locate_prints_what_it_was_asked_for(run: Any, city: Manifest, index: Pl
     assert rows[2]["status"] == "unreadable" and rows[0]["candidates"][0]["probability"] > 0
     code, out, _ = run("locate", *photos, "--index", index.path, "--json")
     assert json.loads(out) == rows[:2]
-    code, out, _ = run("locate", *photos, hostile, "--index", index.path, "--format", "geojson")
-    assert [feature["type"] for feature in json.loads(out)["features"]] == ["Feature"] * 3
+    given = ("--index", index.path, "--least-probability", 1, "--candidates", 3)
+    code, out, _ = run("locate", *photos, hostile, *given, "--format", "geojson")
+    kinds = [feature["properties"]["kind"] for feature in json.loads(out)["features"]]
+    assert kinds == (["answer", *["candidate"] * 3] * 2) + ["answer"]
+    code, out, _ = run("locate", *photos, hostile, *given)
+    assert out.count("unknown") == 2 and out.count("maybe 1") == out.count("maybe 3") == 2
+    for name in ("a.csv", "a.kml", "a.geojson", "a.json", "a.jsonl"):
+        code, out, err = run("locate", *photos, *given, "--out", tmp_path / name)
+        assert (code, out) == (0, "") and f"Written to {tmp_path / name}" in err
+        shown = run("locate", *photos, *given, "--format", name[2:])[1]
+        assert (tmp_path / name).read_text() == shown
+
+
+def test_a_folder_is_all_photos_below_it_and_says_what_it_passes_over(
+    run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path
+) -> None:
+    folder = tmp_path / "phone"
+    (folder / "june").mkdir(parents=True)
+    for n, name in enumerate(("a.jpg", "june/b.JPG")):
+        shutil.copy(photo_paths(city)[n], folder / name)
+    given = ("--index", index.path)
+    code, out, err = run("locate", folder, *given, "--format", "jsonl")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [
+        str(folder / "a.jpg"),
+        str(folder / "june/b.JPG"),
+    ]
+    (folder / "june" / "IMG_1.HEIC").write_bytes(b"....ftypheic")
+    (folder / "film.mp4").write_bytes(b"")
+    (folder / "notes.txt").write_text("no photo, and nobody takes it for one")
+    for more in (("--format", "jsonl"), ("--out", tmp_path / "answers.parquet")):
+        code, _, err = run("locate", folder, *given, *more)
+        assert code == 1
+        assert "2 files are passed over" in err and "IMG_1.HEIC" in err and "film.mp4" in err and "notes" not in err
+    assert pq.read_table(tmp_path / "answers.parquet")["image"].to_pylist() == ["a.jpg", "june/b.JPG"]
+    code, _, err = run("locate", tmp_path / "phone" / "none", *given)
+    assert code == 1
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("locate", tmp_path / "empty", *given)
+    assert code == 1 and "there are no photos in it" in err
+
+
+def test_the_page_of_answers_shows_photos_candidates_and_their_places(
+    run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path
+) -> None:
+    hostile = tmp_path / "<script>alert(1).jpg"
+    hostile.write_bytes(b"no")
+    page = tmp_path / "answers.html"
+    given = ("--index", index.path, "--least-probability", 1, "--report", page, "--region", city.root)
+    code, _, err = run("locate", *photo_paths(city)[:2], hostile, *given)
+    text = page.read_text()
+    assert code == 1 and f"Written to {page}" in err
+    assert text.count('alt="the photo"') == 2 and text.count("plan of 5 candidates") >= 2
+    assert 'alt="satellite image of candidate 1"' in text and "street view of candidate" in text
+    assert "2 unknown, 1 unreadable" in text and "is not a JPEG" in text
+    assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+    assert text.count('class="spot"') == text.count('<polygon class="fan"') == 10
+
+
+def test_the_polygon_of_a_file_restricts_the_answer(
+    run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path
+) -> None:
+    place = index.places([3])[0]
+    ring = [
+        [place.lon + east * 8e-4, place.lat + north * 5e-4]
+        for east, north in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))
+    ]
+    path = tmp_path / "region.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    code, out, _ = run("locate", photo_paths(city)[0], "--index", index.path, "--within", path, "--json")
+    found = json.loads(out)[0]["candidates"]
+    assert code == 0 and found
+    for candidate in found:
+        assert abs(candidate["lat"] - place.lat) <= 5e-4 and abs(candidate["lon"] - place.lon) <= 8e-4
+    path.write_text("{}")
+    code, _, err = run("locate", photo_paths(city)[0], "--index", index.path, "--within", path)
+    assert code == 2 and "--within" in err and "expected polygons" in err
 
 
 @pytest.mark.parametrize(
@@ -521,8 +596,12 @@ def test_locate_prints_what_it_was_asked_for(run: Any, city: Manifest, index: Pl
     [
         (["--format", "xml", "a.jpg"], 2, "--format: expected one of table"),
         ([], 2, "give photos"),
-        (["a.jpg", "--photos", "b"], 2, "give photos"),
-        (["--photos", "b"], 2, "--photos and --out belong together"),
+        (["a.jpg", "--out", "b.xyz"], 2, "expected a name that ends in .json"),
+        (["a.jpg", "--out", "b.csv", "--format", "kml"], 2, "is a file of csv, --format says kml"),
+        (["a.jpg", "--out", "b.parquet"], 2, "expected one folder of photos"),
+        (["a.jpg", "--report", "b.pdf"], 2, "--report: expected a name that ends in .html"),
+        (["a.jpg", "--region", "b"], 2, "give that too"),
+        (["a.jpg", "--within", "none.geojson"], 1, "No such file"),
         (["a.jpg", "--box", "1,2,3,4"], 2, "--box: expected south=NUMBER"),
         (["a.jpg", "--near", "lat=1,lon=2,metres=3", "--box", "x"], 2, "give one of them"),
         (["a.jpg", "--near", "lat=91,lon=2,metres=3"], 2, "--near: lat: expected degrees"),

@@ -15,8 +15,10 @@ from geoloc_fast.cli.options import (
     NearOption,
     SplitOption,
     UseFovOption,
+    WithinOption,
     confidence_of,
     model_at,
+    named,
     region_of,
 )
 from geoloc_fast.cli.output import bar, counted, say
@@ -29,6 +31,7 @@ def evaluate_photos(
     model: ModelOption = None,
     box: BoxOption = None,
     near: NearOption = None,
+    within: WithinOption = None,
     split: SplitOption = None,
     crop_fov: Annotated[
         list[float] | None,
@@ -53,13 +56,14 @@ def evaluate_photos(
     from geoloc_fast.index import PlaceIndex
     from geoloc_fast.locate.locator import Answer, Locator
 
+    named(report, "--report", ".html")
     photos, known = _known_photos(manifest, split)
-    opened, network, within = PlaceIndex.open(index), model_at(model), region_of(box, near)
+    opened, network, area = PlaceIndex.open(index), model_at(model), region_of(box, near, within)
     locator = Locator(
         opened,
         network,
         confidence=confidence_of(model, network),
-        within=within,
+        within=area,
         neighbours=neighbours_for(len(opened)),
     )
     views = views_of(photos, known, network.config, crop_fov or [])
@@ -89,7 +93,7 @@ def evaluate_photos(
             about=f"{len(first.rows)} photos of known position, located in the index {opened.path.name} with the model "
             f"{opened.model[:12]}; their headings were not told: {title}.",
             index=opened,
-            within=within,
+            within=area,
             names=[row["id"] for row in first.rows],
             **first.truth,
             answers=answers,

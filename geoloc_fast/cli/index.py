@@ -14,7 +14,9 @@ from geoloc_fast.cli.options import (
     JsonOption,
     ModelOption,
     NearOption,
+    WithinOption,
     model_at,
+    named,
     region_of,
 )
 from geoloc_fast.cli.output import bar, say
@@ -67,6 +69,7 @@ def index_remove(
     keys: Annotated[list[str] | None, typer.Option("--key", help="Id in the manifest; may be repeated.")] = None,
     box: BoxOption = None,
     near: NearOption = None,
+    within: WithinOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take places out of an index: by id, by key, or all of a region.
@@ -75,9 +78,9 @@ def index_remove(
     """
     from geoloc_fast.index import PlaceIndex
 
-    region = region_of(box, near)
+    region = region_of(box, near, within)
     if not ids and not keys and region is None:
-        raise typer.BadParameter("say which places: --id, --key, --box or --near")
+        raise typer.BadParameter("say which places: --id, --key, --box, --near or --within")
     with PlaceIndex.open(index, "write") as opened:
         wanted = list(ids or [])
         if keys:
@@ -98,6 +101,7 @@ def index_slice(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     box: BoxOption = None,
     near: NearOption = None,
+    within: WithinOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy the places of a region into an index of their own. They keep their ids.
@@ -106,9 +110,9 @@ def index_slice(
     """
     from geoloc_fast.index import PlaceIndex
 
-    region = region_of(box, near)
+    region = region_of(box, near, within)
     if region is None:
-        raise typer.BadParameter("say which region: --box or --near")
+        raise typer.BadParameter("say which region: --box, --near or --within")
     whole = PlaceIndex.open(index)
     with bar(len(whole.ids(region)), "places") as shown:
         part = whole.slice(out, region, shown.update)
@@ -163,6 +167,7 @@ def index_export(
     out: Annotated[Path, typer.Argument(help="The GeoParquet file to write.")],
     box: BoxOption = None,
     near: NearOption = None,
+    within: WithinOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the place table, without strips, as GeoParquet.
@@ -171,7 +176,8 @@ def index_export(
     """
     from geoloc_fast.index import PlaceIndex
 
-    count = PlaceIndex.open(index).export(out, region_of(box, near))
+    named(out, "OUT", ".parquet")
+    count = PlaceIndex.open(index).export(out, region_of(box, near, within))
     say({"places": count, "path": str(out)}, f"{count} places written to {out}", as_json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,20 +14,23 @@ from geoloc_fast.cli.options import (
     JsonOption,
     ModelOption,
     NearOption,
+    WithinOption,
     confidence_of,
     model_at,
+    named,
     region_of,
 )
-from geoloc_fast.cli.output import progress, say
+from geoloc_fast.cli.output import bar, progress, say
 
 
 @app.command()
 def locate(
-    photos: Annotated[list[Path] | None, typer.Argument(help="Photos.")] = None,
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, and folders of them.")] = None,
     index: Annotated[Path, typer.Option(help="Folder of the index to search.")] = Path("index"),
     model: ModelOption = None,
     box: BoxOption = None,
     near: NearOption = None,
+    within: WithinOption = None,
     fov_deg: Annotated[
         float | None, typer.Option(help="Horizontal field of view; default what the photo says, else assumed.")
     ] = None,
@@ -35,10 +38,24 @@ def locate(
     least_probability: Annotated[
         float | None, typer.Option(min=0, max=1, help='Below it the answer is "unknown".')
     ] = None,
-    output: Annotated[str, typer.Option("--format", help="table, json, jsonl or geojson.")] = "table",
+    output: Annotated[
+        str | None, typer.Option("--format", help="table (the default), json, jsonl, csv, geojson or kml.")
+    ] = None,
     as_json: JsonOption = False,
-    folder: Annotated[Path | None, typer.Option("--photos", help="All photos below this folder; needs --out.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Parquet file for --photos; a run goes on with it.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the answers here: .csv, .json, .jsonl, .geojson, .kml; "
+            ".parquet, of one folder, goes on where it stopped."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page (.html) of photos and candidates; it opens with the network off."),
+    ] = None,
+    region: Annotated[
+        Path | None, typer.Option(help="Manifest of the index's places, whose images the page of --report shows.")
+    ] = None,
 ) -> None:
     """Where were these photos taken, which way did they look, and how sure is that?
 
@@ -48,38 +65,109 @@ def locate(
     from geoloc_fast.locate import answers
     from geoloc_fast.locate.locator import Locator
 
-    output = "json" if as_json else output
-    if output not in answers.FORMATS:
-        raise typer.BadParameter(f"--format: expected one of {', '.join(answers.FORMATS)}, got {output}")
-    if bool(photos) == (folder is not None):
-        raise typer.BadParameter("give photos, or a folder of them with --photos")
-    if (folder is None) != (out is None):
-        raise typer.BadParameter("--photos and --out belong together")
-    region = region_of(box, near)
+    given = "json" if as_json else output
+    if given is not None and given not in answers.FORMATS:
+        raise typer.BadParameter(f"--format: expected one of {', '.join(answers.FORMATS)}, got {given}")
+    output = given or "table"
+    if not photos:
+        raise typer.BadParameter("give photos, or folders of them")
+    if region is not None and report is None:
+        raise typer.BadParameter("--region says what the page of --report shows; give that too")
+    named(report, "--report", ".html")
+    table = out is not None and out.suffix.lower() == ".parquet"
+    if out is not None:
+        kind = "parquet" if table else answers.SUFFIX_OF.get(out.suffix.lower())
+        if kind is None:
+            known = ", ".join((*answers.SUFFIX_OF, ".parquet"))
+            raise typer.BadParameter(f"--out: expected a name that ends in {known}, got {str(out)!r}")
+        if output != kind and output != "table":
+            raise typer.BadParameter(f"--out {out} is a file of {kind}, --format says {output}; give one of them")
+        output = kind
+        if table and (len(photos) != 1 or not photos[0].is_dir() or report is not None):
+            raise typer.BadParameter(f"--out {out}: expected one folder of photos, and no --report")
+    area = region_of(box, near, within)
     opened, network = PlaceIndex.open(index), model_at(model)
     opened.check_model(network.fingerprint)
     confidence = confidence_of(model, network)
-    locator = Locator(opened, network, confidence=confidence, within=region, least_probability=least_probability)
-    if folder is not None and out is not None:
+    locator = Locator(opened, network, confidence=confidence, within=area, least_probability=least_probability)
+    found, left_out = _photos_of(photos, answers)
+    if left_out:
+        names = ", ".join(answers.printable(name) for name in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+        typer.echo(
+            f"geoloc-fast locate: {len(left_out)} files are passed over, since their kind is not read: {names} "
+            "(JPEG, PNG, WebP and TIFF are)",
+            err=True,
+        )
+    options: dict[str, Any] = {"fov_deg": fov_deg, "candidates": candidates}
+    if table and out is not None:
         with progress("photos") as shown:
-            counts = answers.locate_folder(locator, folder, out, fov_deg=fov_deg, candidates=candidates, progress=shown)
-        said = ", ".join(f"{count} {status}" for status, count in counts.items())
+            counts = answers.locate_folder(locator, photos[0], out, progress=shown, **options)
+        counts["passed_over"] = len(left_out)
+        said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items())
         say({**counts, "path": str(out)}, f"{said}; written to {out}", as_json)
-        raise typer.Exit(1 if counts["unreadable"] else 0)
-    found = []
-    if output == "table":
+        raise typer.Exit(1 if counts["unreadable"] or left_out else 0)
+    done = []
+    if out is None and output == "table":
         typer.echo(answers.TABLE_HEAD)
-    for answer in locator.locate(photos or [], fov_deg=fov_deg, candidates=candidates):
-        found.append(answer)
-        if output == "table":
-            typer.echo(answers.as_line(answer))
-        elif output == "jsonl":
-            typer.echo(json.dumps(answers.as_dict(answer)))
-    if output == "json":
-        typer.echo(json.dumps([answers.as_dict(answer) for answer in found], indent=1))
-    elif output == "geojson":
-        typer.echo(answers.geojson(found))
-    raise typer.Exit(1 if any(answer.status == "unreadable" for answer in found) else 0)
+    with bar(len(found), "photos", disable=True if out is None else None) as shown_bar:
+        for answer in locator.locate(found, **options):
+            done.append(answer)
+            shown_bar.update(1)
+            if out is not None:
+                continue
+            if output == "table":
+                typer.echo("\n".join(answers.as_lines(answer)))
+            elif output == "jsonl":
+                typer.echo(json.dumps(answers.as_dict(answer)))
+    said = ""
+    if out is not None:
+        from geoloc_fast.files import write_atomically
+
+        write_atomically(out, answers.as_text(done, output))
+        said = f"Written to {out}"
+    elif output not in ("table", "jsonl"):
+        typer.echo(answers.as_text(done, output), nl=False)
+    if report is not None:
+        from geoloc_fast.evaluation.report import PhotoPictures, write_located
+
+        about = {
+            "index": f"{opened.path.name}, commit {opened.commit}, {len(opened)} places",
+            "model": opened.model[:12],
+        }
+        if area is not None:
+            about["searched"] = str(area)
+        pictures = PhotoPictures([str(path) for path in found], pictures_of(region, opened))
+        write_located(report, done, about=about, pictures=pictures)
+        typer.echo(f"Written to {report}", err=True)
+    if said:
+        typer.echo(said, err=True)
+    raise typer.Exit(1 if left_out or any(answer.status == "unreadable" for answer in done) else 0)
+
+
+def _photos_of(given: list[Path], answers: Any) -> tuple[list[Path], list[str]]:
+    """Every photo that is named, or lies below a folder that is; and what lies there and is of no kind that is read."""
+    found: list[Path] = []
+    left_out: list[str] = []
+    for path in given:
+        if path.is_dir():
+            found += [path / name for name in answers.find_photos(path)]
+            left_out += [str(path / name) for name in answers.passed_over(path)]
+        else:
+            found.append(path)
+    if not found and not left_out:
+        raise ValueError(f"{', '.join(map(str, given))}: there are no photos in it")
+    return found, left_out
+
+
+def pictures_of(region: Path | None, index: Any) -> Any:
+    """Images of the places of an index, from the manifest it was made of."""
+    from geoloc_fast.data.manifest import Manifest
+    from geoloc_fast.evaluation.report import ManifestPictures
+
+    if region is None:
+        return None
+    keys = {number: key for key, number in index.keys().items()}
+    return ManifestPictures(Manifest.load(region), [], keys)
 
 
 @app.command()
@@ -102,4 +190,5 @@ def demo(
     metrics = run_demo(out, model_path=model or default_model(), places=places, photos=photos, seed=seed)
     typer.echo(json.dumps(metrics, indent=1) if as_json else summary(metrics))
     if not as_json:
-        typer.echo(f"Written to {out}: predictions.geojson, metrics.json, report.html")
+        typer.echo(f"Written to {out}: predictions.geojson, metrics.json, report.html, index, region, photos")
+        typer.echo(f"\nNext: geoloc-fast locate {out / 'photos' / '00.jpg'} --index {out / 'index'}")

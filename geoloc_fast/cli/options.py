@@ -20,6 +20,9 @@ BoxOption = Annotated[
 NearOption = Annotated[str | None, typer.Option("--near", help="lat=…,lon=…,metres=…")]
 
 
+WithinOption = Annotated[Path | None, typer.Option("--within", help="Inside the polygons of this GeoJSON file.")]
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -61,12 +64,22 @@ def confidence_of(path: Path | None, network: Any) -> Any:
     return Confidence.load(beside, model=network.fingerprint)
 
 
-def region_of(box: str | None, near: str | None) -> Any:
-    from geoloc_fast.geo.regions import parse_box, parse_circle
+def region_of(box: str | None, near: str | None, within: Path | None = None) -> Any:
+    from geoloc_fast.geo.regions import load_polygon, parse_box, parse_circle
 
-    if box is not None and near is not None:
-        raise typer.BadParameter("--box and --near: give one of them")
+    options = (("--box", box), ("--near", near), ("--within", within))
+    given = [name for name, value in options if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)}: give one of them")
     try:
+        if within is not None:
+            return load_polygon(within)
         return parse_box(box) if box is not None else parse_circle(near) if near is not None else None
     except ValueError as error:
-        raise typer.BadParameter(f"{'--box' if box is not None else '--near'}: {error}") from error
+        raise typer.BadParameter(f"{given[0]}: {error}") from error
+
+
+def named(path: Path | None, option: str, suffix: str) -> None:
+    """A file holds what its name says."""
+    if path is not None and path.suffix.lower() != suffix:
+        raise typer.BadParameter(f"{option}: expected a name that ends in {suffix}, got {str(path)!r}")

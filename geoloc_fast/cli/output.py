@@ -32,7 +32,7 @@ def progress(title: str, **options: Any) -> Iterator[Callable[[int, int | None],
 def bar(total: int | None, title: str, **options: Any) -> Iterator[Any]:
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=title, leave=False, disable=None, **{"unit": "", **options}) as shown:
+    with tqdm(total=total, desc=title, leave=False, **{"disable": None, "unit": "", **options}) as shown:
         yield shown
 
 

@@ -1,32 +1,49 @@
-"""Answers on paper: table, JSON, JSON Lines, GeoJSON, and the Parquet file of a batch that can be gone on with."""
+"""Answers on paper: table, JSON, JSON Lines, CSV, GeoJSON, KML, and the Parquet file of a batch that can be gone on
+with. An answer that is not sure enough shows its candidates everywhere, and marks them as no more than that."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
+from geoloc_fast.data.readers.photo_folder import OTHER_SUFFIXES, SUFFIXES, find_images
 from geoloc_fast.files import write_atomically
+from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.locate.locator import Answer, Candidate, Locator
 
 __all__ = [
     "FORMATS",
+    "SUFFIX_OF",
     "TABLE_HEAD",
     "as_dict",
-    "as_feature",
-    "as_line",
+    "as_features",
+    "as_lines",
+    "as_text",
+    "fan",
     "find_photos",
-    "geojson",
     "locate_folder",
+    "passed_over",
     "printable",
 ]
 
-FORMATS = ("table", "json", "jsonl", "geojson")
+FORMATS = ("table", "json", "jsonl", "csv", "geojson", "kml")
+# What a file of this name holds; nothing else is written into it.
+SUFFIX_OF = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".geojson": "geojson", ".kml": "kml"}
+FAN_M = 40.0  # reach of a drawn view
 TABLE_HEAD = f"{'photo':32} {'answer':10} {'lat':>11} {'lon':>12} {'heading':>8} {'sure':>6} {'within':>8}"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+_MOVING = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".insv")
+_CSV_HEAD = (
+    "image", "status", "rank", "lat", "lon", "heading_deg", "probability", "radius_m", "score", "place", "fov_deg",
+    "fov_from", "exif_agrees", "problem",
+)  # fmt: skip
 _VERSION = 1
 
 
@@ -52,35 +69,145 @@ def as_dict(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _heading(candidate: Candidate) -> float:
-    return round(candidate.heading_deg, 2) % 360  # 359.996 is north
+def _heading(candidate: Candidate) -> float | None:
+    return None if candidate.heading_deg is None else round(candidate.heading_deg, 2) % 360  # 359.996 is north
 
 
-def as_feature(answer: Answer) -> dict[str, Any]:
-    """A GeoJSON feature; longitude stands first there. Without an answer it has no geometry."""
+def _shown(answer: Answer) -> tuple[Candidate, ...]:
+    """What a map shows of it: the answer, or, where there is none, all candidates."""
+    return answer.candidates[:1] if answer.status == "located" else answer.candidates
+
+
+def as_features(answer: Answer) -> list[dict[str, Any]]:
+    """GeoJSON features; longitude stands first there. Of kind "answer": one, without geometry unless it is located.
+    Of kind "candidate": each spot of an answer that is not sure enough, with its rank."""
     properties = as_dict(answer)
     lat, lon = properties.pop("lat"), properties.pop("lon")
     geometry = None if lat is None else {"type": "Point", "coordinates": [lon, lat]}
-    return {"type": "Feature", "geometry": geometry, "properties": properties}
+    features = [{"type": "Feature", "geometry": geometry, "properties": {"kind": "answer", **properties}}]
+    if answer.status == "unknown":
+        for rank, candidate in enumerate(properties["candidates"], start=1):
+            about = {name: value for name, value in candidate.items() if name not in ("lat", "lon")}
+            features.append(
+                {
+                    "type": "Feature",
+                    "geometry": {"type": "Point", "coordinates": [candidate["lon"], candidate["lat"]]},
+                    "properties": {
+                        "kind": "candidate", "image": answer.image, "status": answer.status, "rank": rank, **about,
+                    },
+                }
+            )  # fmt: skip
+    return features
 
 
-def geojson(answers: Iterable[Answer]) -> str:
-    return json.dumps({"type": "FeatureCollection", "features": [as_feature(answer) for answer in answers]}, indent=1)
-
-
-def as_line(answer: Answer) -> str:
-    """One row below TABLE_HEAD."""
+def as_lines(answer: Answer) -> list[str]:
+    """Rows below TABLE_HEAD: one, and of an answer that is not sure enough one for each candidate."""
     name = printable(answer.image)
     name = name if len(name) <= 32 else f"…{name[-31:]}"
     if answer.problem is not None:
-        return f"{name:32} {answer.status:10} {printable(answer.problem)}"
-    first = answer.candidates[0]
-    sure = "" if first.probability is None else f"{100 * first.probability:5.0f}%"
-    if answer.best is None:
-        return f"{name:32} {answer.status:10} {'':11} {'':12} {'':8} {sure:>6}"
-    within = "" if answer.radius_m is None else f"{answer.radius_m:6.0f} m"
-    where = f"{first.lat:11.6f} {first.lon:12.6f} {first.heading_deg:7.0f}°"
-    return f"{name:32} {answer.status:10} {where} {sure:>6} {within:>8}"
+        return [f"{name:32} {answer.status:10} {printable(answer.problem)}"]
+    if answer.status == "located":
+        within = "" if answer.radius_m is None else f"{answer.radius_m:6.0f} m"
+        return [f"{name:32} {answer.status:10} {_spot(answer.candidates[0])} {within:>8}".rstrip()]
+    rows = [f"{name:32} {answer.status}"]
+    return rows + [
+        f"{'':32} {f'  maybe {rank}':10} {_spot(candidate)}".rstrip()
+        for rank, candidate in enumerate(answer.candidates, start=1)
+    ]
+
+
+def _spot(candidate: Candidate) -> str:
+    heading = "" if candidate.heading_deg is None else f"{candidate.heading_deg:.0f}°"
+    sure = "" if candidate.probability is None else f"{100 * candidate.probability:.0f}%"
+    return f"{candidate.lat:11.6f} {candidate.lon:12.6f} {heading:>8} {sure:>6}"
+
+
+def as_text(answers: Sequence[Answer], form: str) -> str:
+    """The whole of what one of `FORMATS` shows of these answers."""
+    if form not in FORMATS:
+        raise ValueError(f"form: expected one of {', '.join(FORMATS)}, got {form!r}")
+    if form == "table":
+        return "".join(f"{line}\n" for line in [TABLE_HEAD, *(line for a in answers for line in as_lines(a))])
+    if form == "json":
+        return f"{json.dumps([as_dict(answer) for answer in answers], indent=1)}\n"
+    if form == "jsonl":
+        return "".join(f"{json.dumps(as_dict(answer))}\n" for answer in answers)
+    if form == "geojson":
+        features = [feature for answer in answers for feature in as_features(answer)]
+        return f"{json.dumps({'type': 'FeatureCollection', 'features': features}, indent=1)}\n"
+    return _csv(answers) if form == "csv" else _kml(answers)
+
+
+def _csv(answers: Iterable[Answer]) -> str:
+    """One row a candidate, the answer with rank 1; a photo without any has one row too."""
+    sink = io.StringIO()
+    table = csv.DictWriter(sink, _CSV_HEAD, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    for answer in answers:
+        whole = as_dict(answer)
+        common = {name: whole[name] for name in ("status", "fov_deg", "fov_from", "exif_agrees")}
+        common |= {name: _inert(whole[name]) for name in ("image", "problem")}
+        for rank, candidate in enumerate(whole["candidates"], start=1):
+            radius = whole["radius_m"] if rank == 1 else None
+            table.writerow({**common, "rank": rank, "radius_m": radius, **candidate})
+        if not whole["candidates"]:
+            table.writerow(common)
+    return sink.getvalue()
+
+
+def _inert(text: str | None) -> str | None:
+    """No formula to a spreadsheet, whatever a file is called."""
+    text = None if text is None else printable(text)
+    return f"'{text}" if text and text[0] in "=+-@" else text
+
+
+def _kml(answers: Iterable[Answer]) -> str:
+    """A folder for each photo: the answer, or the candidates of one that is not sure enough, each with its view."""
+    folders = []
+    for answer in answers:
+        marks = []
+        for rank, candidate in enumerate(_shown(answer), start=1):
+            sure = "" if candidate.probability is None else f", {100 * candidate.probability:.0f}%"
+            title = f"{_xml(os.path.basename(answer.image))}: {'' if answer.best else f'maybe {rank}, '}{answer.status}"
+            shapes = f"<Point><coordinates>{candidate.lon:.7f},{candidate.lat:.7f}</coordinates></Point>"
+            if candidate.heading_deg is not None:
+                corners = fan(candidate.lat, candidate.lon, candidate.heading_deg, answer.fov_deg or 90.0)
+                ring = " ".join(f"{lon:.7f},{lat:.7f}" for lat, lon in corners)
+                shapes += (
+                    "<Polygon><outerBoundaryIs><LinearRing><coordinates>"
+                    f"{ring}</coordinates></LinearRing></outerBoundaryIs></Polygon>"
+                )
+            heading = "unknown" if candidate.heading_deg is None else f"{candidate.heading_deg:.0f} degrees"
+            style = "answer" if answer.best else "candidate"
+            marks.append(
+                f"<Placemark><name>{title}{sure}</name><description>heading {heading}</description>"
+                f"<styleUrl>#{style}</styleUrl><MultiGeometry>{shapes}</MultiGeometry></Placemark>"
+            )
+        about = f"<description>{_xml(answer.problem)}</description>" if answer.problem else ""
+        folders.append(f"<Folder><name>{_xml(answer.image)}</name>{about}{''.join(marks)}</Folder>")
+    styles = "".join(
+        f'<Style id="{name}"><LineStyle><color>{colour}</color></LineStyle><PolyStyle><color>{fill}</color></PolyStyle>'
+        "</Style>"
+        for name, colour, fill in (("answer", "ff739e00", "66739e00"), ("candidate", "ff00a5ff", "4400a5ff"))
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<kml xmlns="http://www.opengis.net/kml/2.2"><Document>'
+        f"<name>Where photos may have been taken</name>{styles}{chr(10).join(folders)}</Document></kml>\n"
+    )
+
+
+def _xml(text: str) -> str:
+    return escape(printable(text))
+
+
+def fan(
+    lat: float, lon: float, heading_deg: float, fov_deg: float, reach_m: float = FAN_M
+) -> list[tuple[float, float]]:
+    """(lat, lon) corners of a view from a spot, closed, counter-clockwise as GeoJSON and KML want it."""
+    steps = max(2, math.ceil(fov_deg / 10))
+    turns = [math.radians(heading_deg + fov_deg * (0.5 - n / steps)) for n in range(steps + 1)]
+    rim = [move_m(lat, lon, reach_m * math.sin(turn), reach_m * math.cos(turn)) for turn in turns]
+    return [(lat, lon), *((float(to_lat), float(to_lon)) for to_lat, to_lon in rim), (lat, lon)]
 
 
 def printable(text: str) -> str:
@@ -90,16 +217,15 @@ def printable(text: str) -> str:
 
 
 def find_photos(folder: Path) -> list[str]:
-    """Names of all image files below a folder, relative to it, in order. Links are not followed."""
+    """Names of all photos below a folder, relative to it, in order. Links are not followed."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: expected a folder of photos")
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        found += [
-            os.path.relpath(os.path.join(parent, name), folder) for name in files if name.lower().endswith(_SUFFIXES)
-        ]
-    return sorted(found)
+    return find_images(folder, SUFFIXES)
+
+
+def passed_over(folder: Path) -> list[str]:
+    """Names of photos and films below a folder that are of no kind that is read, for nobody to think they were."""
+    return find_images(folder, OTHER_SUFFIXES + _MOVING)
 
 
 def locate_folder(

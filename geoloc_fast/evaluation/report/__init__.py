@@ -1,6 +1,7 @@
-"""`report.html`: what came of an evaluation, on one self-contained page that opens with the network off."""
+"""Pages that open with the network off: what came of an evaluation (`page`), and answers to photos (`located`)."""
 
+from geoloc_fast.evaluation.report.located import write_located
 from geoloc_fast.evaluation.report.page import write_report
-from geoloc_fast.evaluation.report.pictures import CityPictures, ManifestPictures, Pictures
+from geoloc_fast.evaluation.report.pictures import CityPictures, ManifestPictures, PhotoPictures, Pictures
 
-__all__ = ["CityPictures", "ManifestPictures", "Pictures", "write_report"]
+__all__ = ["CityPictures", "ManifestPictures", "PhotoPictures", "Pictures", "write_located", "write_report"]

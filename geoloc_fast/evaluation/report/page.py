@@ -43,7 +43,7 @@ from geoloc_fast.locate.answers import printable
 from geoloc_fast.locate.confidence import RIGHT_M
 from geoloc_fast.locate.locator import Answer
 
-__all__ = ["CARDS", "write_report"]
+__all__ = ["CARDS", "own_file", "write_report"]
 
 CARDS = 48  # photos shown with pictures: about 30 KB each
 MAP_PHOTOS = 4000
@@ -132,12 +132,12 @@ def write_report(
         plots.append(reliability_figure(first))
     items = [json_item(plot, target=plot.name) for plot in plots]
     bokeh = "\n".join(Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw)
-    scripts = [bokeh, _own("page.js")]
+    scripts = [bokeh, own_file("page.js")]
     allowed = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
     of_first = metrics[next(iter(metrics))]
-    page = Template(_own("page.html")).substitute(
+    page = Template(own_file("page.html")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}",
-        style=_own("page.css"),
+        style=own_file("page.css"),
         title=html.escape(title),
         about=html.escape(about),
         figures=_figures(of_first),
@@ -156,7 +156,8 @@ def write_report(
     write_atomically(Path(path), page)
 
 
-def _own(name: str) -> str:
+def own_file(name: str) -> str:
+    """A file that lies beside this one."""
     return (resources.files("geoloc_fast.evaluation.report") / name).read_text(encoding="utf-8")
 
 

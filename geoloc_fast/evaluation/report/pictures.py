@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -13,7 +16,7 @@ from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ImageError
 from geoloc_fast.images.decode import decode_image, read_header
 
-__all__ = ["CityPictures", "ManifestPictures", "Pictures", "Tile"]
+__all__ = ["CityPictures", "ManifestPictures", "PhotoPictures", "Pictures", "Tile"]
 
 COLUMN0_DEG = 180.0  # of panoramas, here: north is in the middle
 _TILE_PX = 256
@@ -124,6 +127,36 @@ class ManifestPictures:
 
     def _row(self, place: int) -> dict[str, Any] | None:
         return self._manifest.place(self._rows[place]) if place in self._rows else None
+
+
+class PhotoPictures:
+    """Of photos that are files of their own, beside the places of a manifest where there is one.
+
+    Args:
+        photos: paths, in the order of the answers, or what the files hold.
+        places: whose images the places have; without it they have none.
+    """
+
+    def __init__(self, photos: Sequence[str | os.PathLike[str] | bytes], places: Pictures | None = None) -> None:
+        self._photos = photos
+        self._places = places
+
+    def photo(self, n: int) -> np.ndarray | None:
+        source = self._photos[n]
+        try:
+            content = source if isinstance(source, bytes) else Path(source).read_bytes()
+            return decode_image(content, f"photo {n}", at_least=(1, _PHOTO_PX))
+        except (ImageError, OSError):
+            return None
+
+    def tile(self, place: int) -> Tile | None:
+        return None if self._places is None else self._places.tile(place)
+
+    def street(self, place: int) -> np.ndarray | None:
+        return None if self._places is None else self._places.street(place)
+
+    def synthetic(self, place: int) -> bool:
+        return self._places is not None and self._places.synthetic(place)
 
 
 def _turned(panorama: np.ndarray, column0_deg: float) -> np.ndarray:
