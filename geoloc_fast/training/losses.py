@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["adversarial", "info_nce", "shift_cross_entropy", "soft_margin_triplet", "triplet"]
+__all__ = ["adversarial", "info_nce", "multi_similarity", "shift_cross_entropy", "soft_margin_triplet", "triplet"]
 
 
 def info_nce(
@@ -66,6 +66,40 @@ def _smoothed(logits: Tensor, own: Tensor, total: Tensor, kept: Tensor, share: f
         return total - own
     mean = (logits * kept).sum(1) / kept.sum(1)
     return total - (1 - share) * own - share * mean
+
+
+def multi_similarity(
+    score: Tensor,
+    positive: Tensor,
+    ignored: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 50.0,
+    base: float = 0.0,
+) -> Tensor:
+    """Multi-similarity loss of `score [B, R]`, the mean over queries that have a positive:
+
+        loss_b = 1/alpha log(1 + sum_p exp(-alpha (s[b, p] - base))) + 1/beta log(1 + sum_n exp(beta (s[b, n] - base)))
+
+    Args:
+        positive: bool [B, R]; several a query are right.
+        ignored: bool [B, R], neither positive nor negative. All others are negatives.
+    """
+    if score.ndim != 2 or positive.shape != score.shape or positive.dtype != torch.bool:
+        raise ValueError(
+            f"positive: expected bool like score {list(score.shape)}, got {positive.dtype} {list(positive.shape)}"
+        )
+    score = score.float() if score.dtype in (torch.float16, torch.bfloat16) else score  # exp(50) overflows in half
+    negative = ~positive if ignored is None else ~positive & ~ignored
+    near = _log_one_plus((-alpha * (score - base)).masked_fill(~positive, float("-inf"))) / alpha
+    far = _log_one_plus((beta * (score - base)).masked_fill(~negative, float("-inf"))) / beta
+    counted = positive.any(1)
+    return ((near + far) * counted).sum() / counted.sum().clamp(min=1)
+
+
+def _log_one_plus(logits: Tensor) -> Tensor:
+    """log(1 + sum exp(logits)) of each row."""
+    return torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1).logsumexp(1)
 
 
 def triplet(

@@ -1,0 +1,8 @@
+"""Codes of the cells of a continent: learned prototypes, aerial images, and the sum of both."""
+
+from geoloc_fast.models.cells.calibrate import Calibration, fit_kappa
+from geoloc_fast.models.cells.model import CellGeolocalizer, CellsConfig
+from geoloc_fast.models.cells.prototypes import Prototypes
+from geoloc_fast.models.cells.salad import Salad, transport
+
+__all__ = ["Calibration", "CellGeolocalizer", "CellsConfig", "Prototypes", "Salad", "fit_kappa", "transport"]

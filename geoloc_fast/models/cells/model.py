@@ -1,0 +1,231 @@
+"""The cell model: photos, aerial tiles and cells as codes of one space.
+
+    photo -> backbone -> tokens -> SALAD -> z_Q          unit length
+    tile  -> backbone -> tokens -> SALAD -> z_A          unit length, weights of its own
+    cell  -> row of the prototypes       -> z_P          unit length
+    code of a cell: z_A + kappa z_P, compared with z_Q by dot
+
+A cell without a tile has no z_A, one below no prototype no z_P: what is left is its code. The sum is not normalised: a
+cell of which less is known has less to win with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geoloc_fast.geo import s2
+from geoloc_fast.layers import Layer, QueryStrips, Rows
+from geoloc_fast.models.backbones import Backbone
+from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.cells.prototypes import Prototypes, checked_levels
+from geoloc_fast.models.cells.salad import Salad
+from geoloc_fast.models.contract import Photo, PlaceBatch, PlaceInput, Query, QueryInput
+
+__all__ = ["CellGeolocalizer", "CellsConfig"]
+
+_FORMAT = "geoloc_fast.cells"
+
+
+@dataclasses.dataclass(frozen=True)
+class CellsConfig:
+    """Everything that is needed to rebuild the model around its weights."""
+
+    prototype_level: int = 15
+    """S2 level of the prototypes' cells."""
+    cell_level: int = 16
+    """S2 level of the cells that are searched."""
+    prototypes: int = 0
+    """How many there are."""
+    backbone: str = "tf_efficientnet_lite0"
+    """A timm EfficientNet."""
+    strides: tuple[int, ...] = (8, 16)
+    """Of its maps; a token is what all of them have at one place of the last."""
+    own_backbones: bool = False
+    """Photos and tiles have a backbone each; else they share one, which is right where it is frozen."""
+    photo_size: tuple[int, int] = (96, 128)
+    """Rows and columns that photos are resized to."""
+    tile_px: int = 96
+    """Side that aerial tiles are resized to."""
+    clusters: int = 14
+    cluster_dim: int = 16
+    global_dim: int = 32
+    """A code has clusters * cluster_dim + global_dim values."""
+    hidden: int = 256
+    """Width of the heads' networks."""
+    kappa: float = 1.0
+    """Weight of the prototypes in a cell's code: fitted, see `calibrate`."""
+    temperature: float = 0.05
+    """Of the softmax over cells: fitted with kappa."""
+    name: str = "cells"
+    trained_on: str = "nothing"
+    """A word or two that answers repeat."""
+    provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of the backbone's weights: source, sha256, licence."""
+
+    def __post_init__(self) -> None:
+        for name in ("strides", "photo_size"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        checked_levels(self.prototype_level, self.cell_level)
+        for name in ("clusters", "cluster_dim", "hidden", "tile_px"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {getattr(self, name)!r}")
+        if not 16 <= self.dim <= 4096 or self.global_dim < 0:
+            raise ValueError(f"clusters, cluster_dim, global_dim: expected codes of 16 to 4096 values, got {self.dim}")
+        if not (math.isfinite(self.kappa) and self.kappa >= 0 and 0 < self.temperature < math.inf):
+            raise ValueError(f"kappa, temperature: expected numbers from 0, got {self.kappa!r}, {self.temperature!r}")
+        for name, size in (("photo_size", self.photo_size), ("tile_px", (self.tile_px, self.tile_px))):
+            tokens = math.prod(math.ceil(side / self.strides[-1]) for side in size)
+            if tokens <= self.clusters:
+                raise ValueError(
+                    f"{name}: expected more tokens than clusters, got {tokens} tokens of {size} pixels at stride "
+                    f"{self.strides[-1]} and {self.clusters} clusters: larger images, smaller strides, fewer clusters"
+                )
+
+    @property
+    def dim(self) -> int:
+        return self.clusters * self.cluster_dim + self.global_dim
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configs give equal text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> CellsConfig:
+        return cls(**json.loads(text))
+
+
+class CellGeolocalizer(nn.Module):
+    kind = "cells"
+
+    def __init__(self, config: CellsConfig | None = None, cells: np.ndarray | None = None) -> None:
+        """`cells`: ids of the prototypes, uint64; None with weights that are about to be loaded."""
+        super().__init__()
+        config = config or CellsConfig()
+        if cells is not None:
+            config = dataclasses.replace(config, prototypes=len(np.unique(cells)))
+        self.config = config
+        self.backbone = Backbone(config.backbone, config.strides)
+        self.aerial_backbone = Backbone(config.backbone, config.strides) if config.own_backbones else None
+        sizes = {"clusters": config.clusters, "cluster_dim": config.cluster_dim, "global_dim": config.global_dim}
+        channels = sum(self.backbone.channels)
+        self.ground_head = Salad(channels, hidden=config.hidden, **sizes)
+        self.aerial_head = Salad(channels, hidden=config.hidden, **sizes)
+        found = config.prototypes if cells is None else cells
+        self.prototypes = Prototypes(found, config.dim, config.prototype_level)
+        self.fingerprint: str | None = None
+        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
+
+    # --- tokens and codes ---
+
+    def tokens(self, images: Tensor, *, aerial: bool = False) -> Tensor:
+        """uint8 [B, 3, H, W] to [B, n, channels]: what the backbone's maps have at each place of the coarsest."""
+        backbone = self.aerial_backbone if aerial and self.aerial_backbone is not None else self.backbone
+        maps = backbone(images, circular=False)
+        size = maps[-1].shape[-2:]
+        same = [F.adaptive_avg_pool2d(one, size) for one in maps[:-1]] + [maps[-1]]
+        return torch.cat(same, dim=1).flatten(2).transpose(1, 2)
+
+    def ground(self, tokens: Tensor) -> Tensor:
+        """z_Q [B, D] of a photo's tokens."""
+        return self.ground_head(tokens)
+
+    def aerial(self, tokens: Tensor) -> Tensor:
+        """z_A [B, D] of a tile's tokens."""
+        return self.aerial_head(tokens)
+
+    def codes(self, ids: np.ndarray, aerial: Tensor, has_aerial: Tensor) -> Tensor:
+        """z_A + kappa z_P [n, D] of cells; zero where neither is known."""
+        level = np.unique(s2.level(ids))
+        if len(level) and level.tolist() != [self.config.cell_level]:
+            raise ValueError(f"ids: expected cells of level {self.config.cell_level}, got {level.tolist()}")
+        return aerial * has_aerial[:, None] + self.config.kappa * self.prototypes.of(ids)
+
+    def calibrated(self, kappa: float, temperature: float) -> None:
+        """Takes fitted numbers into the config; the model is another one then, and so must its index be."""
+        self.config = dataclasses.replace(self.config, kappa=kappa, temperature=temperature)
+        self.fingerprint = None
+
+    # --- the contract of models/contract.py ---
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def trained_on(self) -> str:
+        return self.config.trained_on
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return (Layer("cell", (self.config.dim, 1, 1), "dot", None, 1.0, 0.0),)
+
+    @property
+    def place_input(self) -> PlaceInput:
+        return PlaceInput(takes=("satellite",), satellite_px=self.config.tile_px, range_m=None)
+
+    @property
+    def query_input(self) -> QueryInput:
+        return QueryInput(("photo",), self.config.photo_size)
+
+    @torch.inference_mode()
+    def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
+        """A row for the cell that each place stands in; none where neither a tile nor a prototype is known."""
+        ids = s2.from_lat_lon(batch.lat.cpu().numpy(), batch.lon.cpu().numpy(), self.config.cell_level)
+        device = self.prototypes.weight.device
+        has = batch.has_satellite.to(device)
+        aerial = torch.zeros(len(ids), self.config.dim, device=device)
+        if bool(has.any()):
+            aerial[has] = self.aerial(self.tokens(self.tiles(batch.satellite.to(device)[has]), aerial=True))
+        codes = self.codes(ids, aerial, has).cpu()
+        place = (codes != 0).any(1).nonzero()[:, 0].numpy()
+        return {"cell": Rows(codes[torch.from_numpy(place)][:, :, None, None], place)}
+
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
+        """z_Q of each photo, as a strip of one column. Each is encoded by itself."""
+        device = self.prototypes.weight.device
+        codes = torch.zeros(len(queries), self.config.dim)
+        for n, query in enumerate(queries):
+            if not isinstance(query, Photo) or not isinstance(query.image, np.ndarray):
+                raise TypeError(f"queries: expected decoded photos, got {type(query).__name__}")
+            codes[n] = self.ground(self.tokens(self.photo(query.image)[None].to(device)))[0].cpu()
+        return {"cell": QueryStrips(codes[:, :, None, None])}
+
+    def photo(self, image: np.ndarray) -> Tensor:
+        """uint8 [h, w, 3] as the ground encoder sees it, uint8 [3, H, W]."""
+        rows, columns = self.config.photo_size
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"image: expected uint8 [h, w, 3], got {image.dtype} {list(image.shape)}")
+        if image.shape[:2] != (rows, columns):
+            image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+    def tiles(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] as the aerial encoder sees it."""
+        side = self.config.tile_px
+        if images.shape[-2:] == (side, side):
+            return images
+        return F.interpolate(images.float(), (side, side), mode="area").round().to(torch.uint8)
+
+    # --- files ---
+
+    def save(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> str:
+        """Writes the bundle; returns its fingerprint."""
+        state = {name: value for name, value in self.state_dict().items()}
+        return write_bundle(path, _FORMAT, self.config.to_json(), state, dtype)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> CellGeolocalizer:
+        """The model of a bundle. BundleError if it is not a whole one of this kind; OSError if it cannot be read."""
+        model = load_bundle(path, _FORMAT, lambda config: cls(CellsConfig.from_json(config)))
+        return model.eval().requires_grad_(False).to(device)

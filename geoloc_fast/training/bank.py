@@ -1,0 +1,95 @@
+"""A loss over a bank of millions of rows without its matrix of scores: forward and backward block by block.
+
+`bank_log_sum` is what a multi-similarity loss, a softmax or an InfoNCE over all prototypes needs of them. The
+definition is `geoloc_fast.reference.bank_log_sum`; here memory is O(batch x block), and the gradient of
+the bank holds only the rows that mattered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["bank_log_sum"]
+
+_BLOCK_BYTES = 32 << 20  # of a block's scores
+_LEAST_ROWS, _MOST_ROWS = 256, 1 << 16
+
+
+def bank_log_sum(query: Tensor, bank: Tensor, ignored: Tensor, scale: float, *, least: float | None = None) -> Tensor:
+    """log sum_r exp(scale <query_b, bank_r>) over the rows r that b does not ignore: [B].
+
+    Args:
+        query: [B, D], floating point.
+        bank: [R, D], of the same type.
+        ignored: int64 [B, K], rows that do not count for a query, -1 for none.
+        scale: positive.
+        least: with a number, the gradient of the bank is sparse and holds the rows whose share of some query's sum,
+            times the gradient of that sum, is above it. None: dense, of all rows.
+    """
+    if query.ndim != 2 or bank.ndim != 2 or query.shape[1] != bank.shape[1] or query.dtype != bank.dtype:
+        raise ValueError(
+            f"query, bank: expected [B, D] and [R, D] of one type, got {query.dtype} {list(query.shape)} and "
+            f"{bank.dtype} {list(bank.shape)}"
+        )
+    if ignored.ndim != 2 or len(ignored) != len(query) or ignored.dtype != torch.int64:
+        raise ValueError(f"ignored: expected int64 [{len(query)}, K], got {ignored.dtype} {list(ignored.shape)}")
+    if ignored.numel() and not (int(ignored.min()) >= -1 and int(ignored.max()) < len(bank)):
+        raise ValueError(f"ignored: expected rows from -1 to {len(bank) - 1}, got {int(ignored.max())}")
+    found: Tensor = _BankLogSum.apply(query, bank, ignored, float(scale), least)
+    return found
+
+
+def _blocks(query: Tensor, rows: int) -> list[tuple[int, int]]:
+    step = min(max(_BLOCK_BYTES // max(4 * len(query), 1), _LEAST_ROWS), _MOST_ROWS)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _logits(query: Tensor, bank: Tensor, ignored: Tensor, start: int, stop: int) -> Tensor:
+    """Scores of scaled queries with a block of the bank; minus infinity where ignored."""
+    logits = query @ bank[start:stop].T
+    for column in ignored.T:
+        at = ((column >= start) & (column < stop)).nonzero()[:, 0]
+        logits[at, column[at] - start] = float("-inf")
+    return logits
+
+
+class _BankLogSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, bank: Tensor, ignored: Tensor, scale: float, least: float | None) -> Tensor:
+        total = query.new_full((len(query),), float("-inf"))
+        scaled = scale * query
+        for start, stop in _blocks(query, len(bank)):
+            total = torch.logaddexp(total, _logits(scaled, bank, ignored, start, stop).logsumexp(1))
+        ctx.save_for_backward(query, bank, ignored, total)
+        ctx.scale, ctx.least = scale, least
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, bank, ignored, total = ctx.saved_tensors
+        scale, least = ctx.scale, ctx.least
+        wants_query, wants_bank = ctx.needs_input_grad[:2]
+        grad = torch.where(total.isfinite(), grads[0], 0) * scale
+        lift = torch.where(total.isfinite(), total, 0)
+        scaled = scale * query
+        to_query = torch.zeros_like(query) if wants_query else None
+        to_bank = torch.empty_like(bank) if wants_bank and least is None else None
+        rows: list[Tensor] = []
+        values: list[Tensor] = []
+        for start, stop in _blocks(query, len(bank)):
+            share = _logits(scaled, bank, ignored, start, stop).sub_(lift[:, None]).exp_().mul_(grad[:, None])
+            if to_query is not None:
+                to_query.addmm_(share, bank[start:stop])
+            if to_bank is not None:
+                torch.mm(share.T, query, out=to_bank[start:stop])
+            elif wants_bank:
+                kept = (share.abs().amax(0) > least * scale).nonzero()[:, 0]
+                rows.append(kept + start)
+                values.append(share[:, kept].T @ query)
+        if wants_bank and least is not None:
+            at, found = torch.cat(rows)[None], torch.cat(values)
+            to_bank = torch.sparse_coo_tensor(at, found, bank.shape, is_coalesced=True, check_invariants=False)
+        return to_query, to_bank, None, None, None
