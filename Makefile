@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt csrc/CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SANITIZE ?= address,undefined
 
-.PHONY: help install demo test test-full lint native-test python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
+.PHONY: help install demo gate test test-full lint native-test python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -52,6 +52,12 @@ torch-test:
 	$(PYTHON) -m venv build/venv-torch$(TORCH)
 	build/venv-torch$(TORCH)/bin/python -m pip install --quiet torch$(addprefix ==,$(TORCH)) torchvision$(addprefix ==,$(TORCHVISION)) '$(NUMPY)' '.[test]'
 	cd python_tests && GEOLOC_FAST_REQUIRE=cpu ../build/venv-torch$(TORCH)/bin/python -m pytest -q -m "not slow and not checkout" .
+
+# PAIRS is a manifest of panoramas with their satellite images; FLOORS are models that must not be better.
+PAIRS ?= pairs
+FLOORS ?= geoloc_fast/assets/small.safetensors
+gate: install  ## may MODEL ship? On real pairs against floors that need no training and the model that ships
+	$(BIN)/python -m geoloc_fast.evaluation.gate $(MODEL) --pairs $(PAIRS) $(addprefix --floor ,$(FLOORS))
 
 bench: install  ## measure every operator against its peers (half an hour); renders docs/benchmarks.md
 	$(BIN)/python -m pip install --quiet faiss-cpu

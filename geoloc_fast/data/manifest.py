@@ -425,12 +425,15 @@ def _typed(name: str, table: pa.Table, file: str, problems: list[Problem]) -> pa
     """The table with all columns of the schema in their types, then the others."""
     unreadable = any(problem.file == file and problem.column is None and problem.row is None for problem in problems)
     schema = SCHEMAS[name]
+    required = set(REQUIRED[name])
+    if not {"lat", "lon"} & set(table.column_names):  # a benchmark without positions has neither
+        required -= {"lat", "lon"}
     columns = {}
     for field in schema:
         if table.column_names.count(field.name) > 1:
             problems.append(Problem(file, None, field.name, "more than one column of this name"))
         if table.column_names.count(field.name) != 1:
-            if field.name in REQUIRED[name] and not unreadable and field.name not in table.column_names:
+            if field.name in required and not unreadable and field.name not in table.column_names:
                 problems.append(Problem(file, None, field.name, "is missing"))
             columns[field.name] = pa.nulls(table.num_rows, field.type)
         else:
