@@ -1,4 +1,4 @@
-"""The cell model: transport, prototypes between cells, what is missing, kappa, the bundle."""
+"""The cell model: transport, prototypes between cells, what is missing, kappa, the bundle, rows that move, recall."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from geoloc_fast.errors import BundleError
+from geoloc_fast.evaluation.cells import hit_ranks, nearby_cells, oracle_recall, random_recall, recall_of
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig, Prototypes, Salad, fit_kappa, transport
 from geoloc_fast.models.contract import Model, Photo, PlaceBatch, Text, load_model
+from geoloc_fast.training.rows import AdamWithRows
 
 LEVEL = 15
 SMALL = CellsConfig(clusters=6, cluster_dim=4, global_dim=8, hidden=16, photo_size=(48, 64), tile_px=48)
@@ -217,3 +219,53 @@ def test_kappa_counts_photos_whose_cell_is_there() -> None:
         fit_kappa(aerial, prototype, torch.full((300,), -1))
     with pytest.raises(ValueError, match="aerial, prototype, truth: expected"):
         fit_kappa(aerial, prototype[:3], truth)
+
+
+# --- rows that are trained ---
+
+
+def test_rows_move_alone_and_stay_unit_vectors() -> None:
+    torch.manual_seed(0)
+    table = torch.nn.Parameter(torch.nn.functional.normalize(torch.randn(6, 4), dim=1))
+    weight = torch.nn.Parameter(torch.randn(3))
+    optimiser = AdamWithRows([{"params": [weight]}, {"params": [table], "rows": True}], lr=0.1)
+    before = table.detach().clone(), weight.detach().clone()
+    rows = torch.tensor([1, 4, 1])
+    for sparse in (True, False):
+        optimiser.zero_grad()
+        picked = torch.nn.functional.embedding(rows, table, sparse=sparse)
+        (picked[:, 0].sum() + weight.sum()).backward()
+        optimiser.step()
+    moved = (table.detach() != before[0]).any(1)
+    assert moved.tolist() == [False, True, False, False, True, False]
+    torch.testing.assert_close(table.detach().norm(dim=1), torch.ones(6))
+    assert (table.detach()[[1, 4], 0] < before[0][[1, 4], 0]).all()
+    assert (weight.detach() < before[1]).all()
+    # Row-wise Adagrad, as written down: one number a row.
+    state = optimiser.state[table]["sum"]
+    torch.testing.assert_close(state, torch.tensor([0, 2 * 4 / 4, 0, 0, 2 * 1 / 4, 0]))
+
+
+# --- recall ---
+
+
+def test_ranks_recall_oracle_and_chance() -> None:
+    ids = np.sort(s2.children(s2.children(s2.from_lat_lon(50.0, 8.0, 15))).reshape(-1))
+    cells = s2.center(ids)
+    codes = torch.eye(16)
+    photos = cells[0][:3], cells[1][:3]
+    query = codes[:3].clone()
+    query[2] = 0
+    query[2, 9], query[2, 2] = 2.0, 1.0  # second only
+    ranks = hit_ranks(query, codes, cells, photos, metres=(1.0,), most=16)
+    assert ranks[:, 0].tolist() == [0, 0, 1]
+    found = recall_of(ranks, (1.0,), (1, 5))
+    assert found.at == {(1, 1.0): pytest.approx(2 / 3), (5, 1.0): 1.0}
+    near = nearby_cells(cells, photos, (1.0, 1e6))
+    assert near.tolist() == [[1, 16]] * 3
+    assert oracle_recall(near, (1.0, 1e6)).at[1, 1.0] == 1.0
+    assert oracle_recall(np.zeros((2, 1), np.int64), (50.0,)).at[100, 50.0] == 0.0
+    chance = random_recall(near, 16, (1.0, 1e6))
+    assert chance.at[1, 1.0] == pytest.approx(1 / 16)
+    assert chance.at[5, 1.0] == pytest.approx(5 / 16)
+    assert chance.at[1, 1e6] == 1.0

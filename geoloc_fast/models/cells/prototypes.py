@@ -37,7 +37,9 @@ class Prototypes(nn.Module):
             if len(ids) and levels.tolist() != [level]:
                 raise ValueError(f"ids: expected cells of level {level}, got levels {', '.join(map(str, levels))}")
         self.register_buffer("cells", torch.from_numpy(ids.view(np.int64)))
-        self.weight = nn.Parameter(torch.randn(len(ids), dim) / dim**0.5)
+        self.weight = nn.Parameter(F.normalize(torch.randn(len(ids), dim), dim=1))
+        self.sparse = False
+        """Whether the gradient of `interpolated` holds the touched rows alone."""
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -66,7 +68,7 @@ class Prototypes(nn.Module):
 
     def interpolated(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Unit vectors [n, D] of a stencil, zero where it is empty. The gradient reaches all of its rows."""
-        near = F.normalize(self.weight[rows.clamp(min=0)].float(), dim=-1)
+        near = F.normalize(F.embedding(rows.clamp(min=0), self.weight, sparse=self.sparse).float(), dim=-1)
         return F.normalize((near * weights[..., None]).sum(-2), dim=-1)
 
     def of(self, ids: Any) -> Tensor:
