@@ -32,20 +32,22 @@ from geoloc_fast.demo import default_model
 from geoloc_fast.evaluation.metrics import one_percent
 from geoloc_fast.evaluation.protocol import PhotoBatch, measure
 from geoloc_fast.index import PlaceIndex
+from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.locate.confidence import Confidence
 from geoloc_fast.locate.locator import Locator
 from geoloc_fast.models import Geolocalizer
 from geoloc_fast.testing import random_strips
 
 SHAPE = (16, 4, 16)
+LAYERS = (Layer("place", SHAPE, "cosine", 180.0),)
 MILLION = int(os.environ.get("GEOLOC_FAST_BENCH_STRIPS", 1_000_000))
 
 
 def fill(path: Path, count: int, model: str) -> None:
-    with PlaceIndex.create(path, model=model, shape=SHAPE) as index:
+    with PlaceIndex.create(path, model=model, layers=LAYERS) as index:
         for begin in range(0, count, 100_000):
             part = random_strips(min(100_000, count - begin), *SHAPE, seed=begin)
-            index.add(part, model=model, **positions(len(part), begin))
+            index.add({"place": Rows(part)}, model=model, **positions(len(part), begin))
         index.compact()
 
 
@@ -70,11 +72,12 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 _OPEN = """
 import sys, time, torch
 from geoloc_fast.index import PlaceIndex
+from geoloc_fast.layers import QueryStrips
 from geoloc_fast.testing import random_strips
 def resident():  # kB: what is in memory, and what of it belongs to files
     fields = dict(line.split(":") for line in open("/proc/self/status"))
     return [int(fields[name].split()[0]) for name in ("VmRSS", "RssFile")]
-query = random_strips(1, 16, 4, 5)
+query = {"place": QueryStrips(random_strips(1, 16, 4, 5))}
 before = resident()
 started = time.perf_counter()
 index = PlaceIndex.open(sys.argv[1])
@@ -104,10 +107,11 @@ def test_open(benchmark: Any, million: Path) -> None:
 @pytest.mark.parametrize("who", ["bare", "index"])
 def test_search(benchmark: Any, million: Path, who: str) -> None:
     index = PlaceIndex.open(million)
-    bank = index._snapshot.segments[0].bank
+    bank = index._snapshot.segments[0].banks["place"].strips
     query = random_strips(1, 16, 4, 5, seed=1)
-    assert index.search(query, 10).id.tolist() == strip_topk(query, bank, 10).index.tolist()
-    run = (lambda: strip_topk(query, bank, 10)) if who == "bare" else (lambda: index.search(query, 10))
+    asked = {"place": QueryStrips(query)}
+    assert index.search(asked, 10).id.tolist() == strip_topk(query, bank, 10).index.tolist()
+    run = (lambda: strip_topk(query, bank, 10)) if who == "bare" else (lambda: index.search(asked, 10))
     benchmark.pedantic(run, rounds=15, warmup_rounds=2)
 
 
@@ -115,9 +119,11 @@ def test_search(benchmark: Any, million: Path, who: str) -> None:
 @pytest.mark.parametrize("count", [1, 50_000])
 def test_add(benchmark: Any, tmp_path: Path, count: int) -> None:
     strips, where = random_strips(count, *SHAPE), positions(count, 0)
-    with PlaceIndex.create(tmp_path / "index", model="m", shape=SHAPE) as index:
+    with PlaceIndex.create(tmp_path / "index", model="m", layers=LAYERS) as index:
         benchmark.pedantic(
-            lambda: index.add(strips, model="m", **where), rounds=5 if count > 1 else 20, warmup_rounds=1
+            lambda: index.add({"place": Rows(strips)}, model="m", **where),
+            rounds=5 if count > 1 else 20,
+            warmup_rounds=1,
         )
     benchmark.extra_info["note"] = f"{count / benchmark.stats.stats.median:,.0f} strips/s"
 

@@ -24,6 +24,7 @@ from geoloc_fast.evaluation.report import CityPictures, write_report
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.index import PlaceIndex
+from geoloc_fast.layers import Rows
 from geoloc_fast.locate.confidence import RIGHT_M, Confidence
 from geoloc_fast.locate.locator import Answer, Locator
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer
@@ -44,7 +45,7 @@ def run_demo(out: Path, *, model_path: Path, places: int, photos: int, seed: int
     with _progress(places, "making the city") as bar:
         city = make_city(seed, places=places, panorama_size=size, progress=lambda done, _: bar.update(done - bar.n))
     folder = out / "index"
-    if (folder / "index.sqlite").exists():  # of an earlier demonstration
+    if any(folder.glob("*.commit")):  # of an earlier demonstration
         shutil.rmtree(folder)
     with _progress(places, "encoding places") as bar:
         index = make_index(folder, model, city, bar)
@@ -138,11 +139,9 @@ def make_index(folder: Path, model: Geolocalizer, city: CityViews, bar: Any, bat
         with torch.inference_mode():
             strips.append(model.encode_place(polar, _channels_first(city.panorama[part])))
         bar.update(len(polar))
-    config = model.config
-    with PlaceIndex.create(
-        folder, model=str(model.fingerprint), shape=config.strip, column0_deg=config.column0_deg
-    ) as index:
-        index.add(torch.cat(strips), model=model.fingerprint, lat=city.lat, lon=city.lon, key=keys_of(city))
+    with PlaceIndex.create(folder, model=str(model.fingerprint), layers=model.layers) as index:
+        rows = {model.layers[0].name: Rows(torch.cat(strips))}
+        index.add(rows, model=model.fingerprint, lat=city.lat, lon=city.lon, key=keys_of(city))
     return index
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "OtherModelError",
     "PlaceIndexError",
     "PrepareError",
+    "ReplacedIndexError",
     "TrainingStopped",
     "UnsureCommitError",
     "WeightsError",
@@ -108,10 +109,15 @@ class IndexBusyError(PlaceIndexError):
     """Another process is writing to the index."""
 
 
-class UnsureCommitError(GeolocError, OSError):
-    """The disk failed when the commit had been written: it may last or not. Any other error leaves the state before.
+class ReplacedIndexError(PlaceIndexError):
+    """Another index, or none, lies where this one was opened."""
 
-    The index shows what the disk says now. `commit` is the number of the commit in doubt.
+
+class UnsureCommitError(GeolocError, OSError):
+    """The commit was made, but the disk does not say that it will last. Any other error leaves the state before.
+
+    The index that raised it refuses to write until `refresh`, or until it is opened anew. `commit` is the number of
+    the commit in doubt.
     """
 
     def __init__(self, message: str, commit: int) -> None:

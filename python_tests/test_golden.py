@@ -48,17 +48,15 @@ def made_region(folder: Path) -> Manifest:
 def golden_strips(folder: Path) -> dict[str, Any]:
     manifest = made_region(folder / "region")
     model = Geolocalizer.load(default_model())
-    config = model.config
     with PlaceIndex.create(
         folder / "index",
         model=str(model.fingerprint),
-        shape=config.strip,
+        layers=model.layers,
         dtype="fp32",
-        column0_deg=config.column0_deg,
     ) as index:
         add_places(index, model, manifest)
     (segment,) = index._snapshot.segments
-    places = segment.bank.unpack(torch.arange(len(index)))
+    places = segment.banks[model.layers[0].name].strips.unpack(torch.arange(len(index)))
     photos = []
     for answer in Locator(index, model).locate(
         [manifest.root / name for name in manifest.photos["image"].to_pylist()[:10]], candidates=1

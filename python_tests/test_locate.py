@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import os
 import shutil
-import sqlite3
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +32,7 @@ from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.layers import QueryStrips
 from geoloc_fast.locate.answers import as_dict, as_features, as_lines, locate_folder
 from geoloc_fast.locate.confidence import FEATURES, Confidence, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import SPACING_M, Answer, Locator, candidates_of
@@ -49,7 +50,8 @@ def neighbours(rows: list[tuple[float, float, float, float]]) -> Neighbours:
     pad = np.full(2, np.nan)
     return Neighbours(
         np.append(np.arange(len(rows)), [-1, -1]), np.append(score, pad), np.append(np.zeros(len(rows), int), [-1, -1]),
-        np.append(heading, pad), np.append(lat, pad), np.append(lon, pad),
+        np.append(heading, pad), *[np.append(lat, pad), np.append(lon, pad)] * 2, np.append(score, pad)[:, None],
+        np.True_,
     )  # fmt: skip
 
 
@@ -95,8 +97,8 @@ def test_no_two_candidates_lie_within_25_metres() -> None:
 def test_candidates_across_the_antimeridian_belong_together() -> None:
     found = candidates_of(
         Neighbours(
-            np.array([1, 2]), np.array([0.8, 0.8]), np.zeros(2, int), np.zeros(2), np.zeros(2),
-            np.array([179.99995, -179.99995]),
+            np.array([1, 2]), np.array([0.8, 0.8]), np.zeros(2, int), np.zeros(2),
+            *[np.zeros(2), np.array([179.99995, -179.99995])] * 2, np.full((2, 1), 0.8), np.True_,
         )
     )  # fmt: skip
     assert len(found) == 1
@@ -208,7 +210,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def index(city: Manifest, model: Geolocalizer, tmp_path_factory: pytest.TempPathFactory) -> PlaceIndex:
     path = tmp_path_factory.mktemp("built") / "index"
-    with PlaceIndex.create(path, model=str(model.fingerprint), shape=model.config.strip) as made:
+    with PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers) as made:
         done = add_places(made, model, city)
         assert done.added == PLACES - len(done.problems)
         assert all("heading of its street view is unknown" in problem for problem in done.problems)
@@ -421,7 +423,7 @@ def test_another_model_and_an_empty_index_are_refused(index: PlaceIndex, model: 
     stranger.fingerprint = "f" * 64
     with pytest.raises(OtherModelError, match="use the model it was built with"):
         Locator(index, stranger)
-    empty = PlaceIndex.create(tmp_path / "empty", model=str(model.fingerprint), shape=model.config.strip)
+    empty = PlaceIndex.create(tmp_path / "empty", model=str(model.fingerprint), layers=model.layers)
     with pytest.raises(PlaceIndexError, match="has no places; add some"):
         Locator(empty, model)
 
@@ -438,14 +440,14 @@ def test_an_interrupted_build_is_gone_on_with(
         if len(calls) == 4:
             raise KeyboardInterrupt
 
-    with PlaceIndex.create(tmp_path / "index", model=str(model.fingerprint), shape=model.config.strip) as made:
+    with PlaceIndex.create(tmp_path / "index", model=str(model.fingerprint), layers=model.layers) as made:
         with pytest.raises(KeyboardInterrupt):
             add_places(made, model, city, progress=progress)
         before = len(made)
         assert 0 < before < len(index)
         assert PlaceIndex.verify(made.path) == []
         assert add_places(made, model, city).there_already == before
-        query = random_strips(1, *model.config.strip)
+        query = {model.layers[0].name: QueryStrips(random_strips(1, *model.config.strip))}
         ours, theirs = made.search(query, 50), index.search(query, 50)
         assert np.array_equal(ours.id, theirs.id)
         assert np.allclose(ours.score, theirs.score, atol=1e-2, equal_nan=True)
@@ -774,13 +776,13 @@ def test_an_index_that_cannot_be_used_is_one_line_that_says_what_to_do(
     path, options = tmp_path / "index", []
     if harm in ("another model", "empty"):
         fingerprint = "f" * 64 if harm == "another model" else str(model.fingerprint)
-        PlaceIndex.create(path, model=fingerprint, shape=model.config.strip).close()
+        PlaceIndex.create(path, model=fingerprint, layers=model.layers).close()
     elif harm != "no index":
         shutil.copytree(index.path, path)
     if harm == "newer format":
-        with sqlite3.connect(path / "index.sqlite") as log:
-            log.execute("PRAGMA user_version = 99")
-        log.close()
+        last = max(path.glob("*.commit"))
+        body = b"geoloc_fast index 99\n" + last.read_bytes()[:-72].split(b"\n", 1)[1]
+        last.write_bytes(body + b"sha256 " + hashlib.sha256(body).hexdigest().encode() + b"\n")
     elif harm == "missing segment":
         next(path.glob("*.strips")).unlink()
     elif harm == "box elsewhere":  # across the antimeridian

@@ -23,6 +23,7 @@ from geoloc_fast.evaluation.report.pictures import COLUMN0_DEG, Tile
 from geoloc_fast.evaluation.report.views import mosaic, polar_window, street_window
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.layers import Layer, Rows
 from geoloc_fast.locate.locator import Answer, Candidate
 from geoloc_fast.testing import random_strips
 
@@ -77,8 +78,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     rng = np.random.default_rng(0)
     north, east = (values.ravel() * 40.0 for values in np.mgrid[0:6, 0:6])
     lat, lon = move_m(np.full(PLACES, 48.0), np.full(PLACES, 11.0), east, north)
-    with PlaceIndex.create(folder / "index", model="m", shape=(2, 1, 8)) as index:
-        index.add(random_strips(PLACES, 2, 1, 8), model="m", lat=lat, lon=lon, key=[HOSTILE[0]] * PLACES)
+    with PlaceIndex.create(folder / "index", model="m", layers=[Layer("street", (2, 1, 8), "cosine", 180.0)]) as index:
+        strips = Rows(random_strips(PLACES, 2, 1, 8))
+        index.add({"street": strips}, model="m", lat=lat, lon=lon, key=[HOSTILE[0]] * PLACES)
     at = rng.integers(PLACES, size=PHOTOS)
     true_lat, true_lon = move_m(lat[at], lon[at], 3.0, 4.0)
     heading = rng.uniform(0, 360, PHOTOS)
@@ -91,7 +93,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
             float(lat[found]), float(lon[found]), float(n * 9), 0.9 if sure else 0.2, 0.8, int(found), 1, 0.6
         )
         order = np.array([found, *[(found + step) % PLACES for step in (1, 2, 3)]])
-        neighbours = Neighbours(order, np.linspace(0.8, 0.7, 4), np.zeros(4, int), np.zeros(4), lat[order], lon[order])
+        score, stands = np.linspace(0.8, 0.7, 4), (lat[order], lon[order])
+        neighbours = Neighbours(
+            order, score, np.zeros(4, int), np.zeros(4), *stands, *stands, score[:, None], np.True_
+        )  # fmt: skip
         answer = Answer(
             HOSTILE[n % len(HOSTILE)], "located" if sure else "unknown", (candidate,), 30.0, None, 80.0, "assumed",
             seconds={"decode": 0.001, "encode": 0.004, "search": 0.002, "answer": 0.001 * (1 + n / 10)},

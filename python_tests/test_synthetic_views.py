@@ -761,10 +761,12 @@ def test_the_mark_is_known_everywhere(gaps: Path, model: PanoGAN, tmp_path: Path
     sample = PlaceDataset(prepared, satellite_size=32, panorama_size=(32, 128))[0]
     assert sample["has_panorama"] and sample["heading_known"]
     names = manifest.places["id"].to_pylist()
-    with PlaceIndex.create(tmp_path / "index", model=locator.fingerprint, shape=locator.config.strip) as index:
+    with PlaceIndex.create(tmp_path / "index", model=locator.fingerprint, layers=locator.layers) as index:
         added = add_places(index, locator, manifest)
         assert "6 places added (3 with a synthetic street view)" in added.summary()
-        assert [place.street_synthetic for place in index.places(range(6))] == [model.fingerprint] * 3 + [""] * 3
+        assert [place.attributes.get("street_synthetic") for place in index.places(range(6))] == [
+            *[model.fingerprint] * 3, *[None] * 3
+        ]  # fmt: skip
     pictures = ManifestPictures(manifest, [], dict(enumerate(names)))  # whatever an older index says
     assert [pictures.synthetic(place) for place in range(6)] == [True] * 3 + [False] * 3
     plain, _ = contact_sheet(manifest, places=names[3:4], settings=settings)

@@ -26,7 +26,8 @@ from geoloc_fast.demo import default_model, make_index
 from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import to_cylindrical
-from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.layers import QueryStrips
 from geoloc_fast.locate.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import NEIGHBOURS, RADIUS_HOLDS, Locator, candidates_of, features_of
 from geoloc_fast.models import Geolocalizer
@@ -90,8 +91,8 @@ def trials(index: PlaceIndex, model: Geolocalizer, within: Region | None, asked:
     features, away, further = [], [], []
     for n in keep.tolist():
         strip, width = asked[n]
-        row = index.search(strip[None, :, :, : int(width)], NEIGHBOURS, query_width=width[None], within=within)
-        neighbours = Neighbours(*(values[0] for values in row))
+        query = {model.layers[0].name: QueryStrips(strip[None, :, :, : int(width)], width[None])}
+        neighbours = index.search(query, NEIGHBOURS, layers=model.layers, within=within).photo(0)
         candidates = candidates_of(neighbours)
         distance = [float(great_circle_m(lat[n], lon[n], c.lat, c.lon)) for c in candidates]
         features.append(features_of(candidates, neighbours, int(width) / model.config.strip[2], places))

@@ -1,4 +1,4 @@
-"""Commands on an index: build, add, remove, slice, compact, verify, info, export."""
+"""Commands on an index: build, add, remove, slice, compact, verify, restore, info, export."""
 
 from __future__ import annotations
 
@@ -38,11 +38,8 @@ def index_build(
     from geoloc_fast.index import PlaceIndex
 
     places, network = Manifest.load(manifest), model_at(model)
-    if not (index / "index.sqlite").exists():
-        config = network.config
-        PlaceIndex.create(
-            index, model=str(network.fingerprint), shape=config.strip, dtype=dtype, column0_deg=config.column0_deg
-        ).close()
+    if not any(index.glob("*.commit")):
+        PlaceIndex.create(index, model=str(network.fingerprint), layers=network.layers, dtype=dtype).close()
     _add(places, index, network, as_json)
 
 
@@ -120,15 +117,21 @@ def index_slice(
 
 
 @index_app.command("compact")
-def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
+def index_compact(
+    index: IndexArgument,
+    keep: Annotated[
+        int | None, typer.Option(min=0, help="Older commits that stay; default eight and those of the last hour.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Rewrite an index as one segment, without what was removed. No answer changes.
 
-    Example: geoloc-fast index compact region.index
+    Example: geoloc-fast index compact region.index --keep 0
     """
     from geoloc_fast.index import PlaceIndex
 
     with PlaceIndex.open(index, "write") as opened, bar(len(opened), "places") as shown:
-        changed = opened.compact(shown.update)
+        changed = opened.compact(shown.update, keep=keep)
         text = "rewritten as one segment" if changed else "nothing to do"
         say({"changed": changed, "places": len(opened)}, f"{len(opened)} places: {text}", as_json)
 
@@ -147,6 +150,23 @@ def index_verify(index: IndexArgument, as_json: JsonOption = False) -> None:
     say({"problems": problems}, "\n".join(problems) or f"{index}: every byte is as it was written", as_json)
     if problems:
         raise typer.Exit(3)
+
+
+@index_app.command("restore")
+def index_restore(
+    index: IndexArgument,
+    commit: Annotated[int, typer.Option(help="Number of the commit whose state comes back.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Commit the state of an older commit anew; also out of a last commit that is damaged.
+
+    Example: geoloc-fast index restore region.index --commit 12
+    """
+    from geoloc_fast.index import PlaceIndex
+
+    with PlaceIndex.restore(index, commit) as opened:
+        said = {"places": len(opened), "commit": opened.commit, "restored": commit}
+        say(said, f"{len(opened)} places of commit {commit} are there again, as commit {opened.commit}", as_json)
 
 
 @index_app.command("info")

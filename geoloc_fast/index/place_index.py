@@ -1,10 +1,10 @@
-"""The reference database: a folder of places, their strips, and every change to them as a commit.
+"""The reference database: a folder of places, what is known of them in each layer, and every change as a commit.
 
-    index.sqlite        commit log (geoloc_fast/index/log.py, which also has the order of a commit)
-    00000003.strips     immutable segments (geoloc_fast/index/segment.py)
-    00000003.places
-    00000012.sha256     checksums as of commit 12, for `sha256sum -c`
-    lock                held by the one process that writes
+    00000012.commit       the whole state as of commit 12 (geoloc_fast/index/commits.py has the order of a commit)
+    00000012.sha256       checksums of all its files, for `sha256sum -c`
+    NAME.places           immutable segments (geoloc_fast/index/segment.py)
+    NAME.LAYER.strips
+    incoming/             segments that wait for a commit to adopt them
 
 Any number of processes read while one writes. A reader has a snapshot: what it maps stays as it was when it opened,
 whatever is committed or deleted meanwhile, until it calls `refresh`.
@@ -12,62 +12,50 @@ whatever is committed or deleted meanwhile, until it calls `refresh`.
 
 from __future__ import annotations
 
-import datetime
-import fcntl
-import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from geoloc_fast.azimuth import shift_to_heading
-from geoloc_fast.errors import DamagedIndexError, IndexBusyError, OtherModelError, PlaceIndexError, UnsureCommitError
-from geoloc_fast.geo.regions import Region
-from geoloc_fast.index import log
-from geoloc_fast.index.log import IndexState
-from geoloc_fast.index.segment import (
-    NO_DATE,
-    TEXTS,
-    Columns,
-    Segment,
-    encode_texts,
-    merge_segments,
-    segment_names,
-    write_segment,
+from geoloc_fast.errors import (
+    DamagedIndexError,
+    IndexVersionError,
+    OtherModelError,
+    PlaceIndexError,
+    ReplacedIndexError,
+    UnsureCommitError,
 )
+from geoloc_fast.geo.regions import Region
+from geoloc_fast.index import commits, incoming
+from geoloc_fast.index import search as searching
+from geoloc_fast.index.arguments import checked_ids, checked_layers, checked_places, checked_query, same_layers
+from geoloc_fast.index.attributes import Value, joined, values_of
+from geoloc_fast.index.commits import LAST_ID, IndexState, Kept
+from geoloc_fast.index.folder import Folder, Lock
+from geoloc_fast.index.merge import Neighbours
+from geoloc_fast.index.search import Query
+from geoloc_fast.index.segment import Segment, merge_segments, write_segment
+from geoloc_fast.index.verify import problems, restore
+from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.ops import checks
-from geoloc_fast.retrieval import MAX_K, StripBank, strip_topk
+from geoloc_fast.retrieval import MAX_K
 
-__all__ = ["Neighbours", "Place", "PlaceIndex"]
+__all__ = ["Place", "PlaceIndex"]
 
 DTYPES = ("bf16", "fp32")
-_OURS = re.compile(r"\d{8}\.(strips|places|sha256)")
-_LAST_ID = 2**63 - 1
-_EPOCH = datetime.date(1970, 1, 1)
-
-Dates = Sequence[datetime.date | None]
-
-
-class Neighbours(NamedTuple):
-    """The best places for each photo, best first, equal scores by id. Where there are fewer than k, id and shift
-    are -1 and the rest NaN."""
-
-    id: np.ndarray  # [B, k] int64
-    score: np.ndarray  # [B, k] cosine, in [-1, 1]
-    shift: np.ndarray  # [B, k] int64
-    heading_deg: np.ndarray  # [B, k] of the photo's centre, if it was taken there
-    lat: np.ndarray  # [B, k]
-    lon: np.ndarray  # [B, k]
+MOST_SEGMENTS = 32  # from here on a writer merges the small ones
+_LEFT_SECONDS = 60.0  # a folder that is being made is locked all but the first moment
 
 
 @dataclass(frozen=True)
@@ -75,14 +63,11 @@ class Place:
     """One row of the place table."""
 
     id: int
-    lat: float
-    lon: float
+    lat: float | None
+    lon: float | None
     key: str
-    city: str
-    satellite_date: datetime.date | None
-    street_date: datetime.date | None
-    street_synthetic: str
-    """The fingerprint of the model that made its street view; empty if that is real, or there is none."""
+    attributes: dict[str, Value] = field(default_factory=dict)
+    """What is known of it; what is not is not there."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +77,26 @@ class _Snapshot:
 
 
 class PlaceIndex:
-    """Places and their strips on disk. `create` or `open` one; use it in a `with`, or `close` it.
+    """Places and what is known of them, on disk. `create` or `open` one; use it in a `with`, or `close` it.
 
     Ids are int64, count up from 0 and are never given twice. Safe to search from several threads.
     """
 
-    def __init__(self, path: Path, lock: int | None, snapshot: _Snapshot) -> None:
+    def __init__(
+        self,
+        path: Path,
+        folder: Folder,
+        snapshot: _Snapshot,
+        device: torch.device,
+        lock: Lock | None,
+        kept: Kept | None,
+    ) -> None:
         self.path = path
-        self._lock = lock
+        self._folder = folder
         self._snapshot = snapshot
+        self._device = device
+        self._lock = lock
+        self._kept = kept
 
     # --- opening -----------------------------------------------------------------------------------------
 
@@ -110,61 +106,63 @@ class PlaceIndex:
         path: str | os.PathLike[str],
         *,
         model: str,
-        shape: tuple[int, int, int],
+        layers: Sequence[Layer],
         dtype: str = "bf16",
-        column0_deg: float = 180.0,
     ) -> PlaceIndex:
         """A new, empty index, opened for writing. It appears complete under its name or not at all.
 
         Args:
             path: of a folder that does not exist, or is empty.
             model: fingerprint of the model whose strips it will hold.
-            shape: (C, H, W) of every strip.
+            layers: those of the model; name, strip, score, column0_deg and scanned_rows become the index's.
             dtype: of the stored values: "bf16" or "fp32".
-            column0_deg: heading of the left edge of every strip.
         """
         if not isinstance(model, str) or not model:
             raise ValueError(f"model: expected the fingerprint of a model, got {model!r}")
         checks.choice("dtype", dtype, DTYPES)
-        if len(shape) != 3:
-            raise ValueError(f"shape: expected (C, H, W), got {shape!r}")
-        for name, value in zip("CHW", shape, strict=True):
-            checks.whole(f"shape ({name})", value, 1, 1 << 16)
-        state = IndexState(model, *shape, dtype, checks.finite("column0_deg", column0_deg))
+        state = IndexState(secrets.token_hex(16), model, dtype, checked_layers(layers))
         _make_folder(Path(path), state, None)
         return cls.open(path, "write")
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], mode: str = "read", *, model: str | None = None) -> PlaceIndex:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        mode: str = "read",
+        *,
+        model: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> PlaceIndex:
         """The index in a folder; nothing of its segments is read before a search needs it.
 
         Args:
             mode: "read", or "write", which one process at a time can have.
             model: fingerprint of the model it is to be used with, if that is to be checked.
+            device: where its strips are searched; those of another device than "cpu" are copied there.
         """
         checks.choice("mode", mode, ("read", "write"))
-        folder = Path(path)
-        lock = None
-        if mode == "write":
-            log.read(folder)  # says what is wrong before a lock file is made in a folder that is no index
-            lock = _lock(folder)
+        where, place = Path(path), torch.device(device)
+        folder = _folder(where)
+        commits.last(folder)  # says what is wrong before anything is locked
+        lock = Lock(folder) if mode == "write" else None
         try:
-            index = cls(folder, lock, _load(folder, {}))
+            snapshot = _load(folder, place, ())
+            index = cls(where, folder, snapshot, place, lock, Kept(folder, snapshot.state) if lock else None)
             if model is not None:
                 index.check_model(model)
-            if mode == "write":
-                _tidy(folder, index._snapshot.state)
+            if index._kept is not None:
+                index._tidy()
         except BaseException:
             if lock is not None:
-                os.close(lock)
+                lock.release()
             raise
         return index
 
     def close(self) -> None:
         """Lets another process write. Searching goes on working."""
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._lock.release()
+            self._lock = self._kept = None
 
     def __enter__(self) -> PlaceIndex:
         return self
@@ -175,12 +173,32 @@ class PlaceIndex:
         self.close()
 
     def refresh(self) -> bool:
-        """Takes the newest snapshot; whether it is another one."""
+        """Takes the newest snapshot; whether it is another one. ReplacedIndexError if another index, or none, lies
+        where this one was opened; it goes on showing what it was opened with."""
         old = self._snapshot
-        if log.read(self.path).commit == old.state.commit:
+        if not self._folder.is_at(self.path):
+            raise ReplacedIndexError(
+                f"{self.path}: is not the folder that was opened: it was moved, or another was put there; open it anew"
+            )
+        if commits.last(self._folder) == old.state.commit and self._digest() == old.state.digest:
             return False
-        self._snapshot = _load(self.path, {segment.entry.number: segment for segment in old.segments})
+        new = _load(self._folder, self._device, old.segments)
+        if new.state.index != old.state.index or new.state.commit <= old.state.commit:
+            raise ReplacedIndexError(
+                f"{self.path}: holds another index now (commit {new.state.commit}, it was {old.state.commit}), or an "
+                "older copy of this one; open it anew"
+            )
+        self._snapshot = new
+        if self._kept is not None:
+            self._kept = Kept(self._folder, new.state)
         return True
+
+    def _digest(self) -> str:
+        """Of the commit this is a snapshot of, as it is on disk now."""
+        try:
+            return commits.read(self._folder, self.commit).digest
+        except FileNotFoundError:
+            return ""
 
     # --- what it is --------------------------------------------------------------------------------------
 
@@ -197,23 +215,23 @@ class PlaceIndex:
         return self._snapshot.state.model
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every strip."""
-        state = self._snapshot.state
-        return state.channels, state.height, state.columns
+    def layers(self) -> tuple[Layer, ...]:
+        """What it holds of a place. Weights and what stands in for an absent layer are the model's, not the index's."""
+        return self._snapshot.state.layers
 
     @property
     def dtype(self) -> str:
         return self._snapshot.state.dtype
 
     @property
-    def column0_deg(self) -> float:
-        return self._snapshot.state.column0_deg
-
-    @property
     def commit(self) -> int:
         """Number of the commit this is a snapshot of."""
         return self._snapshot.state.commit
+
+    @property
+    def index_id(self) -> str:
+        """Drawn at random when the index was made; 32 hexadecimal digits."""
+        return self._snapshot.state.index
 
     def check_model(self, model: str | None) -> None:
         """OtherModelError unless it is the model of this index."""
@@ -223,65 +241,96 @@ class PlaceIndex:
                 "use the model it was built with, or build an index with this one"
             )
 
+    def _segments(self) -> tuple[Segment, ...]:
+        """Those of the snapshot, as safe to read as a look at their files can make them."""
+        segments = self._snapshot.segments
+        for segment in segments:
+            segment.check()
+        return segments
+
     def info(self) -> dict[str, Any]:
         """Plain values, printable as JSON."""
-        snapshot, state = self._snapshot, self._snapshot.state
+        state, segments = self._snapshot.state, self._segments()
         lat, lon = self.positions()
+        known = ~np.isnan(lat)
+        lat, lon = lat[known], lon[known]
         edges = [float(value) for value in (lat.min(), lon.min(), lat.max(), lon.max())] if len(lat) else [None] * 4
-        commits = log.read_commits(self.path)
+        names = ("channels", "height", "columns")
         return {
             "path": str(self.path),
-            "format": log.FORMAT_VERSION,
+            "format": commits.FORMAT_VERSION,
+            "index": state.index,
             "model": state.model,
-            "strip": dict(zip(("channels", "height", "columns"), self.shape, strict=True)),
+            "layers": {
+                layer.name: {
+                    **dict(zip(names, layer.strip, strict=True)),
+                    "score": layer.score,
+                    "column0_deg": layer.column0_deg,
+                    "rows": sum(len(segment.banks[layer.name]) for segment in segments if layer.name in segment.banks),
+                }
+                for layer in state.layers
+            },
             "dtype": state.dtype,
-            "column0_deg": state.column0_deg,
-            "places": len(lat),
-            "removed": sum(len(segment) for segment in snapshot.segments) - len(lat),
+            "attributes": dict(state.attributes),
+            "places": len(self),
+            "removed": sum(len(segment) for segment in segments) - len(self),
             "next_id": state.next_id,
             "bounds": dict(zip(("south", "west", "north", "east"), edges, strict=True)),
-            "segments": len(snapshot.segments),
-            "bytes": sum(entry.strips_bytes + entry.places_bytes for entry in state.segments),
+            "segments": len(segments),
+            "bytes": sum(entry.bytes for _, entry in state.files()),
             "commit": state.commit,
-            "changed_at": next((row["at"] for row in commits if row["commit"] == state.commit), None),
+            "changed_at": state.at,
         }
+
+    def history(self) -> list[dict[str, Any]]:
+        """The commits that are kept and whole, oldest first: number, time, what was done to how many places."""
+        found = []
+        for number in commits.numbers(self._folder.names()):
+            with suppress(FileNotFoundError, DamagedIndexError, IndexVersionError):
+                state = commits.read(self._folder, number)
+                found.append({"commit": number, "at": state.at, "verb": state.verb, "changed": state.changed})
+        return found
 
     def ids(self, within: Region | None = None) -> np.ndarray:
         """Ids of all places, or those in a region, ascending."""
-        parts = [segment.ids[segment.rows(within)] for segment in self._snapshot.segments]
+        parts = [segment.ids(segment.places(within)) for segment in self._segments()]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def positions(self, within: Region | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(lat, lon) of all places, or those in a region, in the order of `ids`."""
-        rows = [(segment, segment.rows(within)) for segment in self._snapshot.segments]
+        """(lat, lon) of all places, or those in a region, in the order of `ids`; NaN where there is none."""
+        rows = [(segment, segment.places(within)) for segment in self._segments()]
         lat = np.concatenate([np.zeros(0), *(segment.lat[row] for segment, row in rows)])
         return lat, np.concatenate([np.zeros(0), *(segment.lon[row] for segment, row in rows)])
 
     def keys(self) -> dict[str, int]:
         """key -> id of all places that have a key (the first id, where a key was added twice)."""
         found: dict[str, int] = {}
-        for segment in self._snapshot.segments:
-            rows = segment.rows()
-            for key, number in zip(segment.texts("key", rows), segment.ids[rows].tolist(), strict=True):
+        for segment in self._segments():
+            rows = segment.places()
+            for key, number in zip(segment.texts("key", rows), segment.ids(rows).tolist(), strict=True):
                 if key:
                     found.setdefault(key, number)
         return found
 
     def places(self, ids: Iterable[int] | np.ndarray) -> list[Place]:
         """The places of these ids, in this order. KeyError if one is not there."""
-        wanted = _ids(ids)
+        wanted = checked_ids(ids)
         result: list[Place | None] = [None] * len(wanted)
-        for segment in self._snapshot.segments:
-            row = np.searchsorted(segment.ids, wanted).clip(max=len(segment) - 1)
-            here = np.flatnonzero((segment.ids[row] == wanted) & ~segment.removed[row])
-            part = segment.take(row[here])
-            keys, cities, made = (segment.texts(name, row[here]) for name in TEXTS)
+        for segment in self._segments():
+            here, row = segment.find(wanted)
+            if not len(here):
+                continue
+            numbers, lat, lon = segment.ids(row).tolist(), segment.lat[row].tolist(), segment.lon[row].tolist()
+            keys = segment.texts("key", row)
+            known = {
+                name: values_of(kind, segment.stored(name, kind, row)) for name, kind in segment.attributes.items()
+            }
             for i, at in enumerate(here.tolist()):
+                attributes = {name: value for name, values in known.items() if (value := values[i]) is not None}
+                somewhere = lat[i] == lat[i]
                 result[at] = Place(
-                    int(part["id"][i]), float(part["lat"][i]), float(part["lon"][i]), keys[i], cities[i],
-                    _date(int(part["satellite_date"][i])), _date(int(part["street_date"][i])),
-                    made[i],
-                )  # fmt: skip
+                    numbers[i], lat[i] if somewhere else None, lon[i] if somewhere else None, keys[i], attributes
+                )
         for number, place in zip(wanted.tolist(), result, strict=True):
             if place is None:
                 raise KeyError(f"ids: there is no place {number}")
@@ -291,116 +340,161 @@ class PlaceIndex:
 
     def search(
         self,
-        query: Tensor,
+        query: Mapping[str, QueryStrips],
         k: int = 10,
         *,
-        query_width: Tensor | None = None,
+        layers: Sequence[Layer] | None = None,
         select: str = "correlation",
         within: Region | None = None,
+        depth: int = MAX_K,
     ) -> Neighbours:
-        """The k best places for photo strips [B, C, H, Wq], of which the first `query_width` [B] columns exist.
+        """The k best places for some queries, by the weighted sum of what each layer says of one heading.
 
-        The same answer however the places are spread over segments. `within` restricts it to a region.
+        The same answer however the places are spread over segments. `exact` says for each query whether it is certain
+        that no other place belongs among them.
+
+        Args:
+            query: strips by layer; a query that has nothing in a layer has width 0 there.
+            layers: those of the model, for their weights, what stands in where something is absent, and how many rows
+                of a place are scanned; default weight 1, and 0 for what is absent.
+            select: as in `strip_topk`, while one layer takes part; with several it is "cosine".
+            within: search this region only.
+            depth: no layer's list of best places grows longer than this.
         """
-        checks.tensor("query", query, "[B, C, H, Wq]")
-        if not bool(torch.isfinite(query).all()):
-            raise ValueError("query: expected finite values, got NaN or Inf")
         checks.whole("k", k, 1, MAX_K)
-        batch = query.shape[0]
-        # So that there are k columns whatever is found.
-        nothing = np.full((batch, k), np.nan)
-        least = np.full((batch, k), -np.inf, np.float32)
-        parts: list[tuple[np.ndarray, ...]] = [
-            (np.full((batch, k), _LAST_ID), least, np.full((batch, k), -1), nothing, nothing)
-        ]
-        for segment in self._snapshot.segments:
-            alive = segment.alive(within)
-            if within is not None and alive is not None and not bool(alive.any()):
-                continue
-            found = strip_topk(query, segment.bank, k, query_width=query_width, select=select, alive=alive)
-            row = found.index.numpy()
-            missing = row < 0
-            positions = (np.where(missing, np.nan, values[row]) for values in (segment.lat, segment.lon))
-            parts.append(
-                (np.where(missing, _LAST_ID, segment.ids[row]), found.score.numpy(), found.shift.numpy(), *positions)
-            )
-        numbers, scores, *others = (np.hstack(columns) for columns in zip(*parts, strict=True))
-        order = np.lexsort((numbers, -scores), axis=1)[:, :k]
-        number, score, shift, lat, lon = (np.take_along_axis(values, order, 1) for values in (numbers, scores, *others))
-        missing = number == _LAST_ID
-        width = torch.full((batch,), query.shape[3]) if query_width is None else query_width
-        heading = shift_to_heading(
-            torch.from_numpy(shift), width[:, None], self.shape[2], column0_deg=self.column0_deg
-        ).numpy()
-        return Neighbours(
-            np.where(missing, -1, number), np.where(missing, np.nan, score), shift,
-            np.where(missing, np.nan, heading), lat, lon,
-        )  # fmt: skip
+        checks.whole("depth", depth, k, MAX_K)
+        taking = self.layers if layers is None else same_layers(self.layers, layers)
+        batch, given = checked_query(self.layers, query, self._device)
+        segments = self._segments()
+        groups = searching.group({name: (strips, width) for name, (strips, width) in given.items()}, batch)
+        found = []
+        for rows, names in groups:
+            width = {name: given[name][1] for name in names}
+            headed = [layer.name for layer in taking if layer.name in names and layer.column0_deg is not None]
+            centre = torch.zeros(batch, dtype=torch.int64)
+            if headed:
+                own = width[headed[0]]
+                centre = torch.full((batch,), given[headed[0]][0].shape[3]) if own is None else own
+            part = Query({name: given[name][0] for name in names}, width, centre)
+            if len(rows) < batch:
+                part = part.take(rows)
+            found.append(searching.search(segments, taking, part, k, select, within, depth))
+        if len(groups) == 1:
+            return found[0]
+        answer = searching.nothing(batch, k, len(taking))
+        for (rows, _), part_of in zip(groups, found, strict=True):
+            for target, values in zip(answer, part_of, strict=True):
+                target[rows] = values
+        return answer
 
     # --- changes -----------------------------------------------------------------------------------------
 
     def add(
         self,
-        strips: Tensor,
+        rows: Mapping[str, Rows],
         *,
         model: str | None,
         lat: Any,
         lon: Any,
         key: Sequence[str] | None = None,
-        city: Sequence[str] | None = None,
-        satellite_date: Dates | None = None,
-        street_date: Dates | None = None,
-        street_synthetic: Sequence[str] | None = None,
+        attributes: Mapping[str, Sequence[Value | None]] | None = None,
     ) -> np.ndarray:
         """Adds places in one commit; returns their ids, int64 [N]. When it returns, they survive a power failure.
 
         Args:
-            strips: [N, C, H, W], finite.
+            rows: what the places have, by layer.
             model: fingerprint of the model that made them; it must be that of the index.
-            lat, lon: [N] degrees, WGS84.
+            lat, lon: [N] degrees, WGS84; None where a place has no position.
             key: names of your own for the places.
-            city, satellite_date, street_date: what is known of them.
-            street_synthetic: fingerprint of the model that made the street view, empty where none did.
+            attributes: what else is known of them, by name: texts, dates, integers or floats, None where it is not
+                known. What kind a name is, the first place that has it says.
         """
-        state = self._writable()
+        before = self._writable()
         self.check_model(model)
-        checks.tensor("strips", strips, "[N, C, H, W]")
-        if tuple(strips.shape[1:]) != self.shape:
-            raise ValueError(f"strips: expected (C, H, W) = {self.shape}, got {tuple(strips.shape[1:])}")
-        if not _all_finite(strips):
-            raise ValueError("strips: expected finite values, got NaN or Inf")
-        count = len(strips)
-        if state.next_id > _LAST_ID - count - 1:
-            raise PlaceIndexError(f"{self.path}: there are no ids left")
-        ids = np.arange(state.next_id, state.next_id + count)
-        columns: Columns = {"id": ids, "lat": _degrees("lat", lat, count, 90), "lon": _degrees("lon", lon, count, 180)}
-        for name, dates in (("satellite_date", satellite_date), ("street_date", street_date)):
-            columns[name] = _days(name, dates, count)
-        for name, texts in zip(TEXTS, (key, city, street_synthetic), strict=True):
-            columns[name], columns[f"{name}_end"] = _text(name, texts, count)
+        columns, layers, kinds = checked_places(before, rows, lat, lon, key, attributes)
+        count = len(columns["id"])
         if not count:
-            return ids
-        bank = StripBank.pack(strips.cpu(), dtype=self.dtype, column0_deg=self.column0_deg)
+            return np.zeros(0, np.int64)
+        if before.next_id > LAST_ID - count - 1:
+            raise PlaceIndexError(f"{self.path}: there are no ids left")
+        columns["id"] = columns["id"] + before.next_id
 
         def change() -> IndexState:
-            entry = write_segment(self.path, state.next_segment, bank, columns)
-            return replace(
-                state, next_id=state.next_id + count, next_segment=state.next_segment + 1,
-                segments=(*state.segments, entry),
-            )  # fmt: skip
+            state = replace(before, attributes=joined(before.attributes, kinds), segments=self._merged_small(before))
+            entry = write_segment(self._folder, columns, layers)
+            return replace(state, next_id=before.next_id + count, segments=(*state.segments, entry))
 
         self._commit(change, "add", count)
+        ids: np.ndarray = columns["id"]
         return ids
+
+    def leave(
+        self,
+        rows: Mapping[str, Rows],
+        *,
+        model: str | None,
+        lat: Any,
+        lon: Any,
+        key: Sequence[str] | None = None,
+        attributes: Mapping[str, Sequence[Value | None]] | None = None,
+    ) -> str:
+        """Writes places that wait in `incoming/` until a writer adopts them; returns the name of the segment.
+
+        It needs no lock: any number of processes leave segments while one writes. Arguments as of `add`.
+        """
+        self.check_model(model)
+        columns, layers, kinds = checked_places(self._snapshot.state, rows, lat, lon, key, attributes)
+        if not len(columns["id"]):
+            raise ValueError("rows: expected at least one place to leave, got none")
+        return incoming.leave(self._folder, self._snapshot.state, columns, layers, kinds)
+
+    def waiting(self) -> list[str]:
+        """Names of the segments in `incoming/` that can be adopted."""
+        return incoming.waiting(self._folder)
+
+    def adopt(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Takes segments over from `incoming/` in one commit; the ids their places got, by name.
+
+        Args:
+            names: as `leave` gave them; default all that wait, in the order of their names.
+        """
+        before = self._writable()
+        assert self._kept is not None
+        waiting = set(self.waiting())
+        wanted = sorted(waiting) if names is None else list(dict.fromkeys(names))
+        for name in wanted:
+            if name not in waiting:
+                raise PlaceIndexError(f"{self.path}: no segment {name!r} waits in incoming/")
+        fresh = [name for name in wanted if name not in self._kept]
+        if not fresh:
+            return {}
+        given: dict[str, np.ndarray] = {}
+
+        def change() -> IndexState:
+            state, next_id = replace(before, segments=self._merged_small(before)), before.next_id
+            for name in fresh:
+                entry, kinds = incoming.take(self._folder, state, name)
+                if next_id > LAST_ID - entry.span - 1:
+                    raise PlaceIndexError(f"{self.path}: there are no ids left")
+                entry = replace(entry, first_id=next_id)
+                given[name] = np.arange(next_id, next_id + entry.places)
+                next_id += entry.span
+                attributes = joined(state.attributes, kinds)
+                state = replace(state, attributes=attributes, next_id=next_id, segments=(*state.segments, entry))
+            return state
+
+        self._commit(change, "adopt", len(fresh))
+        incoming.forget(self._folder, fresh)
+        return given
 
     def remove(self, ids: Iterable[int] | np.ndarray) -> int:
         """Takes places out of every later answer, in one commit; returns how many were there. Their ids are not
         given again. `compact` frees their room."""
         state = self._writable()
-        wanted = np.unique(_ids(ids))
+        wanted = np.unique(checked_ids(ids))
         entries, count = [], 0
-        for segment in self._snapshot.segments:
-            row = np.searchsorted(segment.ids, wanted).clip(max=len(segment) - 1)
-            row = row[(segment.ids[row] == wanted) & ~segment.removed[row]]
+        for segment in self._segments():
+            _, row = segment.find(wanted)
             if not len(row):
                 entries.append(segment.entry)
                 continue
@@ -413,76 +507,114 @@ class PlaceIndex:
             self._commit(lambda: replace(state, segments=tuple(entries)), "remove", count)
         return count
 
-    def compact(self, progress: Callable[[int], None] | None = None) -> bool:
+    def compact(self, progress: Callable[[int], None] | None = None, *, keep: int | None = None) -> bool:
         """Rewrites all segments as one, without what was removed; whether there was anything to do. Ids stay, and
-        every answer stays what it was. Needs room for the new segment beside the old ones."""
-        state = self._writable()
-        segments = self._snapshot.segments
-        if len(segments) <= 1 and all(entry.removed is None for entry in state.segments):
-            return False
+        every answer stays what it was. Needs room for the new segment beside the old ones.
 
-        def change() -> IndexState:
-            entry = merge_segments(self.path, state.next_segment, [(s, s.rows()) for s in segments], progress)
-            return replace(state, next_segment=state.next_segment + 1, segments=(entry,))
+        Args:
+            progress: called with the number of places written since the last call.
+            keep: older commits that can be restored afterwards; 0 frees their room at once. Default the newest eight
+                commits and those of the last hour.
+        """
+        state, segments = self._writable(), self._segments()
+        todo = len(segments) > 1 or any(entry.removed is not None for entry in state.segments)
+        if todo:
 
-        self._commit(change, "compact", len(segments))
-        return True
+            def change() -> IndexState:
+                picks = [(segment, segment.places()) for segment in segments]
+                return replace(state, segments=(merge_segments(self._folder, picks, state, progress),))
+
+            self._commit(change, "compact", len(segments))
+        if keep is not None:
+            checks.whole("keep", keep, 0)
+            self._tidy(keep + 1)
+        return todo
 
     def slice(
         self, out: str | os.PathLike[str], within: Region, progress: Callable[[int], None] | None = None
     ) -> PlaceIndex:
         """A new index of the places in a region, opened for reading. They keep their ids."""
-        snapshot = self._snapshot
-        state = replace(snapshot.state, commit=0, next_segment=1, segments=())
-        picks = [(segment, segment.rows(within)) for segment in snapshot.segments]
+        before = self._snapshot.state
+        state = IndexState(
+            secrets.token_hex(16), before.model, before.dtype, before.layers, before.attributes, before.next_id
+        )
+        picks = [(segment, segment.places(within)) for segment in self._segments()]
         picks = [(segment, rows) for segment, rows in picks if len(rows)]
 
-        def fill(folder: Path) -> None:
-            if picks:
-                entry = merge_segments(folder, 1, picks, progress)
-                after = replace(state, next_segment=2, segments=(entry,))
-                _seal(folder, log.commit(folder, state, after, "slice", entry.strips))
+        def fill(folder: Folder) -> IndexState:
+            return replace(state, segments=(merge_segments(folder, picks, state, progress),))
 
-        _make_folder(Path(out), state, fill)
+        _make_folder(Path(out), state, fill if picks else None)
         return PlaceIndex.open(out)
 
+    @staticmethod
+    def restore(path: str | os.PathLike[str], commit: int) -> PlaceIndex:
+        """Commits the state of an older commit anew, after reading every byte of it; the index, opened for writing.
+
+        It also gets an index going again whose last commit is damaged. Ids given since are not given again.
+        """
+        checks.whole("commit", commit, 0)
+        where = Path(path)
+        folder = _folder(where)
+        commits.last(folder)
+        lock = Lock(folder)
+        try:
+            restore(folder, commit)
+        finally:
+            lock.release()
+        return PlaceIndex.open(path, "write")
+
     def _writable(self) -> IndexState:
+        """The last commit, which is this object's, as the disk has it now."""
         if self._lock is None:
             raise PlaceIndexError(f"{self.path}: opened for reading; PlaceIndex.open(path, 'write') can change it")
-        return self._snapshot.state
+        if not self._lock.held:
+            raise PlaceIndexError(
+                f"{self.path}: was opened for writing by another process, of which this one is a fork"
+            )
+        state = self._snapshot.state
+        if commits.last(self._folder) != state.commit or self._digest() != state.digest:
+            raise commits.written_by_another(self._folder, state.commit)
+        if self._kept is None or self._kept.newest != state.commit:  # an interruption came between
+            self._kept = Kept(self._folder, state)
+        return state
 
     def _commit(self, change: Callable[[], IndexState], verb: str, count: int) -> None:
+        """All that can fail comes before the commit takes place, opening the new segments included. If it is made and
+        this object does not have it, `_writable` refuses to go on."""
         before = self._snapshot.state
+        assert self._kept is not None
         try:
-            changed = change()
-        except BaseException:
-            _tidy(self.path, before)
+            after, content = commits.numbered(before, change(), verb, count)
+            segments = _opened(self._folder, self._device, after, self._snapshot.segments)
+            commits.publish(self._folder, after, content)
+        except UnsureCommitError:
             raise
-        try:
-            after = log.commit(self.path, before, changed, verb, count)
         except BaseException as error:
-            # Whatever the disk now says is the truth.
-            number = before.commit + 1
-            try:
-                self._snapshot = _load(self.path, self._opened())
-                stands, doubt = self.commit == before.commit, "is there now, but a power failure may undo it"
-                _tidy(self.path, self._snapshot.state)
-            except (OSError, PlaceIndexError):  # a disk that fails on cannot even undo what was begun
-                stands, doubt = log.unfinished(self.path), "may be there or not, for the index cannot be read"
-            if not isinstance(error, OSError):
-                raise
-            if stands:
-                raise OSError(f"{error}; commit {before.commit} stands, this one does not") from error
-            raise UnsureCommitError(
-                f"{error}; commit {number} ({verb}) {doubt}: once the disk works, open the index and see whether "
-                f"its last commit is {number} before doing it again",
-                number,
-            ) from error
-        self._snapshot = _load(self.path, self._opened(), after)
-        _tidy(self.path, after)
+            self._kept.sweep()
+            if isinstance(error, OSError):
+                raise OSError(error.errno, f"{error}; commit {before.commit} stands, this one does not") from error
+            raise
+        self._snapshot = _Snapshot(after, segments)
+        self._kept.add(after)
+        self._kept.drop()
 
-    def _opened(self) -> dict[int, Segment]:
-        return {segment.entry.number: segment for segment in self._snapshot.segments}
+    def _tidy(self, newest: int | None = None) -> None:
+        assert self._kept is not None
+        self._kept.drop(newest)
+        self._kept.sweep()
+        incoming.forget(self._folder, [name for name in self.waiting() if name in self._kept])
+
+    def _merged_small(self, state: IndexState) -> tuple[commits.SegmentEntry, ...]:
+        """The segments, once there are many the small ones at the end as one: each is merged with those after it that
+        are as many places together, so that a place is rewritten as often as their number has doublings."""
+        segments = self._segments()
+        sizes = [len(segment) for segment in segments]
+        first = next((n for n in range(len(sizes)) if sizes[n] <= sum(sizes[n + 1 :])), len(sizes))
+        if len(segments) < MOST_SEGMENTS or first == len(sizes):
+            return state.segments
+        picks = [(segment, segment.places()) for segment in segments[first:]]
+        return (*state.segments[:first], merge_segments(self._folder, picks, state))
 
     # --- the whole ---------------------------------------------------------------------------------------
 
@@ -493,21 +625,23 @@ class PlaceIndex:
         from geoloc_fast.files import write_atomically
         from geoloc_fast.geo.geoparquet import geoparquet_bytes
 
-        names = ("id", "lat", "lon", *TEXTS, "satellite_date", "street_date")
-        parts: dict[str, list[Any]] = {name: [] for name in names}
-        for segment in self._snapshot.segments:
-            rows = segment.rows(within)
-            for name in ("id", "lat", "lon"):
-                parts[name].append(segment.column(name)[rows])
-            for name in TEXTS:
-                parts[name].append(pa.array(segment.texts(name, rows), pa.string()))
-            for name in ("satellite_date", "street_date"):
-                days = segment.column(name)[rows]
-                parts[name].append(pa.array(days, pa.int32(), mask=days == NO_DATE).cast(pa.date32()))
-        kinds = {"id": pa.int64(), "lat": pa.float64(), "lon": pa.float64(), **dict.fromkeys(TEXTS, pa.string())}
-        table = pa.table(
-            {name: pa.chunked_array(arrays, kinds.get(name, pa.date32())) for name, arrays in parts.items()}
-        )
+        kinds = self._snapshot.state.attributes
+        types = {"text": pa.string(), "date": pa.date32(), "int": pa.int64(), "float": pa.float64()}
+        parts: dict[str, list[Any]] = {name: [] for name in ("id", "lat", "lon", "key", *kinds)}
+        for segment in self._segments():
+            rows = segment.places(within)
+            parts["id"].append(segment.ids(rows))
+            for name, values in (("lat", segment.lat[rows]), ("lon", segment.lon[rows])):
+                parts[name].append(pa.array(values, mask=np.isnan(values)))
+            parts["key"].append(pa.array(segment.texts("key", rows), pa.string()))
+            for name, kind in kinds.items():
+                if name in segment.attributes:
+                    parts[name].append(pa.array(values_of(kind, segment.stored(name, kind, rows)), types[kind]))
+                else:
+                    parts[name].append(pa.nulls(len(rows), types[kind]))
+        columns = {"id": pa.int64(), "lat": pa.float64(), "lon": pa.float64(), "key": pa.string()}
+        columns |= {name: types[kind] for name, kind in kinds.items()}
+        table = pa.table({name: pa.chunked_array(parts[name], kind) for name, kind in columns.items()})
         write_atomically(out, geoparquet_bytes(table))
         return int(table.num_rows)
 
@@ -520,185 +654,80 @@ class PlaceIndex:
         Args:
             progress: called with the number of bytes read since the last call.
         """
-        folder = Path(path)
-        while True:
-            try:
-                state = log.read(folder)
-            except DamagedIndexError as error:
-                return [str(error)]
-            found = _verify(folder, state, progress)
-            if not found or log.read(folder).commit == state.commit:
-                return found
+        return problems(_folder(Path(path)), progress)
 
 
-def _verify(folder: Path, state: IndexState, progress: Callable[[int], None] | None) -> list[str]:
-    found = [f"{folder / log.LOG_NAME}: {text}" for text in log.integrity_problems(folder)]
-    for entry in state.segments:
-        sums = entry.strips_sha256, entry.places_sha256
-        before = len(found)
-        for name, expected in zip(segment_names(entry.number), sums, strict=True):
-            try:
-                if _sha256(folder / name, progress) != expected:
-                    found.append(f"{folder / name}: damaged (its checksum is not that of the log)")
-            except OSError as error:
-                found.append(f"{folder / name}: cannot be read: {error.strerror}")
-        if len(found) == before:
-            try:
-                segment = Segment(folder, state, entry)
-                found += [f"{folder / name}: {text}" for text in segment.problems(state.next_id)]
-            except (OSError, DamagedIndexError) as error:
-                found.append(str(error))
-    if not found:
-        # What SQLite does not use of its pages is in no digest but this.
-        seal = folder / f"{state.commit:08d}.sha256"
-        with suppress(FileNotFoundError):  # a writer died before it wrote one
-            if seal.read_bytes() != _checksums(folder, state):
-                found.append(f"{seal}: the checksums in it are not those of the files")
-    return found
+def _folder(path: Path) -> Folder:
+    try:
+        return Folder(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PlaceIndexError(f"{path}: is not a folder; make an index with `geoloc-fast index build`") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: cannot be opened ({error.strerror}): try again") from error
 
 
-def _load(folder: Path, opened: dict[int, Segment], state: IndexState | None = None) -> _Snapshot:
-    """Opens every segment of the last commit (or that of `state`) that is not open yet."""
-    given = state
+def _load(folder: Folder, device: torch.device, opened: Sequence[Segment]) -> _Snapshot:
+    """Opens every segment of the last commit that is not open yet."""
     while True:
-        state = log.read(folder) if given is None else given
+        state = commits.read_last(folder)
         try:
-            segments = tuple(
-                opened[entry.number].with_entry(entry) if entry.number in opened else Segment(folder, state, entry)
-                for entry in state.segments
-            )
-            return _Snapshot(state, segments)
+            return _Snapshot(state, _opened(folder, device, state, opened))
         except FileNotFoundError as error:
             # A writer may have compacted between the two; then there is a newer state to read.
-            if given is not None or log.read(folder).commit == state.commit:
+            if commits.last(folder) == state.commit:
                 raise DamagedIndexError(
-                    f"{error.filename}: is missing; restore it from a copy, or build the index anew"
+                    f"{folder.path / str(error.filename)}: is missing; restore it from a copy, or build the index anew"
                 ) from error
 
 
-def _make_folder(path: Path, state: IndexState, fill: Callable[[Path], None] | None) -> None:
+def _opened(folder: Folder, device: torch.device, state: IndexState, opened: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The segments of a state; those that are open with the same content are taken over."""
+    known = {tuple(segment.entry.files()): segment for segment in opened}
+    found = []
+    for entry in state.segments:
+        same = known.get(tuple(entry.files()))
+        unchanged = same is not None and (same.entry.places, same.entry.span) == (entry.places, entry.span)
+        found.append(same.with_entry(entry) if same and unchanged else Segment(folder, state, entry, device))
+    return tuple(found)
+
+
+def _make_folder(path: Path, state: IndexState, fill: Callable[[Folder], IndexState] | None) -> None:
     """A new index under a name that is taken at the end, when it is complete."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        kind = "there is an index already; open it" if (path / log.LOG_NAME).exists() else "it exists and is not empty"
+        there = path.is_dir() and bool(commits.numbers(os.listdir(path)))
+        kind = "there is an index already; open it" if there else "it exists and is not empty"
         raise PlaceIndexError(f"{path}: expected a new folder, but {kind}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        temporary.chmod(0o755)  # mkdtemp makes it private to this user
-        log.create(temporary, state)
-        _seal(temporary, state)
-        if fill is not None:
-            fill(temporary)
-        os.replace(temporary, path)
+        folder = Folder(temporary)
+        lock = Lock(folder)
+        try:
+            after, content = commits.numbered(state, state, "create", 0)
+            commits.publish(folder, after, content)
+            if fill is not None:
+                filled, content = commits.numbered(after, replace(fill(folder), commit=after.commit), "slice", 0)
+                commits.publish(folder, filled, content)
+            temporary.chmod(0o755)  # mkdtemp makes it private to this user
+            os.replace(temporary, path)
+        finally:
+            lock.release()
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the rename
-    finally:
-        os.close(handle)
+    parent = Folder(path.parent)
+    parent.sync()  # the rename
 
 
-def _lock(folder: Path) -> int:
-    try:
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise OSError(f"{folder}: cannot be written to ({error.strerror}); open it for reading") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise IndexBusyError(f"{folder}: another process is writing to this index; wait until it is done") from error
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
-
-
-def _tidy(folder: Path, state: IndexState) -> None:
-    """Removes files that no commit refers to, and writes the checksums. Nothing depends on it: the next writer makes
-    up for what is not done."""
-    kept = {name for entry in state.segments for name in segment_names(entry.number)} | {f"{state.commit:08d}.sha256"}
-    with suppress(OSError):
-        for entry in os.scandir(folder):
-            if _OURS.fullmatch(entry.name) and entry.name not in kept:
-                os.unlink(entry.path)
-    _seal(folder, state)
-
-
-def _seal(folder: Path, state: IndexState) -> None:
-    seal = folder / f"{state.commit:08d}.sha256"
-    if not seal.exists():
-        with suppress(OSError):
-            temporary = folder / "00000000.sha256"  # commit 0 has nothing worth keeping
-            temporary.write_bytes(_checksums(folder, state))
-            os.replace(temporary, seal)
-
-
-def _checksums(folder: Path, state: IndexState) -> bytes:
-    """As `sha256sum` writes them."""
-    sums = [(_sha256(folder / log.LOG_NAME), log.LOG_NAME)]
-    for entry in state.segments:
-        sums += zip((entry.strips_sha256, entry.places_sha256), segment_names(entry.number), strict=True)
-    return "".join(f"{digest}  {name}\n" for digest, name in sums).encode()
-
-
-def _sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 22):
-            digest.update(part)
-            if progress is not None:
-                progress(len(part))
-    return digest.hexdigest()
-
-
-# --- arguments -------------------------------------------------------------------------------------------
-
-
-def _ids(ids: Iterable[int] | np.ndarray) -> np.ndarray:
-    values = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
-    if values.size and values.dtype.kind not in "iu":
-        raise TypeError(f"ids: expected integers, got {values.dtype}")
-    return values.astype(np.int64).ravel()
-
-
-def _all_finite(values: Tensor) -> bool:
-    # A sum is ten times cheaper and keeps what is not finite; large values alone can make it overflow.
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
-
-
-def _degrees(name: str, values: Any, count: int, limit: int) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (count,):
-        raise ValueError(f"{name}: expected {count} values (one a strip), got shape {array.shape}")
-    bad = ~(np.abs(array) <= limit)  # NaN too
-    if bad.any():
-        raise ValueError(f"{name}: expected degrees from {-limit} to {limit}, got {array[bad][0]}")
-    return array
-
-
-def _days(name: str, dates: Dates | None, count: int) -> np.ndarray:
-    if dates is None:
-        return np.full(count, NO_DATE, np.int32)
-    if len(dates) != count:
-        raise ValueError(f"{name}: expected {count} dates (one a strip), got {len(dates)}")
-    return np.array([NO_DATE if date is None else (date - _EPOCH).days for date in dates], np.int32)
-
-
-def _date(days: int) -> datetime.date | None:
-    if days == NO_DATE:
-        return None
-    try:
-        return _EPOCH + datetime.timedelta(days)
-    except OverflowError:
-        return None
-
-
-def _text(name: str, texts: Sequence[str] | None, count: int) -> tuple[np.ndarray, np.ndarray]:
-    if texts is None:
-        return np.zeros(0, np.uint8), np.zeros(count, np.int64)
-    if isinstance(texts, str) or len(texts) != count:
-        raise ValueError(f"{name}: expected {count} texts (one a strip), got {len(texts)}")
-    return encode_texts(texts)
+def _remove_leftovers(path: Path) -> None:
+    """Folders of this name that a killed process left half-made; one that is still being made is locked."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}")
+    for name in filter(pattern.fullmatch, os.listdir(path.parent)):
+        with suppress(OSError, PlaceIndexError):
+            folder = Folder(path.parent / name)
+            lock = Lock(folder)
+            old = time.time() - os.fstat(folder.descriptor).st_mtime > _LEFT_SECONDS
+            if old and all(commits.is_ours(file) for file in folder.names()):
+                shutil.rmtree(folder.path, ignore_errors=True)
+            lock.release()

@@ -1,277 +1,441 @@
-"""One immutable part of an index: a bank of strips and, row by row, the places they belong to.
+"""One immutable part of an index: a table of places and, for each layer, a bank of strips.
 
-    00000003.strips   a `StripBank` as it lies in memory: searched through a map, never read as a whole
-    00000003.places   safetensors: id, lat, lon, satellite_date, street_date; texts key, city, street_synthetic
+    NAME.places         safetensors: the table of places, and for each layer a table of rows
+    NAME.LAYER.strips   a `StripBank` as it lies in memory: searched through a map, never read as a whole
+
+NAME is drawn at random. The table of places:
+
+    id                  int64, ascending, counted from the first id that the commit gives the segment
+    lat, lon            float64, NaN where a place has no position
+    key, key_end        a text: the bytes of all, one after the other, and where each ends
+    attribute.NAME      int32 (dates: days since 1970-01-01), int64, float64, or the bytes of texts with
+    attribute.NAME.end  where each ends; what is not known is the lowest number, NaN, or an empty text
+
+The table of rows of a layer, in the order of its bank, in which rows of one place lie together, places ascending:
+
+    layer.NAME.place     int64, the place's row in the table of places
+    layer.NAME.lat, lon  float64, of the standpoint or view
 
 The bank keeps its own file format rather than a tensor inside safetensors because search needs it on a 64-byte
 boundary, which that container does not promise, and because a bank knows its shape, its frame and its length.
-Ids ascend with the rows, so that the lowest row of a tie is the lowest id. A text column is the bytes of all its
-rows one after the other, and where each ends. Dates are days since 1970-01-01, `NO_DATE` where there is none.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 import torch
 from torch import Tensor
 
-from geoloc_fast.errors import DamagedIndexError
 from geoloc_fast.geo.regions import Region
-from geoloc_fast.index.log import IndexState, SegmentEntry
+from geoloc_fast.index.attributes import KINDS, column_names, unknown
+from geoloc_fast.index.commits import BankEntry, FileEntry, IndexState, SegmentEntry
+from geoloc_fast.index.folder import Folder, MappedFile, damaged
 from geoloc_fast.retrieval import StripBank
 
-__all__ = ["NO_DATE", "TEXTS", "Columns", "Segment", "encode_texts", "merge_segments", "segment_names", "write_segment"]
+__all__ = ["Bank", "Columns", "LayerRows", "Segment", "merge_segments", "write_segment"]
 
-NO_DATE = -(2**31)
+_INT64, _FLOAT64 = KINDS["int"], KINDS["float"]
+_STORED = {"I64": KINDS["int"], "F64": KINDS["float"], "I32": KINDS["date"], "U8": KINDS["text"]}
 _METADATA = {"format": "geoloc_fast.places", "version": "1"}
-_NUMBERS = {
-    "id": ("I64", np.int64),
-    "lat": ("F64", np.float64),
-    "lon": ("F64", np.float64),
-    "satellite_date": ("I32", np.int32),
-    "street_date": ("I32", np.int32),
-}
-TEXTS = ("key", "city", "street_synthetic")
-_ROWS_AT_ONCE = 1 << 14  # of a merge: a few tens of megabytes
+_MOST_HEADER = 1 << 20
+_BYTES_AT_ONCE = 1 << 26  # of a merge
 
-Columns = dict[str, np.ndarray]  # those of _NUMBERS, and NAME (bytes) with NAME_end for each of TEXTS
+Columns = dict[str, np.ndarray]
 
 
-def segment_names(number: int) -> tuple[str, str]:
-    return f"{number:08d}.strips", f"{number:08d}.places"
+class _Table:
+    """The columns of a `.places` file, as maps of it; do not write to them."""
+
+    def __init__(self, file: MappedFile, size: int) -> None:
+        self.file = file
+        try:
+            self._columns = _columns_of(file, size)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise damaged(file.path, f"{type(error).__name__}: {error}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._columns[name]
+
+    def check(self, expected: Mapping[str, tuple[np.dtype, int | None]]) -> None:
+        """Whether these are its columns, kinds and lengths (None: any)."""
+        if set(self._columns) != set(expected):
+            raise damaged(self.file.path, "its columns are not those of the index")
+        for name, (kind, length) in expected.items():
+            column = self._columns[name]
+            if column.dtype != kind or length not in (None, len(column)):
+                reason = f"{name}: expected {kind} [{length}], got {column.dtype} [{len(column)}]"
+                raise damaged(self.file.path, reason)
 
 
-def encode_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes, where each text ends)"""
-    encoded = [text.encode() for text in texts]
-    end = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-    return np.frombuffer(b"".join(encoded), np.uint8).copy(), end
+def _columns_of(file: MappedFile, size: int) -> Columns:
+    if size < 8:
+        raise ValueError("it has no header")
+    length = int(file.array(np.dtype("<u8"), 0, 1)[0])
+    if length > min(size - 8, _MOST_HEADER):
+        raise ValueError(f"a header of {length} bytes")
+    header = json.loads(file.array(np.dtype("u1"), 8, length).tobytes())
+    if header.pop("__metadata__") != _METADATA:
+        raise ValueError("these are not the columns of places")
+    columns, spans = {}, []
+    for name, tensor in header.items():
+        kind, (count,), (begin, end) = _STORED[tensor["dtype"]], tensor["shape"], tensor["data_offsets"]
+        if not all(type(value) is int for value in (count, begin, end)) or end - begin != count * kind.itemsize:
+            raise ValueError(f"{name} does not fit its place")
+        spans.append((begin, end))
+        columns[name] = (kind, begin, count)
+    at = 0
+    for begin, end in sorted(spans):  # no overlap and no hole
+        if begin != at:
+            raise ValueError("its columns do not lie one after the other")
+        at = end
+    if 8 + length + at != size:
+        raise ValueError("it does not end with its columns")
+    return {name: file.array(kind, 8 + length + begin, count) for name, (kind, begin, count) in columns.items()}
+
+
+class Bank:
+    """The strips of one layer in a segment, and its table of rows."""
+
+    def __init__(self, strips: StripBank, file: MappedFile, entry: BankEntry, places: int, table: _Table, name: str):
+        self.strips, self.file, self.entry = strips, file, entry
+        self.place, self.lat, self.lon = (table[f"layer.{name}.{column}"] for column in ("place", "lat", "lon"))
+        self.single = entry.most == 1
+        """No place has more than one row."""
+        self.every = self.single and entry.rows == places
+        """Each place has one row, so that the n-th row is that of the n-th place."""
+        self._group: Tensor | None = None
+        self._alive: tuple[object, int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return self.entry.rows
+
+    @property
+    def group(self) -> Tensor | None:
+        """int64 [rows], the place of each, on the bank's device; None while no place has two."""
+        if self.single:
+            return None
+        if self._group is None:
+            self._group = torch.from_numpy(self.place.copy()).to(self.strips.device)
+        return self._group
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.every else self.place[rows]
+
+    def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(first, end) of the rows of some places."""
+        if self.every:
+            return places, places + 1
+        return np.searchsorted(self.place, places), np.searchsorted(self.place, places, "right")
+
+    def alive(self, places: np.ndarray | None, key: object, scanned: int) -> Tensor | None:
+        """bool [rows] on the bank's device: the first `scanned` rows of each place that is alive (bool [places]); None
+        if all are. What was asked for last is kept under `key`."""
+        if places is None and self.entry.most <= scanned:
+            return None
+        kept = self._alive
+        if kept is None or kept[:2] != (key, scanned):
+            rows = np.ones(len(self), bool) if places is None else places if self.every else places[self.place]
+            if self.entry.most > scanned:
+                first = np.flatnonzero(np.diff(self.place, prepend=-1))
+                number = np.arange(len(self)) - np.repeat(first, np.diff(first, append=len(self)))
+                rows = rows & (number < scanned)
+            kept = self._alive = key, scanned, torch.from_numpy(rows).to(self.strips.device)
+        return kept[2]
 
 
 class Segment:
     """An opened segment. Its files may be unlinked while it is used, but not changed."""
 
-    def __init__(self, folder: Path, state: IndexState, entry: SegmentEntry) -> None:
-        """Maps both files. FileNotFoundError if one is gone, DamagedIndexError if it is not what the log says."""
+    def __init__(self, folder: Folder, state: IndexState, entry: SegmentEntry, device: torch.device) -> None:
+        """Maps its files. FileNotFoundError if one is gone, DamagedIndexError if it is not what the commit says."""
         self.entry = entry
-        strips, places = (folder / name for name in segment_names(entry.number))
-        sizes = entry.strips_bytes, entry.places_bytes
-        for path, expected in zip((strips, places), sizes, strict=True):
-            size = os.stat(path).st_size
-            if size != expected:
-                raise _damaged(path, f"expected {expected} bytes, got {size}")
-        try:
-            self.bank = StripBank.open(strips)
-        except ValueError as error:
-            raise _damaged(strips, str(error)) from error
-        bank, shape = self.bank, (state.channels, state.height, state.columns)
-        if (len(bank), bank.shape, bank.dtype, bank.column0_deg) != (
-            entry.strips, shape, state.dtype, state.column0_deg,
-        ):  # fmt: skip
-            raise _damaged(strips, f"expected {entry.strips} strips of {shape}, {state.dtype}, got {bank}")
-        try:
-            self._handle = safetensors.safe_open(places, "pt")
-            self._check_columns()
-        except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
-            os.stat(places)  # FileNotFoundError if a writer has just removed it
-            raise _damaged(places, str(error)) from error
-        self._inside: tuple[Region, Tensor] | None = None
-
-    def _check_columns(self) -> None:
-        kinds = {name: kind for name, (kind, _) in _NUMBERS.items()}
-        kinds |= {f"{name}_end": "I64" for name in TEXTS} | {name: "U8" for name in TEXTS}
-        if self._handle.metadata() != _METADATA or set(self._handle.keys()) != set(kinds):
-            raise ValueError("these are not the columns of places")
-        for name, kind in kinds.items():
-            column = self._handle.get_slice(name)
-            shape = list(column.get_shape())
-            if column.get_dtype() != kind or len(shape) != 1 or (name not in TEXTS and shape != [self.entry.strips]):
-                raise ValueError(f"{name}: expected {kind} [{self.entry.strips}], got {column.get_dtype()} {shape}")
+        table = f"{entry.name}.places"
+        self._table = _Table(MappedFile(folder, table, entry.table.bytes), entry.table.bytes)
+        self._table.check(_expected_columns(state.attributes, entry, self._table))
+        self.attributes = {name: kind for name, kind in state.attributes.items() if f"attribute.{name}" in self._table}
+        self.banks: dict[str, Bank] = {}
+        for name, bank in entry.banks.items():
+            file = MappedFile(folder, f"{entry.name}.{name}.strips", bank.bytes)
+            try:
+                strips = StripBank(torch.frombuffer(file.memory, dtype=torch.uint8))
+            except ValueError as error:
+                raise damaged(file.path, str(error)) from error
+            layer = state.layer(name)
+            expected = bank.rows, layer.strip, state.dtype, layer.column0_deg or 0.0
+            if (len(strips), strips.shape, strips.dtype, strips.column0_deg) != expected:
+                raise damaged(file.path, f"expected {bank.rows} strips of {layer.strip}, {state.dtype}, got {strips}")
+            if device.type != "cpu":
+                strips = StripBank(strips.buffer.to(device))
+            self.banks[name] = Bank(strips, file, bank, entry.places, self._table, name)
+        self._inside: tuple[Region, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return self.entry.strips
+        return self.entry.places
 
     def with_entry(self, entry: SegmentEntry) -> Segment:
-        """The same files with other rows removed."""
+        """The same files with other places removed."""
         if entry == self.entry:
             return self
         other = Segment.__new__(Segment)
-        other.entry, other.bank, other._handle, other._inside = entry, self.bank, self._handle, None
+        other.entry, other._table, other.attributes, other._inside = entry, self._table, self.attributes, None
+        other.banks = {
+            name: Bank(bank.strips, bank.file, bank.entry, entry.places, self._table, name)
+            for name, bank in self.banks.items()
+        }
         return other
 
+    def check(self) -> None:
+        """DamagedIndexError if a file was cut since it was opened. To be called before its memory is read."""
+        self._table.file.check()
+        for bank in self.banks.values():
+            bank.file.check()
+
     def column(self, name: str) -> np.ndarray:
-        """A column as a map of the file; do not write to it."""
-        values: np.ndarray = self._handle.get_tensor(name).numpy()
-        return values
+        return self._table[name]
 
-    @cached_property
-    def ids(self) -> np.ndarray:
-        return self.column("id")
-
-    @cached_property
+    @property
     def lat(self) -> np.ndarray:
-        return self.column("lat")
+        return self._table["lat"]
 
-    @cached_property
+    @property
     def lon(self) -> np.ndarray:
-        return self.column("lon")
+        return self._table["lon"]
+
+    def ids(self, places: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Ids of some places, by their rows in the table."""
+        return np.add(self._table["id"][places], self.entry.first_id)
+
+    def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(which of these ids are here and not removed, their rows in the table)"""
+        wanted = ids - self.entry.first_id
+        row = np.searchsorted(self._table["id"], wanted).clip(max=len(self) - 1)
+        here = np.flatnonzero((self._table["id"][row] == wanted) & ~self.removed[row])
+        return here, row[here]
 
     @cached_property
     def removed(self) -> np.ndarray:
-        """bool [rows]"""
+        """bool [places]"""
         if self.entry.removed is None:
             return np.zeros(len(self), bool)
         return np.unpackbits(np.frombuffer(self.entry.removed, np.uint8), count=len(self)).astype(bool)
 
     @cached_property
-    def _not_removed(self) -> Tensor:
-        return torch.from_numpy(~self.removed)
+    def _there(self) -> np.ndarray:
+        return ~self.removed
 
-    def alive(self, within: Region | None) -> Tensor | None:
-        """Which rows a search may find, bool [rows]; None if all. The last region's answer is kept."""
+    def alive(self, within: Region | None) -> np.ndarray | None:
+        """Which places a search may find, bool [places]; None if all. The last region's answer is kept."""
         if within is None:
-            return None if self.entry.removed is None else self._not_removed
+            return None if self.entry.removed is None else self._there
         inside = self._inside
         if inside is None or inside[0] != within:
-            rows = within.contains(self.lat, self.lon) & ~self.removed
-            inside = self._inside = within, torch.from_numpy(rows)
+            inside = self._inside = within, within.contains(self.lat, self.lon) & self._there
         return inside[1]
 
-    def rows(self, within: Region | None = None) -> np.ndarray:
-        """Rows that are there, ascending."""
+    def places(self, within: Region | None = None) -> np.ndarray:
+        """Rows of the table that are there, ascending."""
         alive = self.alive(within)
-        return np.arange(len(self)) if alive is None else np.flatnonzero(alive.numpy())
+        return np.arange(len(self)) if alive is None else np.flatnonzero(alive)
 
-    def texts(self, name: str, rows: np.ndarray) -> list[str]:
-        start, end = self._spans(name, rows)
-        content, spans = self.column(name), zip(start.tolist(), end.tolist(), strict=True)
+    def texts(self, name: str, places: np.ndarray) -> list[str]:
+        """The key or an attribute that is a text."""
+        content, end = (self._table[column] for column in column_names("text", name))
+        begin, end = _spans(end, len(content), places)
+        spans = zip(begin.tolist(), end.tolist(), strict=True)
         return [bytes(content[a:b]).decode("utf-8", "replace") for a, b in spans]
 
-    def take(self, rows: np.ndarray) -> Columns:
-        """All columns of some rows."""
-        found = {name: self.column(name)[rows] for name in _NUMBERS}
-        for name in TEXTS:
-            start, end = self._spans(name, rows)
-            length = np.maximum(end - start, 0)
-            ends = np.cumsum(length)
-            total = int(ends[-1]) if len(ends) else 0
-            source = np.arange(total) + np.repeat(start - (ends - length), length)
-            found[name], found[f"{name}_end"] = self.column(name)[source], ends
+    def stored(self, name: str, kind: str, places: np.ndarray) -> np.ndarray | list[str]:
+        """An attribute of some places, as `values_of` reads it."""
+        return self.texts(name, places) if kind == "text" else self._table[f"attribute.{name}"][places]
+
+    def take(self, places: np.ndarray, attributes: Mapping[str, str]) -> Columns:
+        """The table of some places, ids as they are in the index, with these attributes, known or not."""
+        found = {"id": self.ids(places), "lat": self.lat[places], "lon": self.lon[places]}
+        for name, kind in (("key", "text"), *attributes.items()):
+            names = column_names(kind, name)
+            if name != "key" and name not in self.attributes:
+                found |= dict(zip(names, unknown(kind, len(places)), strict=True))
+            elif kind == "text":
+                content = self._table[names[0]]
+                begin, end = _spans(self._table[names[1]], len(content), places)
+                length = np.maximum(end - begin, 0)
+                ends = np.cumsum(length)
+                total = int(ends[-1]) if len(ends) else 0
+                source = np.arange(total) + np.repeat(begin - (ends - length), length)
+                found[names[0]], found[names[1]] = content[source], ends
+            else:
+                found[names[0]] = self._table[names[0]][places]
         return found
 
-    def _spans(self, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the texts of some rows begin and end; within the column, also in a damaged file."""
-        end, size = self.column(f"{name}_end"), len(self.column(name))
-        return np.where(rows > 0, end[rows - 1], 0).clip(0, size), end[rows].clip(0, size)
-
-    def problems(self, next_id: int) -> list[str]:
-        """What is wrong with the columns' values, files whose checksums are right included."""
+    def problems(self) -> list[str]:
+        """What is wrong with the values, files whose checksums are right included."""
         found = []
-        ids, lat, lon = self.ids, self.lat, self.lon
-        if len(ids) and not (
-            np.all(np.diff(ids) > 0)
-            and (ids[0], ids[-1]) == (self.entry.first_id, self.entry.last_id)
-            and 0 <= ids[0] <= ids[-1] < next_id
-        ):
-            found.append("ids are not ascending, or not those the log says")
-        if not (np.all(np.abs(lat) <= 90) and np.all(np.abs(lon) <= 180)):
+        ids = self._table["id"]
+        if not (np.all(np.diff(ids) > 0) and ids[0] >= 0 and ids[-1] < self.entry.span):
+            found.append("ids are not ascending, or beyond those of the segment")
+        nowhere = np.isnan(self.lat)
+        on_earth = (np.abs(self.lat) <= 90) & (np.abs(self.lon) <= 180)
+        if not np.all(on_earth | nowhere & np.isnan(self.lon)):
             found.append("positions are not on the Earth")
-        for name in TEXTS:
-            end = self.column(f"{name}_end")
-            if len(end) and not (end[0] >= 0 and np.all(np.diff(end) >= 0) and end[-1] == len(self.column(name))):
-                found.append(f"the texts of {name} overlap or are cut")
+        for name, kind in (("key", "text"), *self.attributes.items()):
+            if kind == "text":
+                content, end = (self._table[column] for column in column_names(kind, name))
+                if not (end[0] >= 0 and np.all(np.diff(end) >= 0) and end[-1] == len(content)):
+                    found.append(f"the texts of {name} overlap or are cut")
+        for name, bank in self.banks.items():
+            at = bank.place
+            counts = np.bincount(at, minlength=1) if np.all((at >= 0) & (at < len(self))) else np.zeros(1)
+            if not np.all(np.diff(at) >= 0) or counts.max() != bank.entry.most:
+                found.append(f"the rows of {name} do not belong to places as they should")
         return found
 
 
-# --- writing ---------------------------------------------------------------------------------------------
+def _expected_columns(
+    attributes: Mapping[str, str], entry: SegmentEntry, table: _Table
+) -> dict[str, tuple[np.dtype, int | None]]:
+    count = entry.places
+    expected: dict[str, tuple[np.dtype, int | None]] = {
+        "id": (_INT64, count), "lat": (_FLOAT64, count), "lon": (_FLOAT64, count),
+    }  # fmt: skip
+    for name, kind in (("key", "text"), *attributes.items()):
+        names = column_names(kind, name)
+        if names[0] in table:  # an attribute that is younger than the segment is not
+            expected[names[0]] = (KINDS[kind], None if kind == "text" else count)
+            expected |= {end: (_INT64, count) for end in names[1:]}
+    for name, bank in entry.banks.items():
+        for column, stored in (("place", _INT64), ("lat", _FLOAT64), ("lon", _FLOAT64)):
+            expected[f"layer.{name}.{column}"] = (stored, bank.rows)
+    return expected
 
 
-def write_segment(folder: Path, number: int, bank: StripBank, columns: Mapping[str, np.ndarray]) -> SegmentEntry:
-    return _write(folder, number, [bank.buffer.numpy().data], columns)
+def _spans(end: np.ndarray, size: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the texts of some places begin and end; within the column, also in a damaged file."""
+    return np.where(places > 0, end[places - 1], 0).clip(0, size), end[places].clip(0, size)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+class LayerRows:
+    """What is written of one layer: a table of rows, and the bank in parts."""
+
+    def __init__(
+        self, place: np.ndarray, lat: np.ndarray, lon: np.ndarray, parts: Iterable[memoryview | bytes], places: int
+    ) -> None:
+        self.table = {"place": place, "lat": lat, "lon": lon}
+        self.parts = parts
+        self.most = int(np.bincount(place, minlength=places).max()) if len(place) else 0
+
+
+def write_segment(
+    folder: Folder, columns: Columns, layers: Mapping[str, LayerRows], name: str | None = None
+) -> SegmentEntry:
+    """Writes and syncs the files of a segment, their names not yet. Its first id is that of its first place."""
+    name = name or secrets.token_hex(16)
+    banks = {}
+    for layer, rows in layers.items():
+        if rows.most:
+            size, sha256 = folder.write(f"{name}.{layer}.strips", rows.parts)
+            banks[layer] = BankEntry(size, sha256, len(rows.table["place"]), rows.most)
+    first = int(columns["id"][0])
+    whole = {**columns, "id": columns["id"] - first}
+    for layer in banks:
+        whole |= {f"layer.{layer}.{column}": values for column, values in layers[layer].table.items()}
+    arrays = {column: np.ascontiguousarray(values) for column, values in whole.items()}
+    table = FileEntry(*folder.write(f"{name}.places", [safetensors.numpy.save(arrays, _METADATA)]))
+    span = int(columns["id"][-1]) - first + 1
+    return SegmentEntry(name, first, span, len(columns["id"]), table, banks)
 
 
 def merge_segments(
-    folder: Path,
-    number: int,
+    folder: Folder,
     picks: Sequence[tuple[Segment, np.ndarray]],
+    state: IndexState,
     progress: Callable[[int], None] | None = None,
 ) -> SegmentEntry:
-    """A new segment of some rows of others, values as they are stored. Memory does not grow with the strips.
+    """A new segment of some places of others, values as they are stored. Memory does not grow with the strips.
 
     Args:
-        picks: segments in the order of their ids, with ascending rows.
-        progress: called with the number of strips written since the last call.
+        picks: segments in the order of their ids, with ascending rows of their tables.
+        progress: called with the number of places written since the last call.
     """
-    taken = [segment.take(rows) for segment, rows in picks]
+    present = {name for segment, _ in picks for name in segment.attributes}
+    attributes = {name: kind for name, kind in state.attributes.items() if name in present}
+    taken = [segment.take(places, attributes) for segment, places in picks]
     columns = {name: np.concatenate([part[name] for part in taken]) for name in taken[0]}
-    for name in TEXTS:
-        before = np.cumsum([0] + [len(part[name]) for part in taken[:-1]])
-        ends = [part[f"{name}_end"] + offset for part, offset in zip(taken, before, strict=True)]
-        columns[f"{name}_end"] = np.concatenate(ends)
-    return _write(folder, number, _merged(picks, len(columns["id"]), progress), columns)
+    for name, kind in (("key", "text"), *attributes.items()):
+        if kind == "text":
+            content, end = column_names(kind, name)
+            before = np.cumsum([0] + [len(part[content]) for part in taken[:-1]])
+            columns[end] = np.concatenate([part[end] + offset for part, offset in zip(taken, before, strict=True)])
+    count = len(columns["id"])
+    told = _Told(progress, count, sum(len(bank) for segment, _ in picks for bank in segment.banks.values()))
+    layers = {}
+    for layer in state.layers:
+        found: list[tuple[Bank, np.ndarray]] = []
+        tables: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))]
+        begin = 0
+        for segment, places in picks:
+            bank = segment.banks.get(layer.name)
+            if bank is not None:
+                number = np.full(len(segment), -1)
+                number[places] = np.arange(begin, begin + len(places))
+                place = number[bank.place]
+                rows = np.flatnonzero(place >= 0)
+                found.append((bank, rows))
+                tables.append((place[rows], bank.lat[rows], bank.lon[rows]))
+            begin += len(places)
+        place, lat, lon = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+        if len(place):
+            layers[layer.name] = LayerRows(place, lat, lon, _merged(found, len(place), told.rows), count)
+    entry = write_segment(folder, columns, layers)
+    told.whole()
+    return entry
+
+
+class _Told:
+    """Turns rows written into places done."""
+
+    def __init__(self, progress: Callable[[int], None] | None, places: int, rows: int) -> None:
+        self._progress, self._places, self._all = progress, places, max(rows, 1)
+        self._rows = self._told = 0
+
+    def rows(self, count: int) -> None:
+        self._rows += count
+        self._tell(min(self._places, self._places * self._rows // self._all))
+
+    def whole(self) -> None:
+        self._tell(self._places)
+
+    def _tell(self, places: int) -> None:
+        if self._progress is not None and places > self._told:
+            self._progress(places - self._told)
+        self._told = places
 
 
 def _merged(
-    picks: Sequence[tuple[Segment, np.ndarray]], count: int, progress: Callable[[int], None] | None
+    picks: Sequence[tuple[Bank, np.ndarray]], count: int, written: Callable[[int], None]
 ) -> Iterable[memoryview | bytes]:
-    yield replace(picks[0][0].bank.layout, count=count).header()
+    layout = picks[0][0].strips.layout
+    yield replace(layout, count=count).header()
+    at_once = 16 * max(1, _BYTES_AT_ONCE // layout.block_bytes)  # whole blocks
     begins = np.cumsum([0] + [len(rows) for _, rows in picks])
-    for first in range(0, count, _ROWS_AT_ONCE):  # a multiple of the strips in a block
-        last = min(first + _ROWS_AT_ONCE, count)
+    for first in range(0, count, at_once):
+        last = min(first + at_once, count)
         parts = [
-            (segment.bank, torch.from_numpy(rows[max(first - begin, 0) : last - begin]))
-            for (segment, rows), begin in zip(picks, begins[:-1].tolist(), strict=True)
+            (bank.strips, torch.from_numpy(rows[max(first - begin, 0) : last - begin]).to(bank.strips.device))
+            for (bank, rows), begin in zip(picks, begins[:-1].tolist(), strict=True)
             if begin < last and begin + len(rows) > first
         ]
-        yield StripBank.join(parts).blocks.numpy().data
-        if progress is not None:
-            progress(last - first)
-
-
-def _write(
-    folder: Path, number: int, strips: Iterable[memoryview | bytes], columns: Mapping[str, np.ndarray]
-) -> SegmentEntry:
-    strips_name, places_name = segment_names(number)
-    strips_bytes, strips_sha256 = _write_file(folder / strips_name, strips)
-    arrays = {name: np.ascontiguousarray(values) for name, values in columns.items()}
-    places = safetensors.numpy.save(arrays, _METADATA)
-    places_bytes, places_sha256 = _write_file(folder / places_name, [places])
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the names
-    finally:
-        os.close(handle)
-    ids = columns["id"]
-    return SegmentEntry(
-        number, len(ids), int(ids[0]), int(ids[-1]), strips_bytes, places_bytes, strips_sha256, places_sha256
-    )
-
-
-def _write_file(path: Path, parts: Iterable[memoryview | bytes]) -> tuple[int, str]:
-    """Writes and syncs a file; (bytes, sha256). What a failed writer left under its name is no part of any state."""
-    digest, size = hashlib.sha256(), 0
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        for part in parts:
-            view = memoryview(part).cast("B")
-            digest.update(view)
-            size += len(view)
-            while view:
-                view = view[os.write(handle, view) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    return size, digest.hexdigest()
-
-
-def _damaged(path: Path, reason: str) -> DamagedIndexError:
-    return DamagedIndexError(f"{path}: damaged ({reason}); restore it from a copy, or build the index anew")
+        yield StripBank.join(parts).blocks.cpu().numpy().data
+        written(last - first)

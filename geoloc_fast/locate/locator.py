@@ -31,6 +31,7 @@ from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.exif import PhotoExif, parse_exif
 from geoloc_fast.images.storage import MAX_FILE_BYTES
 from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.layers import QueryStrips
 from geoloc_fast.locate.confidence import FEATURES, Confidence
 from geoloc_fast.models import Geolocalizer
 
@@ -210,12 +211,12 @@ class Locator:
         if photos:
             strips, width = self.encode([photo.columns for photo in photos.values()])
             encoded = time.perf_counter()
-            found = self.index.search(strips, self.neighbours, query_width=width, within=self.within)
+            query = {self.model.layers[0].name: QueryStrips(strips, width)}
+            found = self.index.search(query, self.neighbours, layers=self.model.layers, within=self.within)
             searched = time.perf_counter()
             for row, (n, photo) in enumerate(photos.items()):
                 share = int(width[row]) / self.model.config.strip[2]
-                neighbours = Neighbours(*(values[row] for values in found))
-                answers[n] = self._answer(names[n], photo, neighbours, share, candidates)
+                answers[n] = self._answer(names[n], photo, found.photo(row), share, candidates)
         ends = (started, decoded, encoded, searched, time.perf_counter())
         stages = ("decode", "encode", "search", "answer")
         seconds = {stage: (ends[i + 1] - ends[i]) / len(images) for i, stage in enumerate(stages)}
@@ -265,7 +266,7 @@ class Locator:
         return found.strips.cpu(), found.width.cpu()
 
     def _answer(self, name: str, photo: _Photo, neighbours: Neighbours, share: float, limit: int) -> Answer:
-        nearest = Neighbours(*(values[:NEIGHBOURS] for values in neighbours))
+        nearest = neighbours.first(NEIGHBOURS)
         found = candidates_of(nearest)
         features = features_of(found, nearest, share, self._places)
         status, radius = "located", None

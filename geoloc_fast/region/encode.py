@@ -16,11 +16,13 @@ from geoloc_fast.data.datasets import PlaceDataset, collate, finish
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ImageError
 from geoloc_fast.index import PlaceIndex
+from geoloc_fast.layers import Rows
 from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer
 
 __all__ = ["Added", "add_places", "encode_places"]
 
 BATCH = 32
+ATTRIBUTES = ("city", "satellite_date", "street_date", "street_synthetic")  # of a manifest that an index keeps
 COMMIT_PLACES = 2048  # what an interruption can lose
 _NOTHING_TO_GO_BY = (
     "has no satellite image, and the heading of its street view is unknown; give street_column0_deg, or run "
@@ -79,15 +81,13 @@ def add_places(
     def commit() -> None:
         if waiting:
             rows = [row for part, _ in waiting for row in part]
-            values = {
-                name: [row[name] for row in rows] for name in ("lat", "lon", "city", "satellite_date", "street_date")
-            }
             index.add(
-                torch.cat([strips for _, strips in waiting]),
+                {model.layers[0].name: Rows(torch.cat([strips for _, strips in waiting]))},
                 model=model.fingerprint,
+                lat=[row["lat"] for row in rows],
+                lon=[row["lon"] for row in rows],
                 key=[row["id"] for row in rows],
-                street_synthetic=[row["street_synthetic"] or "" for row in rows],
-                **values,
+                attributes={name: [row[name] for row in rows] for name in ATTRIBUTES},
             )
             result.added += len(rows)
             result.synthetic += sum(row["street_synthetic"] is not None for row in rows)

@@ -1,0 +1,56 @@
+"""Answers of a search, and how those of several banks, indexes or machines become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Neighbours", "merge"]
+
+
+class Neighbours(NamedTuple):
+    """The best places for each query, best first, equal scores by id. Where there are fewer than k, id and shift are -1
+    and the rest NaN. `photo` gives those of one query, without B."""
+
+    id: np.ndarray  # [B, k] int64
+    score: np.ndarray  # [B, k] float32, the weighted sum over layers
+    shift: np.ndarray  # [B, k] int64, -1 where the heading is unknown
+    heading_deg: np.ndarray  # [B, k] of the photo's centre, if it was taken there; NaN where no layer knows it
+    lat: np.ndarray  # [B, k] NaN where the place has no position
+    lon: np.ndarray  # [B, k]
+    standpoint_lat: np.ndarray  # [B, k] of the row that says most for the place
+    standpoint_lon: np.ndarray  # [B, k]
+    parts: np.ndarray  # [B, k, layers] float32, what each layer of the index adds to the score
+    exact: np.ndarray  # [B] bool: no place that was not looked at can belong here
+
+    def photo(self, n: int) -> Neighbours:
+        """Of the n-th query: [k] each."""
+        return Neighbours._make(values[n] for values in self)
+
+    def first(self, k: int) -> Neighbours:
+        """The first k of each query."""
+        cut = slice(k) if self.id.ndim == 1 else (slice(None), slice(k))
+        return Neighbours._make([*(values[cut] for values in self[:-1]), self.exact])
+
+
+def merge(answers: Sequence[Neighbours], k: int) -> Neighbours:
+    """The k best of several answers to the same queries, by (score, id).
+
+    Exact: what comes of parts of a set of places is what comes of the whole, as long as each part gave k. Ids are taken
+    as they are; parts that share places give them twice.
+    """
+    if not answers:
+        raise ValueError("answers: expected at least one, got none")
+    shapes = [(len(answer.id), answer.parts.shape[2]) for answer in answers]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"answers: expected the same queries and layers in each, got {shapes} (queries, layers)")
+    columns = [np.concatenate(values, axis=1) for values in zip(*(answer[:-1] for answer in answers), strict=True)]
+    found = Neighbours._make([*columns, np.all([answer.exact for answer in answers], axis=0)])
+    missing = found.id < 0
+    order = np.lexsort((found.id, np.where(missing, np.inf, -found.score)), axis=1)[:, :k]
+    if found.id.shape[1] < k:
+        raise ValueError(f"k: expected at most {found.id.shape[1]}, what the answers hold together, got {k}")
+    best = [np.take_along_axis(values, order, 1) for values in found[:-2]]
+    return Neighbours._make([*best, np.take_along_axis(found.parts, order[..., None], 1), found.exact])
