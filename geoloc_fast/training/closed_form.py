@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = ["LinearMap", "Maps", "Moments", "canonical_maps"]
 
+_ROWS = 1024  # that wait to be summed up
 _MOST = 0.999  # of a correlation: the scale stays finite
 
 
@@ -41,6 +42,7 @@ class Moments:
         self.count = 0.0
         self._origin: tuple[Tensor, Tensor] | None = None
         self._sums: list[Tensor] = []
+        self._waiting: list[tuple[Tensor, Tensor, float]] = []
 
     def add(self, x: Tensor, y: Tensor, weight: float = 1.0) -> None:
         """Pairs x [n, Dx], y [n, Dy], each counted `weight` times."""
@@ -53,20 +55,34 @@ class Moments:
         x, y = x.float(), y.float()
         if self._origin is None:  # near the mean, so that float32 products lose nothing
             self._origin = x.mean(0), y.mean(0)
-            dx, dy = x.shape[1], y.shape[1]
-            self._sums = [
-                torch.zeros(size, dtype=torch.float64) for size in ((dx,), (dy,), (dx, dx), (dy, dy), (dx, dy))
-            ]
         for name, features, origin in zip("xy", (x, y), self._origin, strict=True):
             if features.shape[1] != len(origin):
                 raise ValueError(f"{name}: expected {len(origin)} features as before, got {features.shape[1]}")
-        x, y = x - self._origin[0], y - self._origin[1]
         self.count += weight * len(x)
-        for total, part in zip(self._sums, (x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y), strict=True):
-            total.add_(part, alpha=weight)
+        self._waiting.append((x - self._origin[0], y - self._origin[1], weight))
+        if sum(len(part) for part, _, _ in self._waiting) >= _ROWS:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Adds what waits: the sums are large, and to go through them for every few rows takes longer than the
+        products."""
+        if not self._waiting or self._origin is None:
+            return
+        xs, ys, weights = zip(*self._waiting, strict=True)
+        x, y = torch.cat(xs), torch.cat(ys)
+        weight = torch.cat([torch.full((len(part), 1), value) for part, value in zip(xs, weights, strict=True)])
+        wx, wy = weight * x, weight * y
+        if not self._sums:
+            dx, dy = (len(origin) for origin in self._origin)
+            shapes = ((dx,), (dy,), (dx, dx), (dy, dy), (dx, dy))
+            self._sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        for total, part in zip(self._sums, (wx.sum(0), wy.sum(0), x.T @ wx, y.T @ wy, wx.T @ y), strict=True):
+            total.add_(part)
+        self._waiting.clear()
 
     def covariance(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Means [Dx], [Dy] and covariances [Dx, Dx], [Dy, Dy], [Dx, Dy], float64."""
+        self._sum_up()
         if self._origin is None or self.count < 2:
             raise ValueError(f"moments: expected at least two pairs, got {self.count:g}")
         sx, sy, xx, yy, xy = (total / self.count for total in self._sums)

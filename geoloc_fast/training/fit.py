@@ -170,13 +170,13 @@ def _add(sample: dict[str, object], features: _Features, moments: dict[str, Mome
     width = len(photo)
     left_deg = heading - 180.0 * width / config.columns  # where the photo's first column begins
     turn_deg = left_deg - config.column0_deg
-    panorama: Tensor | None = None
+    around: Tensor | None = None  # the panorama's columns, the first of them the photo's first
     if sample["has_panorama"] and sample["heading_known"]:
-        panorama = sample["panorama"]  # type: ignore[assignment]
+        panorama: Tensor = sample["panorama"]  # type: ignore[assignment]
+        around = features.panorama(panorama.roll(-round(turn_deg * config.level_size[1] / 360.0), dims=2))
     used = False
-    if "street" in moments and panorama is not None:
-        turned = panorama.roll(-round(turn_deg * config.level_size[1] / 360.0), dims=2)
-        moments["street"].add(photo, features.panorama(turned)[:width])
+    if "street" in moments and around is not None:
+        moments["street"].add(photo, around[:width])
         report.pairs["street"] += 1
         used = True
     metres, at = float(sample["metres_per_pixel"]), _offset(sample)  # type: ignore[arg-type]
@@ -186,9 +186,8 @@ def _add(sample: dict[str, object], features: _Features, moments: dict[str, Mome
             moments["satellite"].add(photo, features.polar(satellite, metres, at, turn_deg)[:width])
             report.pairs["satellite"] += 1
             used = True
-        if panorama is not None:
-            around = features.polar(satellite, metres, (0.0, 0.0), 0.0)
-            moments["satellite"].add(features.panorama(panorama), around, PANORAMA_WEIGHT)
+        if around is not None:
+            moments["satellite"].add(around, features.polar(satellite, metres, (0.0, 0.0), turn_deg), PANORAMA_WEIGHT)
     if not used:
         _count(report, "no image of its place to compare with")
 
