@@ -24,17 +24,19 @@ def column_features(maps: Sequence[Tensor], columns: int, bands: Sequence[float]
     """Feature maps [B, C, H, W] of one image at several strides to [B, columns, D].
 
     The features of a column are, map by map and band by band, the means of all channels and their maxima over the
-    band and the column. W of every map must be a multiple of `columns`; bands finer than a map's rows fall together.
+    band: the mean of the maxima of both halves of a column, where a map is so fine. W of every map must be a multiple
+    of `columns`; bands finer than a map's rows fall together.
     """
     parts = []
     for features in maps:
         batch, channels, height, width = features.shape
         if width % columns:
             raise ValueError(f"columns: expected a divisor of the map's {width} columns, got {columns}")
-        cells = features.float().reshape(batch, channels, height, columns, width // columns)
-        mean, most = cells.mean(-1), cells.amax(-1)
+        halves = 1 if width // columns % 2 else 2
+        cells = features.float().reshape(batch, channels, height, columns, halves, width // columns // halves)
+        mean, most = cells.mean((-2, -1)), cells.amax(-1)
         for top, bottom in _rows(height, bands):
-            parts += [mean[:, :, top:bottom].mean(2), most[:, :, top:bottom].amax(2)]
+            parts += [mean[:, :, top:bottom].mean(2), most[:, :, top:bottom].amax(2).mean(-1)]
     return torch.cat(parts, 1).transpose(1, 2)
 
 
