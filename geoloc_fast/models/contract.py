@@ -156,6 +156,7 @@ class Model(Protocol):
 KINDS: dict[str, str | Callable[..., Model]] = {
     "geolocalizer": "geoloc_fast.models.geolocalizer.model:Geolocalizer.load",
     "cells": "geoloc_fast.models.cells.model:CellGeolocalizer.load",
+    "text": "geoloc_fast.models.text.model:TextGeolocalizer.load",
     "layered": "geoloc_fast.models.layered.model:Layered.load",
 }
 """Kind of a bundle to what loads it, called as load(path, device=...): a callable, or "module:name" that is imported
