@@ -167,7 +167,7 @@ def test_pairs_are_learned(model: TextGeolocalizer) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        sums.append(float(losses["global"]))
+        sums.append(losses["global"].item())
     assert sums[0] > 0.7 * math.log(12) and sums[-1] < 0.2 * sums[0]
     assert learner.encoder.layer[1].query.weight.grad is not None
     assert learner.encoder.layer[0].query.weight.grad is None
