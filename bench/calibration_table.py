@@ -19,6 +19,7 @@ import torch
 import geoloc_fast
 from geoloc_fast.city import make_city
 from geoloc_fast.images import calibration
+from geoloc_fast.images.decode import decode_image
 
 PAIRS = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_pairs"
 COLUMNS = 512
@@ -36,14 +37,18 @@ def city(seed: int, places: int) -> Pairs:
     return tensors(views.panorama), geoloc_fast.polar_resample(tensors(views.satellite))
 
 
+def read_rgb(path: Path) -> np.ndarray:
+    return decode_image(path.read_bytes(), path.name)
+
+
 def real_pairs() -> Pairs:
     street, polar = [], []
     for path in sorted(PAIRS.glob("*.aerial.*")):
         name = path.name.split(".")[0]
-        panorama = cv2.imread(str(next(PAIRS.glob(f"{name}.ground.*"))))[:, :, ::-1]
+        panorama = read_rgb(next(PAIRS.glob(f"{name}.ground.*")))
         panorama = panorama[64:192] if name.startswith("cvact") else panorama
         street.append(cv2.resize(panorama, (COLUMNS, 128), interpolation=cv2.INTER_AREA))
-        polar.append(geoloc_fast.polar_resample(tensors(cv2.imread(str(path))[None, :, :, ::-1]))[0])
+        polar.append(geoloc_fast.polar_resample(tensors(read_rgb(path)[None]))[0])
     return tensors(np.stack(street)), torch.stack(polar)
 
 

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def watched(command: list[str], limit_s: float, on_line: Callable[[str], None], 
     ) as process:  # fmt: skip
         lines = process.stdout
         assert lines is not None
-        reader = threading.Thread(target=lambda: [on_line(line) for line in lines], daemon=True)
+        reader = threading.Thread(target=deque, args=(map(on_line, lines), 0), daemon=True)
         reader.start()
         try:
             code = process.wait(max(limit_s, 1))

@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -248,7 +249,7 @@ def match(tiny: bool) -> None:
         # noise read, slope written and read twice, score, shift, grad_score; three products per frequency
         facts = {"bytes": pairs * (4 * 16 * 4 + 20), "flops": pairs * 3 * 2 * (2 * 16 - 2) * 64, "rate": "fp32"}
         for backend in ours():
-            run = on(backend, lambda: step(fused, query, strips, noise, weight))  # noqa: B023
+            run = on(backend, partial(step, fused, query, strips, noise, weight))
 
             def check(result: Any, backend: str = backend) -> float:
                 with force_backend(backend):
@@ -256,7 +257,7 @@ def match(tiny: bool) -> None:
 
             measure(case, f"geoloc_fast {backend}", run, check, **facts)
         for name, form in (("fft and Gram matrix", by_fft), ("conv2d and Gram matrix", by_conv2d)):
-            measure(case, name, lambda form=form: step(form, query, strips, noise, weight), check_of(form))  # noqa: B023
+            measure(case, name, partial(step, form, query, strips, noise, weight), check_of(form))
         fast = compiled(by_fft)
         measure(case, "fft and Gram matrix, compiled", lambda: step(fast, query, strips, noise, weight), None)  # noqa: B023
         measure(case, "tile and gather", lambda: step(by_gather, query, strips, noise, weight), check_of(by_gather))  # noqa: B023

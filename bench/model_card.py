@@ -32,11 +32,14 @@ from geoloc_fast.evaluation.floor import floors, ground_strip
 from geoloc_fast.evaluation.metrics import heading_error_deg
 from geoloc_fast.evaluation.protocol import PhotoBatch, measure
 from geoloc_fast.images.cylindrical import to_cylindrical
+from geoloc_fast.images.decode import decode_image
 from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.retrieval import StripBank
-from geoloc_fast.training import trainer as geoloc
-from geoloc_fast.training.street_choice import chosen_views
+from geoloc_fast.training.recipes.geolocalizer.evaluate import evaluate
+from geoloc_fast.training.recipes.geolocalizer.settings import DataSettings
+from geoloc_fast.training.recipes.geolocalizer.street_choice import chosen_views
+from geoloc_fast.training.region import chosen, load_region
 
 CITY, PLACES, FOV_DEG = 10_000, 800, (50.0, 130.0)
 TRIED_DEG = (60.0, 80.0, 100.0, 120.0)
@@ -54,17 +57,17 @@ def short(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def benchmark(model: Geolocalizer, folder: Path) -> dict[str, Any]:
-    manifest = geoloc.chosen(chosen_views(geoloc.load_region(folder), "real"), {"area": "test"})
+    manifest = chosen(chosen_views(load_region(folder), "real"), {"area": "test"})
     found: dict[str, Any] = {"photos": manifest.photos.num_rows, "places": manifest.places.num_rows}
     found["floor"] = floor(manifest)
     for street in ("known", "azimuth"):
-        data = geoloc.DataSettings(manifest=str(folder), street=street, search_fov_deg=list(TRIED_DEG))
-        every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
+        data = DataSettings(manifest=str(folder), street=street, search_fov_deg=list(TRIED_DEG))
+        every = evaluate(model, manifest, data, torch.device("cpu"))
         found[f"street {street}"] = {name: short(one) for name, one in every.items()}
     for source in ("street", "satellite"):
         alone = Geolocalizer(replace(model.config, sources=source))
         alone.load_state_dict({n: x for n, x in model.state_dict().items() if n in alone.state_dict()})
-        every = geoloc.evaluate(alone, manifest, data, torch.device("cpu"))
+        every = evaluate(alone, manifest, data, torch.device("cpu"))
         found[f"street {street}, {source} only"] = {name: short(one) for name, one in every.items()}
     return found
 
@@ -99,11 +102,11 @@ def floor(manifest: Manifest) -> dict[str, float]:
 def street_views(model: Geolocalizer, folder: Path) -> dict[str, Any]:
     """Of a manifest that `geoloc-fast synthesize` has completed: how well photos are found where places without a real
     and available street view have a stand-in, and those of such places by themselves."""
-    data = geoloc.DataSettings(manifest=str(folder), street="azimuth")
+    data = DataSettings(manifest=str(folder), street="azimuth")
     found: dict[str, Any] = {}
     for views in ("hybrid", "synthetic", "nearest", "strict"):
-        manifest = geoloc.chosen(chosen_views(geoloc.load_region(folder), views), {"area": "test"})
-        every = geoloc.evaluate(model, manifest, data, torch.device("cpu"))
+        manifest = chosen(chosen_views(load_region(folder), views), {"area": "test"})
+        every = evaluate(model, manifest, data, torch.device("cpu"))
         for way, one in every.items():
             parts = {f"street view {name}": short(part) for name, part in one["by"]["street_view"].items()}
             found[f"{views}, {way}"] = {"all": short(one), **parts}
@@ -174,6 +177,10 @@ def photo_strips(model: Geolocalizer, photos: np.ndarray, fov_deg: np.ndarray) -
     return torch.cat(whole), torch.cat([part.width for part in strips])
 
 
+def read_rgb(path: Path) -> np.ndarray:
+    return decode_image(path.read_bytes(), path.name)
+
+
 def channels_first(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
 
@@ -184,9 +191,9 @@ def pairs(model: Geolocalizer, folder: Path) -> dict[str, Any]:
     aerial, ground = [], []
     for path in sorted(folder.glob("*.aerial.*")):
         name = path.name.split(".")[0]
-        panorama = cv2.imread(str(next(folder.glob(f"{name}.ground.*"))))[:, :, ::-1]
+        panorama = read_rgb(next(folder.glob(f"{name}.ground.*")))
         ground.append(panorama[64:192] if name.startswith("cvact") else panorama)
-        image = cv2.imread(str(path))[:, :, ::-1]
+        image = read_rgb(path)
         aerial.append(
             polar_resample(channels_first(image[None]), (128, 512), column0_deg=180.0)[0].permute(1, 2, 0).numpy()
         )

@@ -44,12 +44,16 @@ from tqdm import tqdm
 from geoloc_fast.data.availability import real_street_views
 from geoloc_fast.data.datasets import PlaceDataset, loader
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import GeolocError
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.calibration import calibrate
 from geoloc_fast.models import Geolocalizer
 from geoloc_fast.polar import polar_resample
-from geoloc_fast.training import trainer as geoloc
-from geoloc_fast.training.street_choice import chosen_views
+from geoloc_fast.training.recipes.geolocalizer import GeolocalizerRecipe, Settings, read_settings
+from geoloc_fast.training.recipes.geolocalizer.recipe import held_out_of, measured, region_of
+from geoloc_fast.training.region import chosen, load_region, prepared
+from geoloc_fast.training.settings import deciding
+from geoloc_fast.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, PAGE = ROOT / "train/configs/tables.yaml", ROOT / "docs/paper_tables.md"
@@ -111,7 +115,7 @@ TABLES = {number: table_of(given) for number, given in PAPER["tables"].items()}
 # -- runs --------------------------------------------------------------------------------------
 
 
-def settings_of(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -> geoloc.Settings:
+def settings_of(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -> Settings:
     made: Any = OmegaConf.load(config)
     changes = {**PROTOCOLS[run.protocol], **VARIANTS[run.variant], "step.seed": run.seed}
     if made.get("pretrained") not in (None, "timm"):
@@ -122,12 +126,13 @@ def settings_of(run: Run, config: Path, manifest: Path, out: Path, more: Sequenc
     for name, value in changes.items():
         OmegaConf.update(made, name, value, merge=False, force_add=True)
     given = {"out": str(out / str(run)), "data": {"manifest": str(manifest)}}
-    return geoloc.read_settings([OmegaConf.to_container(made), given, *more])
+    merged: Any = OmegaConf.to_container(made)
+    return read_settings([merged, given, *more])
 
 
-def record_of(settings: geoloc.Settings) -> dict[str, Any]:
+def record_of(settings: Settings) -> dict[str, Any]:
     """What decides a run's figures beside the manifest, without the paths of this machine."""
-    record: dict[str, Any] = json.loads(json.dumps(geoloc.deciding(settings)))
+    record: dict[str, Any] = json.loads(json.dumps(deciding(settings)))
     del record["data"]["manifest"]
     if settings.data.views in ("given", "synthetic"):
         made = Manifest.load(settings.data.manifest).places["street_synthetic"]
@@ -156,21 +161,21 @@ def do(run: Run, config: Path, manifest: Path, out: Path, more: Sequence[str]) -
     """Trains, evaluates and returns the run's line. Goes on where an interrupted one stopped."""
     torch.set_num_threads(1)
     settings = settings_of(run, config, manifest, out, more)
-    whole = geoloc.load_region(manifest)
-    if geoloc.prepared(whole):
+    whole = load_region(manifest)
+    if prepared(whole):
         raise ValueError(f"{manifest}: expected photos as they are, got prepared ones: their field of view is fixed")
-    trainer = geoloc.Trainer(settings, resume=(Path(settings.out) / "last.safetensors").exists())
+    recipe = GeolocalizerRecipe(settings)
+    trainer = Trainer(recipe, resume=(Path(settings.out) / "last.safetensors").exists())
     trainer.run()
     began = time.perf_counter()
-    held_out = geoloc.chosen(chosen_views(whole, settings.data.views), settings.data.evaluate)
-    found = geoloc.evaluate(trainer.model, held_out, settings.data, trainer.device, window=trainer.window)
-    assumed = found["assumed"]
+    held_out = held_out_of(region_of(settings), settings)
+    assumed = measured(recipe.model, held_out, settings, recipe.device).numbers["assumed"]
     line = {
         "name": str(run),
         "steps": settings.train.steps,
         "batch": settings.train.batch,
-        "pairs": len(trainer.sampler.place),
-        "coverage": len(held_out.photos) / len(geoloc.chosen(whole, settings.data.evaluate).photos),
+        "pairs": len(recipe.pairs.photo_rows),
+        "coverage": len(held_out.photos) / len(held_out_of(whole, settings).photos),
         "seconds": round(trainer.seconds + time.perf_counter() - began),
         "config": config.name,
         "more": list(more),
@@ -207,7 +212,7 @@ def calibrations(manifest: Path, out: Path) -> None:
     if "calibration" in table_lines.read(out / LINES) or "true_column0_deg" not in whole.places.column_names:
         return
     whole = whole.replace(places=real_street_views(whole.places))
-    whole = geoloc.chosen(whole, PROTOCOLS["cross"]["data.evaluate"])
+    whole = chosen(whole, PROTOCOLS["cross"]["data.evaluate"])
     truth = np.array(whole.places["true_column0_deg"].to_pylist(), np.float64)
     places = PlaceDataset(whole)
     found: dict[str, dict[str, float]] = {}
@@ -402,8 +407,8 @@ def main() -> int:
         return 0
     if given.command == "time":
         try:
-            made = runs_of(table_lines.read(given.out / LINES))
-            time_queries(sorted(set(TABLES["C1"].runs()) & set(made)), given.out)
+            done = runs_of(table_lines.read(given.out / LINES))
+            time_queries(sorted(set(TABLES["C1"].runs()) & set(done)), given.out)
         except OSError as error:
             print(f"tables: {error}; time runs where they were made", file=sys.stderr)
             return 1
@@ -420,13 +425,13 @@ def main() -> int:
     if "A1" in tables:
         calibrations(given.manifest, given.out)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
         futures = {pool.submit(do, run, given.config, given.manifest, given.out, given.more): run for run in todo}
         failed = 0
         for future in as_completed(futures):
             try:
                 table_lines.append(given.out / LINES, future.result())
-            except (OSError, ValueError, geoloc.TrainingStopped) as error:
+            except (OSError, ValueError, GeolocError) as error:
                 failed += 1
                 print(f"{futures[future]}: {error}", file=sys.stderr, flush=True)
             else:

@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def _last(values: list[Any]) -> Any:
 
 
 # What is kept of what the runs say beside the time.
-_KEPT = {"max_error": max, "peak_mb": max, "share_of_read": statistics.median}
+_KEPT: dict[str, Callable[[list[Any]], Any]] = {"max_error": max, "peak_mb": max, "share_of_read": statistics.median}
 
 
 def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:

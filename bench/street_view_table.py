@@ -62,8 +62,10 @@ def classifier(path: Path, name: str) -> Classifier:
     """uint8 [B, 3, H, W] to probabilities [B, K]."""
     try:
         known = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:
-        raise ValueError(f"--classifier-name: expected the name of a timm model, got {name!r}") from error
+    except RuntimeError:
+        known = None
+    if known is None:
+        raise ValueError(f"--classifier-name: expected the name of a timm model, got {name!r}")
     try:
         weights = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

@@ -61,7 +61,11 @@ def bare(op: str) -> Callable[[], Any]:
     finally:
         _native.native_cpu, torch.empty = native, allocate
     ((function, arguments),) = recorded
-    return lambda _alive=alive: function(*arguments)
+
+    def call(_alive: list[Any] = alive) -> Any:
+        return function(*arguments)
+
+    return call
 
 
 @pytest.mark.parametrize("entry", [*CALLS, *(f"{op}, bare native call" for op in list(CALLS)[:-1])])

@@ -46,7 +46,8 @@ def positions(center: tuple[float, float] = (SIDE / 2, SIDE / 2)) -> tuple[np.nd
     """(column, row) of every output pixel, float32: "inner" radii, column 0 at 180 degrees."""
     theta = np.deg2rad(180 + 360 * np.arange(COLS) / COLS)[None]
     radius = (SIDE / 2 * (ROWS - 1 - np.arange(ROWS)) / ROWS)[:, None]
-    return tuple(a.astype(np.float32) for a in (center[1] + radius * np.sin(theta), center[0] - radius * np.cos(theta)))
+    column, row = center[1] + radius * np.sin(theta), center[0] - radius * np.cos(theta)
+    return column.astype(np.float32), row.astype(np.float32)
 
 
 def normalised(strips: Tensor) -> Tensor:

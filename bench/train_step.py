@@ -19,17 +19,18 @@ from pathlib import Path
 
 import torch
 
+from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
+from geoloc_fast.ops.choose import force_backend
+from geoloc_fast.training.recipes.geolocalizer import read_settings
+from geoloc_fast.training.recipes.geolocalizer.step import encode, gradients, sources_used
+from geoloc_fast.training.recipes.geolocalizer.terms import losses
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def one(batch: int, ops: str, repeat: int) -> dict[str, float]:
-    from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
-    from geoloc_fast.ops.choose import force_backend
-    from geoloc_fast.training import step as steps
-    from geoloc_fast.training import trainer as geoloc
-
     configs = [str(ROOT / f"train/configs/{name}.yaml") for name in ("small", "small_last")]
-    settings = geoloc.read_settings([*configs, "data.manifest=none", "out=none"])
+    settings = read_settings([*configs, "data.manifest=none", "out=none"])
     model = Geolocalizer(GeolocalizerConfig(**settings.model)).to(memory_format=torch.channels_last)
     how = settings.step
     row = torch.arange(batch)
@@ -47,29 +48,24 @@ def one(batch: int, ops: str, repeat: int) -> dict[str, float]:
         "place_row": row,
         "photo_row": row,
     }
-    spent = [0.0]
-    losses = steps._losses
-
-    def timed(*arguments):  # forward here; its backward is that of the strips alone
-        model_, strips, *rest = arguments
-        leaves = {name: strip.detach().requires_grad_() for name, strip in strips.items()}
-        begin = time.perf_counter()
-        losses(model_, leaves, *rest)[0].backward()
-        spent[0] += time.perf_counter() - begin
-        model_.zero_grad()
-        return losses(*arguments)
-
+    used = sources_used(data, how, 0)
     with force_backend("reference" if ops == "reference" else None):
-        steps.gradients(model, data, how, step=0, epoch=0)
+        gradients(model, data, how, step=0, epoch=0)
         begin = time.perf_counter()
         for n in range(repeat):
-            steps.gradients(model, data, how, step=n, epoch=0)
+            gradients(model, data, how, step=n, epoch=0)
         whole = (time.perf_counter() - begin) / repeat
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        steps._losses = timed
+        with torch.no_grad():
+            strips = encode(model, data, slice(None), used, how)
+        spent = 0.0
         for n in range(repeat):
-            steps.gradients(model, data, how, step=n, epoch=0)
-    return {"seconds": whole, "operators": spent[0] / repeat / whole, "peak_mib": memory}
+            leaves = {name: strip.clone().requires_grad_() for name, strip in strips.items()}
+            begin = time.perf_counter()
+            losses(model, leaves, data, used, how, n)[0].backward()
+            spent += time.perf_counter() - begin
+            model.zero_grad()
+    return {"seconds": whole, "operators": spent / repeat / whole, "peak_mib": memory}
 
 
 def main() -> None:

@@ -81,7 +81,8 @@ def golden_demo(folder: Path) -> list[list[float]]:
 
 
 def golden_losses(folder: Path) -> list[float]:
-    from geoloc_fast.training import trainer as geoloc
+    from geoloc_fast.training.recipes.geolocalizer import GeolocalizerRecipe, read_settings
+    from geoloc_fast.training.trainer import Trainer
 
     region = folder / "region"
     if not region.is_dir():
@@ -92,7 +93,7 @@ def golden_losses(folder: Path) -> list[float]:
         "image_size": [32, 128],
         "strip": [8, 2, 8],
     }
-    settings = geoloc.read_settings(
+    settings = read_settings(
         [
             {
                 "out": str(folder / "run"),
@@ -110,7 +111,7 @@ def golden_losses(folder: Path) -> list[float]:
             }
         ]
     )
-    geoloc.Trainer(settings).run()
+    Trainer(GeolocalizerRecipe(settings)).run()
     lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     return [round(line["loss"], 6) for line in lines if "loss" in line]
 

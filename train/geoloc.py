@@ -1,11 +1,15 @@
-"""Trains the geolocalizer: python train/geoloc.py train/configs/small.yaml data.manifest=cities/ out=runs/small
+"""Trains the geolocalizer on the pairs of a manifest.
 
-The settings, what the folder `out` is given and how to go on are said in `geoloc_fast.training.trainer`.
+    python train/geoloc.py train/configs/small.yaml data.manifest=cities/ out=runs/small
+
+In `geoloc_fast.training`: `command` says the options, `trainer` what `out` is given, `recipes/geolocalizer/settings`
+the settings and their defaults.
 """
 
 import sys
 
-from geoloc_fast.training.trainer import main
+from geoloc_fast.training.command import main
+from geoloc_fast.training.recipes.geolocalizer import evaluate_model, make_recipe
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, make_recipe, evaluate_model))

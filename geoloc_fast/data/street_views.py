@@ -83,17 +83,17 @@ class StreetViewDataset(PlaceDataset):
         turn_deg, mirrored = super()._geometry(row, what)
         return (90.0 * math.floor(turn_deg / 90) if self.quarter_turns else turn_deg), mirrored
 
-    def _satellite(self, place: dict[str, Any], row: int, mirrored: bool) -> np.ndarray:
-        path = place["satellite"]
+    def _satellite(self, place: dict[str, Any], row: int, mirrored: bool) -> tuple[np.ndarray, float]:
+        path, extent_m = place["satellite"], self.extent_m or 50.0
         image = satellite_square(
             self._decode(path),
             path,
             place["metres_per_pixel"],
-            extent_m=self.extent_m or 50.0,
+            extent_m=extent_m,
             size=self.satellite_size,
         )
         image = self._coloured(image, row, _SATELLITE)
-        return image[:, ::-1] if mirrored else image
+        return (image[:, ::-1] if mirrored else image), extent_m / self.satellite_size
 
     def _sample(self, row: int, turn_deg: float, mirrored: bool) -> dict[str, Any]:
         sample = super()._sample(row, turn_deg, mirrored)

@@ -1,14 +1,13 @@
-"""Trains the network that makes street views from satellite images.
+"""PanoGAN as a recipe of `Trainer`: a network that makes street views from satellite images.
 
     python train/panogan.py train/configs/panogan_small.yaml data.manifest=cities/ out=runs/panogan
     python train/panogan.py ... data.train='{city: 00-harbour, split: train}' data.evaluate='{city: 00-harbour}'
 
 One joint model, or one of a city by itself, as the main paper has it. It learns from places that have a satellite
-image and, near it in space and time, a real street view of known heading. Settings, the files in `out`, `--resume`,
-several processes and Ctrl-C are as in `geoloc.py`; beside them
+image and, near it in space and time, a real street view of known heading. Beside what every run writes `out` is given
 
-    samples/epoch-0001.png   condition, made and real street view, made and real class map of a few held-out places,
-                             after every epoch, if it evaluates
+    samples/step-000500.png  condition, made and real street view, made and real class map of a few held-out places,
+                             with every evaluation
 
 Every step moves the generator by what the judges say of its panoramas, of all passes, and by its distance from the
 real ones; and the judges by how well they tell both apart. Both are computed with the weights as they were before it.
@@ -17,10 +16,10 @@ real ones; and the judges by how well they tell both apart. Both are computed wi
 from __future__ import annotations
 
 import colorsys
-import math
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -28,9 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from omegaconf import MISSING
 from torch import Tensor
 
 from geoloc_fast.data.availability import MAX_AGE_DAYS, real_street_views
@@ -41,11 +38,15 @@ from geoloc_fast.evaluation.metrics import psnr, sharpness_difference, ssim
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.models.panogan.model import PanoGAN, PanoGANConfig, to_bytes, to_signed
+from geoloc_fast.training.distributed import device_of, reduce_gradients, summed, world
 from geoloc_fast.training.losses import adversarial
+from geoloc_fast.training.recipe import Evaluation
+from geoloc_fast.training.region import load_region
 from geoloc_fast.training.sampling import PlaceBatches
-from geoloc_fast.training.step import reduce_gradients, world
-from geoloc_fast.training.trainer import Trainer as GeolocTrainer
-from geoloc_fast.training.trainer import TrainSettings, check_training, load_region, merged_settings
+from geoloc_fast.training.settings import DataSettings as EveryDataSettings
+from geoloc_fast.training.settings import RunSettings, TrainSettings, at_least, merged_settings
+
+__all__ = ["PanoGANRecipe", "Settings", "evaluate_model", "make_recipe", "read_settings"]
 
 _SAMPLES = 6
 _MEASURES = {"psnr": psnr, "ssim": ssim, "sharpness_difference": sharpness_difference}
@@ -53,15 +54,12 @@ _CLASSES_RIGHT = "classes_right"
 
 
 @dataclass
-class DataSettings:
-    manifest: str = MISSING
-    train: dict[str, str] = field(default_factory=dict)  # column: value, of places; split is that of their photos
-    evaluate: dict[str, str] = field(default_factory=dict)
+class DataSettings(EveryDataSettings):
+    """`train` and `evaluate` choose places; the column split is that of their photos."""
+
     column0: str = "street_column0_deg"  # the places' column that says where their panoramas begin
     max_distance_m: float = 3.0  # of a street view from its place
     max_age_days: int = MAX_AGE_DAYS  # between satellite image and street view
-    workers: int = 0
-    augment: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,6 +69,11 @@ class StepSettings:
     l1: float = 100.0  # weight of the distance from the real panorama, and from the real class map
     adversarial: float = 1.0  # weight of what the judges say
     real: float = 0.9  # what judges are to say of real patches
+
+    def check(self) -> None:
+        at_least(self, "step", 0, "l1", "adversarial")
+        if not 0 < self.real <= 1:
+            raise ValueError(f"step.real: expected above 0, at most 1, got {self.real}")
 
 
 @dataclass
@@ -82,14 +85,25 @@ class PanoGANTrainSettings(TrainSettings):
     clip: float = 1e6
     best: str = "ssim"
 
+    def check(self) -> None:
+        super().check()
+        if self.best not in (*_MEASURES, _CLASSES_RIGHT):
+            raise ValueError(f"train.best: expected {', '.join((*_MEASURES, _CLASSES_RIGHT))}, got {self.best!r}")
+
 
 @dataclass
-class Settings:
-    out: str = MISSING
-    model: dict[str, Any] = field(default_factory=dict)
+class Settings(RunSettings):
     data: DataSettings = field(default_factory=DataSettings)
     step: StepSettings = field(default_factory=StepSettings)
     train: PanoGANTrainSettings = field(default_factory=PanoGANTrainSettings)
+
+
+def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
+    """From YAML files, name=value and dictionaries, later ones winning."""
+    settings = merged_settings(sources, Settings)
+    settings.train.check()
+    settings.step.check()
+    return settings
 
 
 # -- data --------------------------------------------------------------------------------------
@@ -219,9 +233,7 @@ def gradients(model: PanoGAN, batch: dict[str, Any], how: StepSettings) -> dict[
         for p in [*makers, *judges]:
             p.grad = None if p.grad is None else p.grad / processes
         reduce_gradients([*makers, *judges])
-        flat = torch.stack([value.float() for value in numbers.values()]) / processes
-        dist.all_reduce(flat)
-        numbers = dict(zip(numbers, flat, strict=True))
+        numbers = {name: value / processes for name, value in summed(numbers).items()}
     return {name: float(value) for name, value in numbers.items()}
 
 
@@ -257,159 +269,158 @@ def _pixels(image: Tensor) -> np.ndarray:
     return to_bytes(image).permute(1, 2, 0).cpu().numpy()
 
 
-# -- training ----------------------------------------------------------------------------------
+# -- the recipe --------------------------------------------------------------------------------
 
 
-class Trainer(GeolocTrainer):
-    """A run like that of `geoloc.py` with another network, other data and another step."""
+class PanoGANRecipe:
+    shown: tuple[str, ...] = ("loss", "image", "judges")
 
-    shown = ("loss", "image", "judges")
-
-    def __init__(self, settings: Settings, *, resume: bool = False) -> None:
-        self._place(settings)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = device_of(settings.train.device)
         how = settings.train
         manifest = load_region(settings.data.manifest)
-        try:
-            config = PanoGANConfig(**settings.model)
-        except TypeError as error:
-            raise ValueError(f"model: expected settings of PanoGANConfig, got {error}") from error
+        config = config_of(settings)
         training = chosen(manifest, settings.data.train or {"split": "train"}, settings.data)
         training, classes = mapped(training, config.classes, "data.train")
         if classes != config.classes:
-            config = PanoGANConfig(**{**settings.model, "classes": classes})
+            config = replace(config, classes=classes)
         if how.evaluate_every and how.best == _CLASSES_RIGHT and not classes:
             raise ValueError(f"train.best: expected {', '.join(_MEASURES)} without class maps, got {how.best!r}")
-        self.training = training
-        self.pairs = street_views(training, config, settings, learn=True)  # type: ignore[assignment]
-        self.views = None
-        if how.evaluate_every:
-            held_out = chosen(manifest, settings.data.evaluate or {"split": "val"}, settings.data)
-            held_out, _ = mapped(held_out, classes, "data.evaluate")
-            self.views = street_views(held_out, config, settings, learn=False)
-            self.held_out = held_out
-        else:
-            self.held_out = None
+        self.views = street_views(training, config, settings, learn=True)
+        self.held_out = held_out_of(manifest, config, settings) if how.evaluate_every else None
 
         torch.manual_seed(settings.step.seed)
-        self.model = PanoGAN(config).to(self.device)  # type: ignore[assignment]
+        self.model = PanoGAN(config).to(self.device)
         if how.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=how.lr, weight_decay=how.weight_decay, betas=(0.5, 0.999)
         )
+        rank, processes = world()
         self.sampler = PlaceBatches(
-            np.arange(len(training.places)), how.batch, seed=settings.step.seed, rank=self.rank, world=self.processes
+            np.arange(len(training.places)), how.batch, seed=settings.step.seed, rank=rank, world=processes
         )
-        self._begin(resume)
-        self.drawn = self.sampler.epoch
+        self._loader = loader(self.views, how.batch, workers=settings.data.workers, batches=self.sampler)
 
-    def _rate(self) -> float:
+    def rate(self, step: int, steps: int) -> float:
         """Even for the first half, then straight to 0."""
         how = self.settings.train
-        return how.lr * min(1.0, (self.step + 1) / max(1, how.warmup), 2 * (1 - self.step / how.steps))
+        return how.lr * min(1.0, (step + 1) / max(1, how.warmup), 2 * (1 - step / steps))
 
-    def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
-        on = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        condition = self.model.condition(on["satellite"], turn_deg=on["turn_deg"], mirrored=on["mirrored"])
-        done = {"condition": condition, "panorama": to_signed(on["panorama"]), "place_id": on["place_id"]}
-        if self.model.config.classes:
-            done["classes"] = signed_classes(on["classes"], self.model.config.classes)
-        if self.settings.train.channels_last:
-            done |= {
-                name: value.contiguous(memory_format=torch.channels_last)
-                for name, value in done.items()
-                if isinstance(value, Tensor)
-            }
-        return done
+    def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        self.sampler.epoch, self.sampler.start = epoch, start
+        self.views.set_epoch(epoch)
+        for batch in self._loader:
+            yield shown_to(self.model, batch, self.settings, self.device)
 
-    def _gradients(self, batch: dict[str, Any]) -> dict[str, float]:
-        if self.drawn != self.sampler.epoch:
-            self.draw()
+    def epoch_begins(self, epoch: int) -> None:
+        pass
+
+    def gradients(self, batch: dict[str, Any], *, step: int, epoch: int) -> dict[str, float]:
         return gradients(self.model, batch, self.settings.step)
 
-    def run(self) -> None:
-        super().run()
-        self.sampler.epoch += 1
-        self.draw()
-
-    def draw(self) -> None:
-        """The sample sheet of the epochs that are over."""
-        self.drawn = self.sampler.epoch
-        if self.rank != 0 or self.views is None:
-            return
-        sheet = sample_sheet(self.samples(_SAMPLES))
-        done, content = cv2.imencode(".png", sheet[:, :, ::-1])
+    def evaluate(self, step: int) -> Evaluation:
+        """Also draws the sample sheet."""
+        if self.held_out is None:
+            raise ValueError("train.evaluate_every: expected more than 0 to evaluate, got 0")
+        found, images = measured(self.model, self.held_out, self.settings, self.device)
+        done, content = cv2.imencode(".png", sample_sheet(images)[:, :, ::-1])
         if done:
-            folder = self.out / "samples"
-            folder.mkdir(exist_ok=True)
-            write_atomically(folder / f"epoch-{self.drawn:04d}.png", content.tobytes())
+            folder = Path(self.settings.out) / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / f"step-{step:06d}.png", content.tobytes())
+        return found
 
-    @torch.inference_mode()
-    def _made(self) -> Iterator[tuple[dict[str, Any], Tensor, Tensor | None]]:
-        """Batches of the held-out places, with the panoramas and class maps made of them."""
-        assert self.views is not None
-        training = self.model.training
-        self.model.eval()
-        try:
-            for batch in loader(self.views, self.settings.train.batch):
-                batch = self._finished(batch)
-                last = self.model.passes(batch["condition"])[-1]
-                yield batch, last.image, last.classes
-        finally:
-            self.model.train(training)
+    def state(self) -> dict[str, Tensor]:
+        return {}
 
-    def samples(self, count: int) -> list[dict[str, np.ndarray]]:
-        table = colours(self.model.config.classes)
-        rows: list[dict[str, np.ndarray]] = []
-        for batch, images, classes in self._made():
-            for n, image in enumerate(images):
-                row = {"satellite": _pixels(batch["condition"][n]), "made": _pixels(image)}
-                row["real"] = _pixels(batch["panorama"][n])
-                if classes is not None:
-                    row["classes made"] = table[classes[n].argmax(0).cpu().numpy()]
-                    row["classes real"] = table[batch["classes"][n].argmax(0).cpu().numpy()]
-                rows.append(row)
-                if len(rows) == count:
-                    return rows
-        return rows
+    def restore(self, state: dict[str, Tensor]) -> None:
+        pass
 
-    def _evaluate(self, log: Any, bar: Any) -> None:
-        if self.rank == 0:
-            sums: dict[str, float] = {}
-            for batch, images, classes in self._made():
-                pair = to_bytes(images), to_bytes(batch["panorama"])
-                values = {name: measure(*pair) for name, measure in _MEASURES.items()}
-                if classes is not None:
-                    values[_CLASSES_RIGHT] = (classes.argmax(1) == batch["classes"].argmax(1)).double().mean((1, 2))
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.sum())
-            found = {name: value / len(self.held_out.places) for name, value in sums.items()}
-            log.write({"step": self.step, "evaluation": found})
-            bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-            if found[self.settings.train.best] > self.best:
-                self.best = found[self.settings.train.best]
-                self.model.save(self.out / "best.safetensors")
-        if self.processes > 1:
-            dist.barrier()
+    def save_model(self, path: Path) -> None:
+        self.model.save(path)
 
 
-def read_settings(sources: list[str]) -> Settings:
-    settings: Settings = merged_settings(sources, Settings)
-    how, step = settings.train, settings.step
-    check_training(how)
-    for name in ("hard", "decay", "fresh", "similar_after", "similar_every"):  # they would do nothing
-        plain = getattr(TrainSettings, name)
-        if getattr(how, name) != plain:
-            raise ValueError(f"train.{name}: expected {plain} here, got {getattr(how, name)}")
-    if how.best not in (*_MEASURES, _CLASSES_RIGHT):
-        raise ValueError(f"train.best: expected {', '.join((*_MEASURES, _CLASSES_RIGHT))}, got {how.best!r}")
-    for name in ("l1", "adversarial"):
-        if not 0 <= getattr(step, name) < math.inf:
-            raise ValueError(f"step.{name}: expected at least 0, got {getattr(step, name)}")
-    if not 0 < step.real <= 1:
-        raise ValueError(f"step.real: expected above 0, at most 1, got {step.real}")
-    return settings
+def make_recipe(sources: Sequence[str | dict[str, Any]]) -> PanoGANRecipe:
+    return PanoGANRecipe(read_settings(sources))
 
 
-def run(settings: list[str], resume: bool) -> None:
-    Trainer(read_settings(settings), resume=resume).run()
+def evaluate_model(sources: Sequence[str | dict[str, Any]], path: Path) -> Evaluation:
+    """Of the model at `path`, on the places that `data.evaluate` chooses."""
+    settings = read_settings(sources)
+    device = device_of(settings.train.device)
+    model = PanoGAN.load(path).to(device)
+    views = held_out_of(load_region(settings.data.manifest), model.config, settings)
+    return measured(model, views, settings, device)[0]
+
+
+def config_of(settings: Settings) -> PanoGANConfig:
+    try:
+        return PanoGANConfig(**settings.model)
+    except TypeError as error:
+        raise ValueError(f"model: expected settings of PanoGANConfig, got {error}") from error
+
+
+def held_out_of(manifest: Manifest, config: PanoGANConfig, settings: Settings) -> StreetViewDataset:
+    held_out = chosen(manifest, settings.data.evaluate or {"split": "val"}, settings.data)
+    held_out, _ = mapped(held_out, config.classes, "data.evaluate")
+    return street_views(held_out, config, settings, learn=False)
+
+
+def shown_to(model: PanoGAN, batch: dict[str, Any], settings: Settings, device: torch.device) -> dict[str, Any]:
+    """A batch of places as `gradients` takes it."""
+    on = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    condition = model.condition(on["satellite"], turn_deg=on["turn_deg"], mirrored=on["mirrored"])
+    done = {"condition": condition, "panorama": to_signed(on["panorama"]), "place_id": on["place_id"]}
+    if model.config.classes:
+        done["classes"] = signed_classes(on["classes"], model.config.classes)
+    if settings.train.channels_last:
+        done |= {
+            name: value.contiguous(memory_format=torch.channels_last)
+            for name, value in done.items()
+            if isinstance(value, Tensor)
+        }
+    return done
+
+
+@torch.inference_mode()
+def measured(
+    model: PanoGAN, views: StreetViewDataset, settings: Settings, device: torch.device
+) -> tuple[Evaluation, list[dict[str, np.ndarray]]]:
+    """Means over the places of `views`, and images of the first few for `sample_sheet`."""
+    training = model.training
+    model.eval()
+    sums: dict[str, float] = {}
+    images: list[dict[str, np.ndarray]] = []
+    try:
+        for part in loader(views, settings.train.batch):
+            batch = shown_to(model, part, settings, device)
+            made = model.passes(batch["condition"])[-1]
+            pair = to_bytes(made.image), to_bytes(batch["panorama"])
+            values = {name: measure(*pair) for name, measure in _MEASURES.items()}
+            if made.classes is not None:
+                right = made.classes.argmax(1) == batch["classes"].argmax(1)
+                values[_CLASSES_RIGHT] = right.double().mean((1, 2))
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value.sum())
+            images += looked_at(batch, made.image, made.classes, model.config.classes)[: _SAMPLES - len(images)]
+    finally:
+        model.train(training)
+    found = {name: value / len(views) for name, value in sums.items()}
+    text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+    return Evaluation(found, found.get(settings.train.best), text), images
+
+
+def looked_at(batch: dict[str, Any], made: Tensor, classes: Tensor | None, count: int) -> list[dict[str, np.ndarray]]:
+    """What a sample sheet shows of each place of a batch."""
+    table = colours(count)
+    rows = []
+    for n, image in enumerate(made):
+        row = {"satellite": _pixels(batch["condition"][n]), "made": _pixels(image)}
+        row["real"] = _pixels(batch["panorama"][n])
+        if classes is not None:
+            row["classes made"] = table[classes[n].argmax(0).cpu().numpy()]
+            row["classes real"] = table[batch["classes"][n].argmax(0).cpu().numpy()]
+        rows.append(row)
+    return rows

@@ -24,10 +24,10 @@ from tqdm import tqdm
 from geoloc_fast.data.datasets import IMAGENET_MEAN, IMAGENET_STD, PairDataset, PhotoDataset, loader
 from geoloc_fast.images.augment import Augmentation, colour_matrix, generator_of
 from geoloc_fast.polar import polar_resample
-from geoloc_fast.training.street_choice import chosen_street
+from geoloc_fast.training.recipes.geolocalizer.street_choice import chosen_street
 
 _DECODE_BATCH = 64
-_AUGMENT, _READING = 104, 105  # what a random number is for; see `step`
+_AUGMENT, _READING = 104, 105  # what a random number is for
 _NARROWEST = 8  # columns that cutting leaves of a photo
 
 
@@ -35,7 +35,7 @@ class PairsInMemory:
     """Args:
     pairs: without augmentation.
     readings: photo datasets over the same manifest, without augmentation; every sample takes one of them.
-    street: which street view a place has, see `street`.
+    street: which street view a place has, see `street_choice`.
     cut: the largest share of a photo's columns that is cut off, anew in every epoch.
     """
 
@@ -103,15 +103,17 @@ class PairsInMemory:
 
         # Column j looks at column0 + 360 (j + turn) / W; in the mirror what stood at azimuth a stands at -a.
         axis = round(2 * self.column0_deg / 360 * columns)
-        at = torch.arange(columns) + turn[:, None]
-        at = torch.where(mirrored[:, None], -at - axis, at) % columns
-        done = {name: value[place_row] for name, value in self.places.items() if isinstance(value, Tensor)}
+        column = torch.arange(columns) + turn[:, None]
+        column = torch.where(mirrored[:, None], -column - axis, column) % columns
+        done: dict[str, Any] = {
+            name: value[place_row] for name, value in self.places.items() if isinstance(value, Tensor)
+        }
         done["place_id"] = [self.places["place_id"][row] for row in place_row]
         for n, (name, images, has) in enumerate(
             (("polar", self.polar, done["has_satellite"]), ("panorama", self.panorama, done["has_panorama"]))
         ):
             there = has[:, None, None].expand(-1, columns, self.polar.shape[2])
-            done[name] = self._finished(images[place_row[:, None], at], drawn[:, 5 + 7 * n :][:, :7], there)
+            done[name] = self._finished(images[place_row[:, None], column], drawn[:, 5 + 7 * n :][:, :7], there)
 
         # One reading for the whole batch, or its photos would be padded to the widest of all readings.
         which = generator_of(self.seed, epoch, number, _READING).integers(len(self.readings))
@@ -119,13 +121,13 @@ class PairsInMemory:
         width, heading = about["photo_width"][photo_row], about["heading_deg"][photo_row]
         kept = (width * (1 - self.cut * chance[:, 3])).round().long().clamp(min=_NARROWEST).minimum(width)
         first = ((width - kept + 1) * chance[:, 4]).long()
-        at = first[:, None] + torch.arange(int(kept.max()))
-        exists = torch.arange(at.shape[1]) < kept[:, None]
+        column = first[:, None] + torch.arange(int(kept.max()))
+        exists = torch.arange(column.shape[1]) < kept[:, None]
         # The heading lies over column width / 2. In the mirror columns are sampled at their right edge.
         offset = first + kept / 2 - width / 2
-        at = torch.where(mirrored[:, None], (width[:, None] - 1) - at, at).clamp(0, photos.shape[1] - 1)
+        column = torch.where(mirrored[:, None], (width[:, None] - 1) - column, column).clamp(0, photos.shape[1] - 1)
         heading = torch.where(mirrored, 360 / columns - heading, heading) + offset * 360 / columns
-        image = photos[photo_row[:, None], at]
+        image = photos[photo_row[:, None], column]
         seen = image.any(3) & exists[:, :, None]  # what lies above and below a photo is black, and stays it
         done["photo"] = self._finished(image, drawn[:, 19:26], seen, exists)
         done |= {

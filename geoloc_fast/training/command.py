@@ -1,0 +1,72 @@
+"""The command line of a training script: settings, processes, exit codes.
+
+    python train/geoloc.py train/configs/small.yaml data.manifest=cities/ out=runs/small
+    torchrun --nproc-per-node 8 train/geoloc.py train/configs/base.yaml data.manifest=ready/ out=runs/base
+    python train/geoloc.py train/configs/small.yaml data.manifest=cities/ --evaluate runs/small/model.safetensors
+
+Settings are YAML files and name=value, later ones winning; one that does not exist is an error. `--resume` goes on
+where `out` stands. `--evaluate` measures a model on `data.evaluate`, as JSON, and trains nothing. Ctrl-C ends with exit
+code 130, with everything saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from geoloc_fast.errors import GeolocError
+from geoloc_fast.ops.choose import force_backend
+from geoloc_fast.training.recipe import Evaluation, Recipe
+from geoloc_fast.training.trainer import Trainer
+
+__all__ = ["main"]
+
+_LONGEST_EVALUATION = timedelta(hours=2)  # process 0 evaluates, the others wait
+
+
+def main(
+    about: str | None,
+    make_recipe: Callable[[Sequence[str]], Recipe],
+    evaluate_model: Callable[[Sequence[str], Path], Evaluation],
+) -> int:
+    parser = argparse.ArgumentParser(description=str(about).splitlines()[0])
+    parser.add_argument("settings", nargs="+", help="YAML files and name=value")
+    parser.add_argument("--resume", action="store_true", help="go on from out/last.safetensors")
+    parser.add_argument("--evaluate", type=Path, metavar="MODEL", help="measure this model, and train nothing")
+    parser.add_argument("--ops", choices=("fast", "reference"), default="fast", help="which operators")
+    given = parser.parse_args()
+    if given.resume and given.evaluate:
+        parser.error("--evaluate: expected without --resume")
+    joins = "WORLD_SIZE" in os.environ and not dist.is_initialized()
+    if joins:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_LONGEST_EVALUATION)
+    operators = force_backend("reference") if given.ops == "reference" else contextlib.nullcontext()
+    try:
+        with operators:
+            if given.evaluate:
+                found = evaluate_model(["out=.", *given.settings], given.evaluate)
+                print(json.dumps(found.numbers, indent=1))
+                print(f"train: {found.text}", file=sys.stderr)
+            else:
+                Trainer(make_recipe(given.settings), resume=given.resume).run()
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on from here", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, GeolocError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if joins:
+            dist.destroy_process_group()
+    return 0

@@ -1,0 +1,75 @@
+"""The pairs a run learns from: which photos, with which places, read how."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pyarrow.compute as pc
+
+from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.images.augment import Augmentation
+from geoloc_fast.models import GeolocalizerConfig
+from geoloc_fast.training.recipes.geolocalizer.memory import PairsInMemory
+from geoloc_fast.training.recipes.geolocalizer.settings import Settings
+from geoloc_fast.training.region import prepared
+
+__all__ = ["pairs_of", "say_what_is_special"]
+
+
+def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig) -> PairDataset | PairsInMemory:
+    data = settings.data
+    try:
+        augment = Augmentation(**data.augment)
+    except TypeError as error:
+        raise ValueError(f"data.augment: expected settings of Augmentation, got {error}") from error
+    shared: dict[str, Any] = {
+        "panorama_size": config.image_size,
+        "augment": None if data.in_memory else augment,
+        "seed": settings.step.seed,
+    }
+    places = PlaceDataset(
+        manifest,
+        satellite_size=data.satellite_size,
+        extent_m=data.extent_m,
+        column0_deg=config.column0_deg,
+        **shared,
+    )
+    how = {"assumed": [False], "known": [True], "mixed": [False, True]}[data.field_of_view]
+    if prepared(manifest):  # their field of view was decided then
+        how = [True]
+    readings = [
+        PhotoDataset(
+            manifest,
+            assumed_fov_deg=config.assumed_fov_deg,
+            use_fov=known,
+            crop_fov_deg=data.crop_fov_deg,
+            **shared,
+        )
+        for known in how
+    ]
+    pairs = PairDataset(readings[0], places)
+    if not len(pairs):
+        raise ValueError("data: expected photos with a place, got none")
+    if data.in_memory:
+        return PairsInMemory(
+            pairs,
+            readings,
+            augment,
+            street=data.street,
+            cut=data.cut,
+            seed=settings.step.seed,
+            workers=data.workers,
+        )
+    return pairs
+
+
+def say_what_is_special(manifest: Manifest) -> None:
+    """On stderr: synthetic street views, photos whose field of view is decided."""
+    places = manifest.places
+    none = pc.and_(places["street"].is_null(), places["street_views"].is_null()).to_pylist().count(True)
+    if made := len(places) - places["street_synthetic"].null_count:
+        print(f"train: {made} of {len(places) - none} street views are synthetic", file=sys.stderr)
+    if prepared(manifest):
+        print("train: photos have the field of view that they were prepared with", file=sys.stderr)
