@@ -147,7 +147,7 @@ def test_reading_says_what_it_leaves_out(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["read", "flickr", "."], 2, "KIND: expected manifest, cvusa, .*photos, got 'flickr'"),
+        (["read", "flickr", "."], 2, "KIND: expected manifest, tiles, .*photos, .*got 'flickr'"),
         (["read", "photos", ".", "--zone", "50"], 2, "--zone means nothing to photos"),
         (["read", "manifest", ".", "--panoramas"], 2, "--panoramas means nothing to manifest"),
         (["read", "msgd", "."], 2, "msgd needs --zone"),

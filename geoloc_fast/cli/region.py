@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from geoloc_fast.cli.app import app, city_app
-from geoloc_fast.cli.options import (
-    arguments,
-)
+from geoloc_fast.cli.options import WithinOption, arguments, region_of
 from geoloc_fast.cli.output import progress, say
 
 
@@ -36,10 +34,32 @@ def city_make(
 
 @app.command()
 def read(
-    kind: Annotated[str, typer.Argument(help="cvusa, cvact, vigor, msgd, utm-names, photos, or manifest.")],
-    path: Annotated[Path, typer.Argument(help="Folder of the data set; of a manifest also one of its tables.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="Imagery: tiles, raster, pmtiles, mbtiles. Street photos: video, mapillary, kartaview, photos. Data "
+            "sets: cvusa, cvact, vigor, msgd, utm-names. Or manifest."
+        ),
+    ],
+    path: Annotated[Path, typer.Argument(help="The folder or file; of a manifest also one of its tables.")],
     out: Annotated[
-        Path | None, typer.Argument(help="Folder for the tables: PATH (the default) or one above it.")
+        Path | None,
+        typer.Argument(help="Folder for the tables: PATH (the default) or one above it. Of imagery a new folder."),
+    ] = None,
+    places: Annotated[
+        str | None,
+        typer.Option(help="Of imagery, where: grid:10 (metres), points.csv (lat, lon), or roads.geojson:5 (metres)."),
+    ] = None,
+    side: Annotated[float, typer.Option(help="Of imagery: side of the squares that are cut out, in metres.")] = 60.0,
+    within: WithinOption = None,
+    zoom: Annotated[int | None, typer.Option(help="Of tiles; default the deepest there is.")] = None,
+    tms: Annotated[bool, typer.Option("--tms", help="Rows of a folder of tiles count from the south.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Of imagery: say what it would cost and stop.")] = False,
+    gpx: Annotated[Path | None, typer.Option(help="Track of whoever carried the camera (video).")] = None,
+    offset: Annotated[float | None, typer.Option(help="Seconds to add to the frames' times (video).")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second; else EXIF has their times (video).")] = None,
+    facing: Annotated[
+        float | None, typer.Option(help="Where the camera looked: 0 forwards, 90 to the right (video).")
     ] = None,
     format: Annotated[str, typer.Option(help="parquet or csv.")] = "parquet",
     assign: Annotated[
@@ -54,21 +74,35 @@ def read(
         float | None, typer.Option(help="Heading of the panoramas' left edge, if known (msgd).")
     ] = None,
     panoramas: Annotated[
-        bool | None, typer.Option("--panoramas", help="Images in folders `database` are places (utm-names).")
+        bool | None,
+        typer.Option("--panoramas", help="Images in folders `database` (utm-names), or frames (video), are places."),
     ] = None,
 ) -> None:
-    """Make a manifest of a published data set or a folder of photos, or convert one between CSV and Parquet.
+    """Make a manifest of imagery, street photos or a published data set, or convert one between CSV and Parquet.
 
-    Images stay where they are; docs/data.md shows the layouts.
+    Of imagery, squares round places are cut out into OUT; all other images stay where they are. docs/guide/imagery.md
+    says what may be used for what, docs/data.md shows the layouts.
 
-    Example: geoloc-fast read photos region/photos region --assign 25
+    Example: geoloc-fast read raster ortho.tif region/ --places grid:10
     """
     import warnings
 
     from geoloc_fast.data import readers
     from geoloc_fast.data.readers.write import write_tables
+    from geoloc_fast.region import imagery
 
+    if kind in imagery.KINDS:
+        if out is None or places is None:
+            raise typer.BadParameter(f"{kind} needs OUT, a new folder, and --places, where places are to be")
+        _cut(kind, path, out, places, side, region_of(None, None, within), zoom, tms, dry_run)
+        return
+    if places is not None or zoom is not None or within is not None or tms or dry_run:
+        raise typer.BadParameter(f"--places, --within, --zoom, --tms and --dry-run mean nothing to {kind}")
     given = {
+        "gpx": gpx,
+        "offset": offset,
+        "fps": fps,
+        "facing": facing,
         "zone": zone,
         "south": south,
         "city": city,
@@ -78,15 +112,17 @@ def read(
     }
     options = {name: value for name, value in given.items() if value is not None}
     if kind != "manifest" and kind not in readers.READERS:
-        raise typer.BadParameter(f"KIND: expected manifest, {', '.join(readers.READERS)}, got {kind!r}")
+        known = ", ".join(("manifest", *imagery.KINDS, *readers.READERS))
+        raise typer.BadParameter(f"KIND: expected {known}, got {kind!r}")
     if format not in ("parquet", "csv"):
         raise typer.BadParameter(f"--format: expected parquet or csv, got {format!r}")
     reader = None if kind == "manifest" else inspect.signature(readers.READERS[kind]).parameters
     for name in options:
         if reader is None or name not in reader:
             raise typer.BadParameter(f"--{name.replace('_', '-')} means nothing to {kind}")
-    if reader is not None and any(p.default is p.empty and n not in options for n, p in reader.items() if n != "path"):
-        raise typer.BadParameter(f"{kind} needs --zone, the UTM zone of its coordinates")
+    needed = [n for n, p in (reader or {}).items() if p.default is p.empty and n not in options and n != "path"]
+    if needed:
+        raise typer.BadParameter(f"{kind} needs --{needed[0]}, {_NEEDED[needed[0]]}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = readers.read(kind, path, **options)
@@ -97,6 +133,27 @@ def read(
     without = made.photos["place"].null_count
     about = f", {without} of them of no place" if len(made.places) and without else ""
     typer.echo(f"{len(made.places)} places and {len(made.photos)} photos{about} in {folder}")
+
+
+_NEEDED = {"zone": "the UTM zone of its coordinates", "gpx": "the track of whoever carried the camera"}
+
+
+def _cut(
+    kind: str, path: Path, out: Path, places: str, side: float, within: Any, zoom: int | None, tms: bool, dry_run: bool
+) -> None:
+    from geoloc_fast.region.cut import cut_places, price_of
+    from geoloc_fast.region.imagery import open_imagery
+    from geoloc_fast.region.spots import spots_of
+
+    with arguments():
+        ground = open_imagery(kind, path, zoom=zoom, tms=tms)
+        spots = spots_of(places, ground, within)
+    typer.echo(str(price_of(ground, spots, side)))
+    if dry_run:
+        return
+    with progress("places") as shown:
+        done = cut_places(ground, spots, out, source=path.name, side_m=side, progress=shown)
+    typer.echo(f"{done.summary()}; written to {out}")
 
 
 @app.command()

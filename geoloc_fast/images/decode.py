@@ -28,6 +28,7 @@ __all__ = [
     "MAX_PIXELS",
     "ImageHeader",
     "decode_image",
+    "decode_rgba",
     "fit_panorama",
     "read_header",
     "require_panorama",
@@ -37,6 +38,7 @@ __all__ = [
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow warns beyond this; here it is an error
 _POLE_TO_POLE_DEG = 187.2  # 180, and what rounding to pixels and stitching add
+_GEO_KEYS = 34735  # tag of a GeoTIFF: its georeference would be lost here without a word
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -100,6 +102,18 @@ def decode_image(
         image.close()
 
 
+def decode_rgba(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 [height, width, 4] of a map tile: as `decode_image`, with its transparency, and never turned."""
+    image, _ = _open(data, name, max_pixels)
+    try:
+        image.load()
+        return np.array(image.convert("RGBA"))
+    except Exception as error:
+        raise ImageError(name, f"cannot be decoded: {error or type(error).__name__}") from error
+    finally:
+        image.close()
+
+
 def _open(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, ImageHeader]:
     if not data:
         raise ImageError(name, "is empty")
@@ -116,6 +130,9 @@ def _open(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, ImageHe
         raise ImageError(name, f"claims a size of {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError(name, f"claims {width} x {height} pixels; at most {max_pixels} are decoded")
+    if image.format == "TIFF" and _GEO_KEYS in image.tag_v2:  # type: ignore[attr-defined]
+        image.close()
+        raise ImageError(name, "is a map (GeoTIFF); cut places out of it with `geoloc-fast read raster`")
     exif = data if image.format == "TIFF" else image.info.get("exif", b"")
     exif = exif if isinstance(exif, bytes) else b""
     # Recent versions of Pillow give the upright size of a TIFF before loading it, others not.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PhotoExif", "orientation_of", "parse_exif"]
+__all__ = ["PhotoExif", "orientation_of", "parse_exif", "time_of"]
 
 _MAX_ENTRIES = 512
 _MAX_VALUES = 64
@@ -23,6 +23,7 @@ _FILM_DIAGONAL_MM = math.hypot(36, 24)
 
 ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
 DATE_ORIGINAL, DATE_DIGITIZED, WIDTH, HEIGHT = 0x9003, 0x9004, 0xA002, 0xA003
+OFFSET_ORIGINAL, PART_ORIGINAL = 0x9011, 0x9291
 DIGITAL_ZOOM, FOCAL_35MM = 0xA404, 0xA405
 LAT_REF, LAT, LON_REF, LON, STATUS, DIRECTION_REF, DIRECTION, DATUM, GPS_DATE = 1, 2, 3, 4, 9, 16, 17, 18, 29
 
@@ -111,6 +112,24 @@ def orientation_of(block: bytes) -> int:
         return int(value) if value in range(1, 9) else 1
     except (_Bad, KeyError, ValueError, TypeError):
         return 1
+
+
+def time_of(block: bytes) -> datetime.datetime | None:
+    """When the photo was taken, to the second or finer; without a time zone unless the block has one."""
+    try:
+        tiff = _Tiff(block)
+        camera = tiff.directory(int(_one(tiff.directory(tiff.first)[EXIF_IFD])))
+        when = datetime.datetime.strptime(str(camera[DATE_ORIGINAL])[:19], "%Y:%m:%d %H:%M:%S")
+    except (_Bad, KeyError, ValueError, TypeError):
+        return None
+    part = str(camera.get(PART_ORIGINAL, ""))
+    if part.isascii() and part.isdigit():
+        when += datetime.timedelta(seconds=float(f"0.{part[:6]}"))
+    try:
+        zone = datetime.datetime.strptime(str(camera.get(OFFSET_ORIGINAL, "")), "%z").tzinfo
+    except ValueError:
+        zone = None
+    return when.replace(tzinfo=zone)
 
 
 class _Tiff:

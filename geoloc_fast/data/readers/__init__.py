@@ -16,7 +16,9 @@ from geoloc_fast.data.readers.cvact import read_cvact
 from geoloc_fast.data.readers.cvusa import read_cvusa
 from geoloc_fast.data.readers.msgd import read_msgd
 from geoloc_fast.data.readers.photo_folder import read_photo_folder
+from geoloc_fast.data.readers.street_folders import read_kartaview, read_mapillary
 from geoloc_fast.data.readers.utm_names import read_utm_names
+from geoloc_fast.data.readers.video import read_video
 from geoloc_fast.data.readers.vigor import read_vigor
 
 __all__ = [
@@ -24,9 +26,12 @@ __all__ = [
     "read",
     "read_cvact",
     "read_cvusa",
+    "read_kartaview",
+    "read_mapillary",
     "read_msgd",
     "read_photo_folder",
     "read_utm_names",
+    "read_video",
     "read_vigor",
 ]
 
@@ -37,6 +42,9 @@ READERS: dict[str, Callable[..., Manifest]] = {
     "msgd": read_msgd,
     "utm-names": read_utm_names,
     "photos": read_photo_folder,
+    "video": read_video,
+    "mapillary": read_mapillary,
+    "kartaview": read_kartaview,
 }
 
 
