@@ -21,9 +21,11 @@ __all__ = [
     "PlaceIndexError",
     "PrepareError",
     "ReplacedIndexError",
+    "ShardError",
     "TrainingStopped",
     "UnsureCommitError",
     "WeightsError",
+    "WordError",
 ]
 
 
@@ -69,6 +71,14 @@ class ManifestError(GeolocError, ValueError):
 
 class PrepareError(GeolocError, RuntimeError):
     """Preparation cannot go on; what is finished stays."""
+
+
+class ShardError(GeolocError, ValueError):
+    """A tar file of training pairs that holds none, or is damaged."""
+
+
+class WordError(GeolocError, ValueError):
+    """A description that cannot be read as one, or a tokenizer that cannot read."""
 
 
 class BundleError(GeolocError, ValueError):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from geoloc_fast.models.bundle import BundleError
+from geoloc_fast.errors import BundleError, WordError
 from geoloc_fast.models.text.encoder import MINILM, TextConfig, TextTransformer, load_encoder, mean_state
-from geoloc_fast.models.text.words import LONGEST, WordError, checked_text
+from geoloc_fast.models.text.words import LONGEST, checked_text
 from geoloc_fast.testing.text_encoder import write_text_encoder
 
 pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from geoloc_fast import TileSignature, tile_signature
-from geoloc_fast.errors import BundleError
+from geoloc_fast.errors import BundleError, WordError
 from geoloc_fast.models.contract import Model, Photo, PlaceBatch, Text, load_model
 from geoloc_fast.models.text.model import PHYSICAL, TextGeolocalizer, TextGeolocalizerConfig
-from geoloc_fast.models.text.words import WordError
 from geoloc_fast.testing.text_encoder import write_text_encoder
 from geoloc_fast.training.consistency import TERMS, consistency, signature_means
 from geoloc_fast.training.losses import info_nce

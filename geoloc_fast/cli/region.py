@@ -38,7 +38,7 @@ def read(
         str,
         typer.Argument(
             help="Imagery: tiles, raster, pmtiles, mbtiles. Street photos: video, mapillary, kartaview, photos. Data "
-            "sets: cvusa, cvact, vigor, msgd, utm-names. Or manifest."
+            "sets: cvusa, cvact, vigor, msgd, utm-names; with words: cvg-text, rsicd, geotext. Or manifest."
         ),
     ],
     path: Annotated[Path, typer.Argument(help="The folder or file; of a manifest also one of its tables.")],

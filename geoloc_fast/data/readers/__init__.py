@@ -14,6 +14,7 @@ from typing import Any
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.readers.cvact import read_cvact
 from geoloc_fast.data.readers.cvusa import read_cvusa
+from geoloc_fast.data.readers.described import read_cvg_text, read_geotext, read_rsicd
 from geoloc_fast.data.readers.msgd import read_msgd
 from geoloc_fast.data.readers.photo_folder import read_photo_folder
 from geoloc_fast.data.readers.street_folders import read_kartaview, read_mapillary
@@ -25,11 +26,14 @@ __all__ = [
     "READERS",
     "read",
     "read_cvact",
+    "read_cvg_text",
     "read_cvusa",
+    "read_geotext",
     "read_kartaview",
     "read_mapillary",
     "read_msgd",
     "read_photo_folder",
+    "read_rsicd",
     "read_utm_names",
     "read_video",
     "read_vigor",
@@ -45,6 +49,9 @@ READERS: dict[str, Callable[..., Manifest]] = {
     "video": read_video,
     "mapillary": read_mapillary,
     "kartaview": read_kartaview,
+    "cvg-text": read_cvg_text,
+    "rsicd": read_rsicd,
+    "geotext": read_geotext,
 }
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geoloc_fast.models.bundle import BundleError
+from geoloc_fast.errors import BundleError
 from geoloc_fast.models.text.words import Words
 
 __all__ = ["MINILM", "TextConfig", "TextTransformer", "load_encoder", "mean_state"]

@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LONGEST", "Tokens", "WordError", "Words", "checked_text"]
+from geoloc_fast.errors import WordError
+
+__all__ = ["LONGEST", "Tokens", "Words", "checked_text"]
 
 LONGEST = 10_000
 """Characters. The longest description of a data set has about 1,500."""
 _ROOM = ("\n", "\r", "\t")
-
-
-class WordError(ValueError):
-    """A description that cannot be read as one."""
 
 
 class Tokens(NamedTuple):
