@@ -60,7 +60,9 @@ class PairsInMemory:
         panorama = torch.empty_like(polar)
         about: dict[str, list[Any]] = {}
         begin = 0
-        for batch in tqdm(loader(pairs.places, _DECODE_BATCH, workers=workers), desc="places", leave=False):
+        for batch in tqdm(
+            loader(pairs.places, _DECODE_BATCH, workers=workers), desc="places", leave=False, disable=None
+        ):
             part = slice(begin, begin + len(batch["satellite"]))
             begin = part.stop
             above = polar_resample(
@@ -82,7 +84,9 @@ class PairsInMemory:
         self.readings = []
         for reading in readings:
             images, about = [], {}
-            for batch in tqdm(loader(reading, _DECODE_BATCH, workers=workers), desc="photos", leave=False):
+            for batch in tqdm(
+                loader(reading, _DECODE_BATCH, workers=workers), desc="photos", leave=False, disable=None
+            ):
                 images.append(batch["photo"].permute(0, 3, 2, 1))
                 _add(about, batch, "photo_width", "heading_deg", "photo_id", "photo_lat", "photo_lon")
             widest = max(part.shape[1] for part in images)
