@@ -45,7 +45,7 @@ CITY, PLACES, FOV_DEG = 10_000, 800, (50.0, 130.0)
 TRIED_DEG = (60.0, 80.0, 100.0, 120.0)
 BESIDE = (0.2, 0.5)
 TURNS = 20
-FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_1_percent", "heading_within_22.5_deg")
+FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_1_percent", "heading_within_22_5_deg")
 
 
 def short(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -28,14 +28,13 @@ import torch
 from PIL import Image
 
 from geoloc_fast import StripBank, strip_topk
-from geoloc_fast.demo import default_model
 from geoloc_fast.evaluation.metrics import one_percent
 from geoloc_fast.evaluation.protocol import PhotoBatch, measure
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.locate.confidence import Confidence
 from geoloc_fast.locate.locator import Locator
-from geoloc_fast.models import Geolocalizer
+from geoloc_fast.models.contract import load_model, shipped_model
 from geoloc_fast.testing import random_strips
 
 SHAPE = (16, 4, 16)
@@ -130,9 +129,9 @@ def test_add(benchmark: Any, tmp_path: Path, count: int) -> None:
 
 @pytest.mark.parametrize("count", [10_000, 100_000, MILLION])
 def test_locate(benchmark: Any, tmp_path: Path, count: int) -> None:
-    model = Geolocalizer.load(default_model())
+    model = load_model()
     fill(tmp_path / "index", count, str(model.fingerprint))
-    confidence = Confidence.load(Confidence.path_for(default_model()), model=model.fingerprint)
+    confidence = Confidence.load(Confidence.path_for(shipped_model()), model=model.fingerprint)
     locator = Locator(PlaceIndex.open(tmp_path / "index"), model, confidence=confidence)
     rng = np.random.default_rng(0)
     sink = io.BytesIO()

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from geoloc_fast.cli.app import app
-from geoloc_fast.demo import default_model, summary
+from geoloc_fast.demo import summary
+from geoloc_fast.models.contract import shipped_model
 
 COMMAND = [sys.executable, "-c", "from geoloc_fast.cli import main; main()"]
 
@@ -137,7 +138,7 @@ def test_the_readme_shows_what_the_demo_prints(demo_run: tuple[dict, Path]) -> N
         return [re.sub(r"[+-]?\d+(\.\d+)?", "#", " ".join(line.split())) for line in text.strip().splitlines()]
 
     printed = f"{summary(demo_run[0])}\nWritten to demo: predictions.geojson, metrics.json, report.html, "
-    printed += "index, region, photos\n\nNext: geoloc-fast locate demo/photos/00.jpg --index demo/index"
+    printed += "index, region\n\nNext: geoloc-fast locate demo/region/city/photo/city-00000.jpg --index demo/index"
     said = skeleton(printed)
     assert [line for line in skeleton(shown) if not line.startswith("Sure")] == [
         line for line in said if not line.startswith("Sure")
@@ -159,8 +160,8 @@ def test_interrupting_leaves_nothing_half_written(tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr
-    assert not out.exists() or not list(out.iterdir())
+    assert not [path for path in out.rglob("*") if path.is_file()]
 
 
 def test_the_model_that_ships_is_small() -> None:
-    assert default_model().stat().st_size < 6 << 20
+    assert shipped_model().stat().st_size < 6 << 20

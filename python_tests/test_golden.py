@@ -18,11 +18,11 @@ import torch
 from geoloc_fast.city.views import Sizes
 from geoloc_fast.city.write import write_city
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.demo import default_model, run_demo
+from geoloc_fast.demo import run_demo
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate.locator import Locator
-from geoloc_fast.models import Geolocalizer
-from geoloc_fast.region.encode import add_places
+from geoloc_fast.models.contract import load_model, shipped_model
+from geoloc_fast.region.encode import build_index, encode_places
 
 HERE = Path(__file__).resolve().parent
 TRAIN = HERE.parent / "train"
@@ -46,28 +46,20 @@ def made_region(folder: Path) -> Manifest:
 
 
 def golden_strips(folder: Path) -> dict[str, Any]:
-    manifest = made_region(folder / "region")
-    model = Geolocalizer.load(default_model())
-    with PlaceIndex.create(
-        folder / "index",
-        model=str(model.fingerprint),
-        layers=model.layers,
-        dtype="fp32",
-    ) as index:
-        add_places(index, model, manifest)
-    (segment,) = index._snapshot.segments
-    places = segment.banks[model.layers[0].name].strips.unpack(torch.arange(len(index)))
+    manifest, model = made_region(folder / "region"), load_model()
+    (part,) = encode_places(model, manifest)
+    build_index(folder / "index", model, manifest, dtype="fp32")
     photos = []
-    for answer in Locator(index, model).locate(
+    for answer in Locator(PlaceIndex.open(folder / "index"), model).locate(
         [manifest.root / name for name in manifest.photos["image"].to_pylist()[:10]], candidates=1
     ):
         first = answer.candidates[0]
-        photos.append([first.place, round(first.score, 5), round(first.heading_deg, 3)])
-    return {"places": projected(places), "photos": photos}
+        photos.append([first.place, round(first.score, 5), round(first.heading_deg or 0.0, 3)])
+    return {"places": projected(part.layers["place"].strips), "photos": photos}
 
 
 def golden_demo(folder: Path) -> list[list[float]]:
-    run_demo(folder / "demo", model_path=default_model(), places=24, photos=10, seed=20_000)
+    run_demo(folder / "demo", model_path=shipped_model(), places=24, photos=10, seed=20_000)
     features = json.loads((folder / "demo" / "predictions.geojson").read_text())["features"]
     return [
         [

@@ -73,7 +73,7 @@ def test_figures_are_those_of_the_whole_matrix() -> None:
         if np.isfinite(world.heading_deg[n]):
             apart = abs(heading - world.heading_deg[n]) % 360
             errors.append(min(apart, 360 - apart))
-    assert metrics["heading_within_11.25_deg"] == pytest.approx(np.mean(np.array(errors) <= 11.25))
+    assert metrics["heading_within_11_25_deg"] == pytest.approx(np.mean(np.array(errors) <= 11.25))
     assert 0.2 < metrics["recall_at_1"] < 0.95  # or the comparisons above compare nothing
 
 

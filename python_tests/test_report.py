@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from geoloc_fast.evaluation.evaluate import Evaluation
+from geoloc_fast.evaluation.evaluate import Evaluation, Truth
 from geoloc_fast.evaluation.report import page, write_report
 from geoloc_fast.evaluation.report.pictures import COLUMN0_DEG, Tile
 from geoloc_fast.evaluation.report.views import mosaic, polar_window, street_window
@@ -86,6 +86,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     heading = rng.uniform(0, 360, PHOTOS)
     heading[1] = np.nan
     evaluation, answers = Evaluation(PLACES, 4), []
+    truth = Truth(np.asarray(true_lat), np.asarray(true_lon), heading, np.full(PHOTOS, -1))
     for n in range(PHOTOS):
         right, sure = n % 2 == 0, n % 4 < 2
         found = at[n] if right else (at[n] + 14) % PLACES
@@ -105,7 +106,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         if n == PHOTOS - 1:
             answer = Answer(HOSTILE[3], "unreadable", problem=HOSTILE[1], seconds={"decode": 0.001})
         answers.append(answer)
-        evaluation.add(answer, float(true_lat[n]), float(true_lon[n]), float(heading[n]), True)
+        evaluation.add(answer, truth, n, True)
     path = folder / "report.html"
     write_report(
         path, title=HOSTILE[1], about=HOSTILE[3], index=index, names=[answer.image for answer in answers], lat=true_lat,

@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -40,7 +40,7 @@ from geoloc_fast.city.views import (
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.files import write_atomically
 
-__all__ = ["REALISTIC", "CityRecipe", "recipes", "write_city"]
+__all__ = ["REALISTIC", "CityRecipe", "recipes", "write_city", "write_recipes"]
 
 REALISTIC = Sizes(satellite_px=336, panorama=(128, 512), photo=(240, 320))
 MAX_CITIES = 1000
@@ -56,7 +56,7 @@ class CityRecipe:
 
     name: str
     seed: int
-    style: int
+    style: int | None  # number of the style, None for a bit of everything
     places: int
     sizes: Sizes
     fov_range: tuple[float, float]
@@ -65,7 +65,11 @@ class CityRecipe:
     @property
     def area(self) -> str:
         """Its part in the cross-area protocol."""
-        return "train" if self.style % 2 == 0 else "test"
+        return "train" if self.style is not None and self.style % 2 == 0 else "test"
+
+    @property
+    def style_name(self) -> str:
+        return "mixed" if self.style is None else STYLES[self.style].name
 
     def as_json(self) -> str:
         return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
@@ -109,7 +113,7 @@ def write_city(
     fov_range: tuple[float, float] = FIELD_OF_VIEW,
     capture: Capture = CROWD,
     jobs: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Manifest:
     """Makes cities of all styles in turn and writes them as a manifest folder.
 
@@ -135,6 +139,19 @@ def write_city(
         todo = [recipe for recipe in todo if recipe.area == area]
         if not todo:
             raise ValueError(f"area: expected one that is among the {cities} cities (train, test), got {area!r}")
+    return write_recipes(out, todo, jobs=jobs, progress=progress)
+
+
+def write_recipes(
+    out: str | os.PathLike[str],
+    todo: Sequence[CityRecipe],
+    *,
+    jobs: int = 1,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Manifest:
+    """Makes the cities of these recipes, as `write_city` does its own."""
+    for recipe in todo:
+        check_arguments(recipe.seed, recipe.places, recipe.sizes, recipe.fov_range, recipe.capture)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs: expected an integer >= 1, got {jobs!r}")
     root = Path(out)
@@ -143,7 +160,7 @@ def write_city(
     for recipe in todo:  # before anything is made
         _refuse_other(root / recipe.name, recipe)
     root.mkdir(parents=True, exist_ok=True)
-    done, total = 0, len(todo) * places
+    done, total = 0, sum(recipe.places for recipe in todo)
     pool = None
     if jobs > 1:
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
@@ -156,7 +173,7 @@ def write_city(
                 for finished in _make(root, recipe, pool):
                     if progress is not None:
                         progress(done + finished, total)
-            done += places
+            done += recipe.places
             if progress is not None:
                 progress(done, total)
             rows += json.loads((folder / "city.json").read_text())["rows"]
@@ -214,7 +231,7 @@ def _make(root: Path, recipe: CityRecipe, pool: ProcessPoolExecutor | None) -> I
 
 
 @lru_cache(maxsize=1)
-def _city(seed: int, places: int, style: int) -> City:
+def _city(seed: int, places: int, style: int | None) -> City:
     return City.build(seed, places=places, style=style)
 
 
@@ -258,7 +275,7 @@ def _write_place(
         "satellite": f"{recipe.name}/satellite/{name}.jpg",
         "metres_per_pixel": SATELLITE_SIDE_M / recipe.sizes.satellite_px,
         "satellite_date": str(view.satellite_date),
-        "style": STYLES[recipe.style].name,
+        "style": recipe.style_name,
         "area": recipe.area,
         **dict.fromkeys(("street", "street_lat", "street_lon", "street_date", "street_column0_deg")),
         "true_column0_deg": None,

@@ -10,6 +10,7 @@ import typer
 from geoloc_fast.cli.app import index_app
 from geoloc_fast.cli.options import (
     BoxOption,
+    DeviceOption,
     IndexArgument,
     JsonOption,
     ModelOption,
@@ -19,7 +20,7 @@ from geoloc_fast.cli.options import (
     named,
     region_of,
 )
-from geoloc_fast.cli.output import bar, say
+from geoloc_fast.cli.output import progress, say
 
 
 @index_app.command("build")
@@ -27,6 +28,7 @@ def index_build(
     manifest: Annotated[Path, typer.Argument(help="Folder with a places table, or the table.")],
     index: IndexArgument,
     model: ModelOption = None,
+    device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the stored values: bf16 or fp32.")] = "bf16",
     as_json: JsonOption = False,
 ) -> None:
@@ -35,12 +37,12 @@ def index_build(
     Example: geoloc-fast index build ready/ region.index
     """
     from geoloc_fast.data.manifest import Manifest
-    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.region.encode import build_index
 
-    places, network = Manifest.load(manifest), model_at(model)
-    if not any(index.glob("*.commit")):
-        PlaceIndex.create(index, model=str(network.fingerprint), layers=network.layers, dtype=dtype).close()
-    _add(places, index, network, as_json)
+    places, network = Manifest.load(manifest), model_at(model, device)
+    with progress("places") as shown:
+        done = build_index(index, network, places, dtype=dtype, progress=shown)
+    _say_added(done, index, as_json)
 
 
 @index_app.command("add")
@@ -48,6 +50,7 @@ def index_add(
     manifest: Annotated[Path, typer.Argument(help="Folder with a places table, or the table.")],
     index: IndexArgument,
     model: ModelOption = None,
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Add the places of a manifest that are not in an index yet, by their ids in the manifest.
@@ -55,8 +58,13 @@ def index_add(
     Example: geoloc-fast index add more/ region.index
     """
     from geoloc_fast.data.manifest import Manifest
+    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.region.encode import add_places
 
-    _add(Manifest.load(manifest), index, model_at(model), as_json)
+    places, network = Manifest.load(manifest), model_at(model, device)
+    with PlaceIndex.open(index, "write", model=network.fingerprint) as opened, progress("places") as shown:
+        done = add_places(opened, network, places, progress=shown)
+    _say_added(done, index, as_json)
 
 
 @index_app.command("remove")
@@ -111,8 +119,8 @@ def index_slice(
     if region is None:
         raise typer.BadParameter("say which region: --box, --near or --within")
     whole = PlaceIndex.open(index)
-    with bar(len(whole.ids(region)), "places") as shown:
-        part = whole.slice(out, region, shown.update)
+    with progress("places") as shown:
+        part = whole.slice(out, region, shown)
     say({"places": len(part), "path": str(out)}, f"{len(part)} of {len(whole)} places in {out}", as_json)
 
 
@@ -130,8 +138,8 @@ def index_compact(
     """
     from geoloc_fast.index import PlaceIndex
 
-    with PlaceIndex.open(index, "write") as opened, bar(len(opened), "places") as shown:
-        changed = opened.compact(shown.update, keep=keep)
+    with PlaceIndex.open(index, "write") as opened, progress("places") as shown:
+        changed = opened.compact(shown, keep=keep)
         text = "rewritten as one segment" if changed else "nothing to do"
         say({"changed": changed, "places": len(opened)}, f"{len(opened)} places: {text}", as_json)
 
@@ -144,9 +152,8 @@ def index_verify(index: IndexArgument, as_json: JsonOption = False) -> None:
     """
     from geoloc_fast.index import PlaceIndex
 
-    size = sum(path.stat().st_size for path in index.iterdir() if path.is_file()) if index.is_dir() else 0
-    with bar(size, "bytes", unit="B", unit_scale=True) as shown:
-        problems = PlaceIndex.verify(index, shown.update)
+    with progress("bytes", unit="B", unit_scale=True) as shown:
+        problems = PlaceIndex.verify(index, shown)
     say({"problems": problems}, "\n".join(problems) or f"{index}: every byte is as it was written", as_json)
     if problems:
         raise typer.Exit(3)
@@ -201,21 +208,20 @@ def index_export(
     say({"places": count, "path": str(out)}, f"{count} places written to {out}", as_json)
 
 
-def _add(places: Any, index: Path, network: Any, as_json: bool) -> None:
+def _say_added(done: Any, index: Path, as_json: bool) -> None:
     from geoloc_fast.index import PlaceIndex
-    from geoloc_fast.region.encode import add_places
 
-    with PlaceIndex.open(index, "write", model=network.fingerprint) as opened:
-        with bar(places.places.num_rows, "places") as shown:
-            done = add_places(opened, network, places, progress=shown.update)
-        for problem in done.problems:
-            typer.echo(problem, err=True)
-        said = {
-            "added": done.added,
-            "synthetic": done.synthetic,
-            "there_already": done.there_already,
-            "left_out": done.problems,
-        }
-        say({**said, "places": len(opened)}, f"{done.summary()}; {index} holds {len(opened)} places", as_json)
+    places = len(PlaceIndex.open(index))
+    for text in (*done.problems, *(f"{count} {note}" for note, count in done.notes.items())):
+        typer.echo(text, err=True)
+    said = {
+        "added": done.added,
+        "synthetic": done.synthetic,
+        "there_already": done.there_already,
+        "left_out": done.problems,
+        "notes": dict(done.notes),
+        "places": places,
+    }
+    say(said, f"{done.summary()}; {index} holds {places} places", as_json)
     if done.problems:
         raise typer.Exit(1)

@@ -11,11 +11,13 @@ import typer
 from geoloc_fast.cli.app import app
 from geoloc_fast.cli.options import (
     BoxOption,
+    DeviceOption,
     JsonOption,
     ModelOption,
     NearOption,
     WithinOption,
     confidence_of,
+    device_named,
     model_at,
     named,
     region_of,
@@ -28,6 +30,7 @@ def locate(
     photos: Annotated[list[Path] | None, typer.Argument(help="Photos, and folders of them.")] = None,
     index: Annotated[Path, typer.Option(help="Folder of the index to search.")] = Path("index"),
     model: ModelOption = None,
+    device: DeviceOption = "cpu",
     box: BoxOption = None,
     near: NearOption = None,
     within: WithinOption = None,
@@ -86,10 +89,16 @@ def locate(
         if table and (len(photos) != 1 or not photos[0].is_dir() or report is not None):
             raise typer.BadParameter(f"--out {out}: expected one folder of photos, and no --report")
     area = region_of(box, near, within)
-    opened, network = PlaceIndex.open(index), model_at(model)
+    opened, network = PlaceIndex.open(index, device=device), model_at(model, device)
     opened.check_model(network.fingerprint)
     confidence = confidence_of(model, network)
     locator = Locator(opened, network, confidence=confidence, within=area, least_probability=least_probability)
+    if "synthetic" in network.trained_on:
+        typer.echo(
+            f"geoloc-fast locate: model {network.name} was trained on {network.trained_on} only; its answers say "
+            "nothing about real places",
+            err=True,
+        )
     found, left_out = _photos_of(photos, answers)
     if left_out:
         names = ", ".join(answers.printable(name) for name in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
@@ -179,16 +188,21 @@ def demo(
     photos: Annotated[int, typer.Option(min=1, max=20_000, help="Photos to locate.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Which city. The shipped model was trained on others.")] = 20_000,
     model: Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")] = None,
+    device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Make an unseen synthetic city, index it, and locate photos of unknown heading.
 
     Example: geoloc-fast demo --out demo --places 400 --photos 200
     """
-    from geoloc_fast.demo import default_model, run_demo, summary
+    from geoloc_fast.demo import run_demo, summary
+    from geoloc_fast.models.contract import shipped_model
 
-    metrics = run_demo(out, model_path=model or default_model(), places=places, photos=photos, seed=seed)
+    metrics = run_demo(
+        out, model_path=model or shipped_model(), places=places, photos=photos, seed=seed, device=device_named(device),
+        bar=progress,
+    )  # fmt: skip
     typer.echo(json.dumps(metrics, indent=1) if as_json else summary(metrics))
     if not as_json:
-        typer.echo(f"Written to {out}: predictions.geojson, metrics.json, report.html, index, region, photos")
-        typer.echo(f"\nNext: geoloc-fast locate {out / 'photos' / '00.jpg'} --index {out / 'index'}")
+        typer.echo(f"Written to {out}: predictions.geojson, metrics.json, report.html, index, region")
+        typer.echo(f"\nNext: geoloc-fast locate {out / 'region/city/photo/city-00000.jpg'} --index {out / 'index'}")

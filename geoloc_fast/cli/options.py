@@ -12,6 +12,9 @@ import typer
 ModelOption = Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")]
 
 
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1: where to encode and search.")]
+
+
 BoxOption = Annotated[
     str | None, typer.Option("--box", help="south=…,west=…,north=…,east=… in degrees; west > east crosses 180.")
 ]
@@ -46,22 +49,32 @@ def arguments() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def model_at(path: Path | None) -> Any:
-    from geoloc_fast.demo import default_model
-    from geoloc_fast.models import Geolocalizer
+def model_at(path: Path | None, device: str = "cpu") -> Any:
+    from geoloc_fast.models.contract import load_model
 
-    return Geolocalizer.load(path or default_model())
+    return load_model(path, device_named(device))
 
 
-def confidence_of(path: Path | None, network: Any) -> Any:
-    from geoloc_fast.demo import default_model
+def confidence_of(path: Path | None, model: Any) -> Any:
     from geoloc_fast.locate.confidence import Confidence
+    from geoloc_fast.models.contract import shipped_model
 
-    beside = Confidence.path_for(path or default_model())
+    beside = Confidence.path_for(path or shipped_model())
     if not beside.exists():
         typer.echo(f"geoloc-fast: {beside} is missing, so answers have no probability", err=True)
         return None
-    return Confidence.load(beside, model=network.fingerprint)
+    return Confidence.load(beside, model=model.fingerprint)
+
+
+def device_named(device: str) -> str:
+    """The device, if torch can use it here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"--device: expected cpu, cuda or cuda:N that is here, got {device!r}") from error
+    return device
 
 
 def region_of(box: str | None, near: str | None, within: Path | None = None) -> Any:

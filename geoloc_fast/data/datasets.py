@@ -96,6 +96,7 @@ class PlaceDataset(_Images):
     - `panorama`: uint8 [3, H, W], rolled so that its column 0 looks at `column0_deg + turn_deg`, if its heading is
       known or was measured (`heading_known`); as it is otherwise; black where a place has none (`has_panorama`).
     - `turn_deg`, `mirrored`: what augmentation did. `finish` samples the polar image accordingly.
+    - `metres_per_pixel` of `satellite`, and `shown_m`, the metres that its image showed; NaN where unknown.
     - `calibration`: 0 to 3 for none, low quality, measured, known.
     - `place_row`, `place_id`, `place_lat`, `place_lon` (NaN if unknown).
 
@@ -145,12 +146,14 @@ class PlaceDataset(_Images):
 
     def _sample(self, row: int, turn_deg: float, mirrored: bool) -> dict[str, Any]:
         place = self._table.slice(row, 1).to_pylist()[0]
-        satellite, metres_per_pixel = self._satellite(place, row, mirrored)
+        satellite, shown_m = self._satellite(place, row, mirrored)
+        kept_m = shown_m if self.extent_m is None else min(shown_m, self.extent_m)
         panorama, heading_known = self._panorama(place, row, turn_deg, mirrored)
         return {
             "satellite": _channels_first(satellite),
             "has_satellite": place["satellite"] is not None,
-            "metres_per_pixel": metres_per_pixel,
+            "metres_per_pixel": kept_m / self.satellite_size,
+            "shown_m": shown_m,
             "panorama": _channels_first(panorama),
             "has_panorama": place["street"] is not None or place["street_views"] is not None,
             "heading_known": heading_known,
@@ -165,20 +168,21 @@ class PlaceDataset(_Images):
         }
 
     def _satellite(self, place: dict[str, Any], row: int, mirrored: bool) -> tuple[np.ndarray, float]:
-        size = self.satellite_size
+        """uint8 [S, S, 3], and the metres that its image shows."""
+        size, resolution = self.satellite_size, place["metres_per_pixel"]
         if place["satellite"] is None:
             return np.zeros((size, size, 3), np.uint8), _NAN
-        # Cutting needs the image at its own resolution.
-        resolution = place["metres_per_pixel"] if self.extent_m is not None else None
+        # Only at its own size do we know how many metres it shows.
         image = self._decode(place["satellite"], None if resolution is not None else (size, size))
         side = min(image.shape[:2])
+        shown_m = _NAN if resolution is None else resolution * side
         if resolution is not None and self.extent_m is not None:
             side = max(1, min(side, round(self.extent_m / resolution)))
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
         image = image[top : top + side, left : left + side]
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
         image = self._coloured(image, row, _SATELLITE)
-        return (image[:, ::-1] if mirrored else image), _NAN if resolution is None else side * resolution / size
+        return (image[:, ::-1] if mirrored else image), shown_m
 
     def _panorama(self, place: dict[str, Any], row: int, turn_deg: float, mirrored: bool) -> tuple[np.ndarray, bool]:
         rows, columns = self.panorama_size

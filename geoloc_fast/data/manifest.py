@@ -73,7 +73,7 @@ PHOTOS = pa.schema(
         ("split", TEXT),
     ]
 )
-REQUIRED = {"places": ("id", "lat", "lon"), "photos": ("id", "image")}
+REQUIRED = {"places": ("id",), "photos": ("id", "image")}
 SCHEMAS = {"places": PLACES, "photos": PHOTOS}
 # What an empty cell stands for, where that is not "unknown".
 DEFAULTS = {"city": "", "calibration_status": "none"}

@@ -67,7 +67,7 @@ class StreetViewDataset(PlaceDataset):
             manifest,
             satellite_size=satellite_size,
             panorama_size=image_size,
-            extent_m=extent_m,
+            extent_m=self.extent_m or 50.0,
             column0_deg=column0_deg,
             augment=augment,
             seed=seed,
@@ -84,16 +84,16 @@ class StreetViewDataset(PlaceDataset):
         return (90.0 * math.floor(turn_deg / 90) if self.quarter_turns else turn_deg), mirrored
 
     def _satellite(self, place: dict[str, Any], row: int, mirrored: bool) -> tuple[np.ndarray, float]:
-        path, extent_m = place["satellite"], self.extent_m or 50.0
+        path = place["satellite"]
         image = satellite_square(
             self._decode(path),
             path,
             place["metres_per_pixel"],
-            extent_m=extent_m,
+            extent_m=self.extent_m or 50.0,
             size=self.satellite_size,
         )
         image = self._coloured(image, row, _SATELLITE)
-        return (image[:, ::-1] if mirrored else image), extent_m / self.satellite_size
+        return (image[:, ::-1] if mirrored else image), self.extent_m or 50.0
 
     def _sample(self, row: int, turn_deg: float, mirrored: bool) -> dict[str, Any]:
         sample = super()._sample(row, turn_deg, mirrored)

@@ -2,7 +2,7 @@
 
 How the places were ranked is measured as `protocol` does it; beside it stands what became of the ranking:
 the answers, how sure they were, and how long they took. Every photo stays in every denominator: one that cannot be read
-is wrong, and so is one with no place in range.
+is wrong, and so is one with no place in range. A photo without a position is right at its own place, by its key.
 """
 
 from __future__ import annotations
@@ -23,18 +23,42 @@ from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG
 from geoloc_fast.index import PlaceIndex
+from geoloc_fast.locate.candidates import NEIGHBOURS, Candidate
 from geoloc_fast.locate.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
-from geoloc_fast.locate.locator import NEIGHBOURS, Answer, AzimuthColumns, Image, Locator, usable_fov
-from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
+from geoloc_fast.locate.locator import Answer, Given, Locator, usable_fov
+from geoloc_fast.models.contract import AzimuthColumns, Model, QueryInput
 
 __all__ = [
-    "RECALL_K", "Evaluation", "Views", "contents", "evaluate", "fit_confidence", "fov_label", "neighbours_for",
-    "summary", "views_of",
+    "RECALL_K", "Evaluation", "Truth", "Views", "contents", "evaluate", "evaluate_views", "fit_confidence", "fov_label",
+    "neighbours_for", "summary", "truth_of", "views_of",
 ]  # fmt: skip
 
 RECALL_K = (1, 5, 10)
 FOV_DEG = (70, 90, 120, 180)
 _MOST_NEIGHBOURS = 1024
+
+
+class Truth(NamedTuple):
+    """Where photos were taken, n of them."""
+
+    lat: np.ndarray
+    """float64 [n]; NaN where unknown."""
+    lon: np.ndarray
+    heading_deg: np.ndarray
+    """float64 [n]; NaN where unknown."""
+    place: np.ndarray
+    """int64 [n], id in the index of the photo's own place, which counts where it has no position; -1 where unknown."""
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Truth:
+        return Truth(*(values[rows] for values in self))
+
+    def away_m(self, n: int, lat: Any, lon: Any, place: Any) -> np.ndarray:
+        """Metres from the n-th photo to answers: 0 at its own place and inf elsewhere if it has no position."""
+        if np.isfinite(self.lat[n]):
+            with np.errstate(invalid="ignore"):
+                away = great_circle_m(self.lat[n], self.lon[n], np.asarray(lat, float), np.asarray(lon, float))
+            return np.where(np.isfinite(away), away, np.inf)
+        return np.where((np.asarray(place) == self.place[n]) & (self.place[n] >= 0), 0.0, np.inf)
 
 
 @dataclass
@@ -57,8 +81,10 @@ class Evaluation:
     radius_m: list[float] = field(default_factory=list)
     seconds: list[dict[str, float]] = field(default_factory=list)
     groups: dict[str, list[str]] = field(default_factory=dict)  # names of groupings to the group of each photo
+    photo: list[int] | None = None  # which photo each is a turn of, where photos are shown several times
 
-    def add(self, answer: Answer, lat: float, lon: float, heading_deg: float, reachable: bool) -> None:
+    def add(self, answer: Answer, truth: Truth, n: int, reachable: bool) -> None:
+        """What came of the n-th photo of `truth`."""
         nan = float("nan")
         self.status.append(answer.status)
         self.reachable.append(reachable)
@@ -72,15 +98,15 @@ class Evaluation:
             ):  # fmt: skip
                 values.append(nan)
             return
-        first = answer.candidates[0]
-        with np.errstate(invalid="ignore"):
-            away = great_circle_m(lat, lon, found.lat, found.lon)
-            near = away <= RIGHT_M
+        first, heading_deg = answer.candidates[0], float(truth.heading_deg[n])
+        away = truth.away_m(n, found.lat, found.lon, found.id)
+        near = away <= RIGHT_M
         self.rank.append(float(near.argmax()) if near.any() else np.inf)
         self.place_away_m.append(float(away[0]))
         self.place_error_deg.append(float(heading_error_deg(found.heading_deg[0], heading_deg)))
-        self.away_m.append(float(great_circle_m(lat, lon, first.lat, first.lon)))
-        self.heading_error_deg.append(float(heading_error_deg(first.heading_deg, heading_deg)))
+        self.away_m.append(_away_m(truth, n, first))
+        heading = nan if first.heading_deg is None else first.heading_deg
+        self.heading_error_deg.append(float(heading_error_deg(heading, heading_deg)))
         self.probability.append(nan if first.probability is None else first.probability)
         self.radius_m.append(nan if answer.radius_m is None else answer.radius_m)
 
@@ -105,7 +131,8 @@ class Evaluation:
         ranked = Measured(
             RECALL_K, self.one_percent, RIGHT_M, self.places, np.array(self.rank), np.array(self.place_away_m),
             np.array(self.place_error_deg), np.array(self.reachable, bool),
-            {name: np.array(labels) for name, labels in self.groups.items()},
+            {name: np.array(labels) for name, labels in self.groups.items()}, self.neighbours,
+            None if self.photo is None else np.array(self.photo),
         )  # fmt: skip
         count, right, away = len(self.rank), self.right, np.array(self.away_m)
         error = np.array(self.heading_error_deg)[right]
@@ -118,7 +145,7 @@ class Evaluation:
             "unreadable": self.status.count("unreadable"),
             "answers": {
                 "right": float(right.mean()) if count else None,
-                "median_error_m": float(np.nanmedian(away)) if np.isfinite(away).any() else None,
+                "median_error_m": _median(away),
                 "heading_error_deg_when_right": {
                     "mean": float(error.mean()) if error.size else None,
                     "std": float(error.std()) if error.size else None,
@@ -150,6 +177,18 @@ class Evaluation:
         return found
 
 
+def _median(values: np.ndarray) -> float | None:
+    """Of what is known, the lower of the middle two; None if that is infinitely far away."""
+    known = np.sort(values[~np.isnan(values)])
+    middle = float(known[(len(known) - 1) // 2]) if len(known) else np.inf
+    return middle if np.isfinite(middle) else None
+
+
+def _away_m(truth: Truth, n: int, candidate: Candidate) -> float:
+    lat, lon = (np.nan if value is None else value for value in (candidate.lat, candidate.lon))
+    return float(truth.away_m(n, lat, lon, candidate.place))
+
+
 def fov_label(fov_deg: float | None) -> str:
     """The group of a photo by its field of view, as the published protocols cut it."""
     if fov_deg is None:
@@ -158,33 +197,45 @@ def fov_label(fov_deg: float | None) -> str:
 
 
 class Views(NamedTuple):
-    """Photos of known position, as they are shown to a locator."""
+    """Photos as they are shown to a locator, in one of several ways."""
 
+    key: str
+    """Its name in JSON."""
     rows: list[dict[str, Any]]
     """Of the photos table."""
-    truth: dict[str, list[float]]
-    """`lat`, `lon`, `heading_deg` of each; NaN where unknown."""
+    truth: Truth
     fov_deg: list[float] | float | None
-    images: Callable[[], Iterator[Image]]
+    images: Callable[[], Iterator[Given]]
+    photo: list[int] | None = None
+    """Which photo each is a turn of, where photos are shown several times."""
+
+
+def truth_of(rows: Sequence[dict[str, Any]], ids: Mapping[str, int]) -> Truth:
+    """The truth about rows of a photos table. `ids` are those of places in the index, by key."""
+
+    def numbers(name: str) -> np.ndarray:
+        return np.array([np.nan if row[name] is None else row[name] for row in rows], np.float64)
+
+    place = np.array([ids.get(row["place"], -1) for row in rows], np.int64)
+    return Truth(numbers("lat"), numbers("lon"), numbers("heading_deg"), place)
 
 
 def views_of(
-    manifest: Manifest, rows: Sequence[dict[str, Any]], config: GeolocalizerConfig, crop_fov_deg: Sequence[float] = ()
+    manifest: Manifest,
+    rows: Sequence[dict[str, Any]],
+    ids: Mapping[str, int],
+    query_input: QueryInput,
+    crop_fov_deg: Sequence[float] = (),
+    turns: int = 1,
 ) -> dict[str, Views]:
     """The ways to show these photos of the manifest, by title.
 
     Photos are shown with the field of view that the model assumes, and with the one that is known of them. Panoramas
-    have theirs: they are shown as they are, or, if they go all the way round, in cuts of `crop_fov_deg`, each
-    somewhere, and these also stretched to the field of view that the model assumes, as if nobody knew theirs.
+    have theirs: they are shown whole, or, if they go all the way round, as crops of `crop_fov_deg`, `turns` of them a
+    panorama at seeded headings, and these also stretched to the field of view that the model assumes, as if nobody knew
+    theirs.
     """
-    nan, assumed = float("nan"), config.assumed_fov_deg
-
-    def numbers(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
-        return [nan if row[name] is None else float(row[name]) for row in rows]
-
-    def truth(rows: Sequence[dict[str, Any]], heading_deg: list[float]) -> dict[str, list[float]]:
-        return {"lat": numbers(rows, "lat"), "lon": numbers(rows, "lon"), "heading_deg": heading_deg}
-
+    assumed = query_input.assumed_fov_deg
     wide = [row for row in rows if (row["fov_deg"] or 0.0) > WIDEST_PHOTO_DEG]
     photos = [row for row in rows if (row["fov_deg"] or 0.0) <= WIDEST_PHOTO_DEG]
     found = {}
@@ -196,27 +247,49 @@ def views_of(
                 row["fov_deg"] if there else assumed for row, there in zip(photos, known, strict=True)
             ]
         for title, fov in shown.items():
-            where = truth(photos, numbers(photos, "heading_deg"))
-            found[title] = Views(photos, where, fov, partial(contents, manifest, photos))
+            truth = truth_of(photos, ids)
+            found[title] = Views(title.replace(" ", "_"), photos, truth, fov, partial(contents, manifest, photos))
+    if not wide:
+        if crop_fov_deg:
+            raise ValueError("crop_fov_deg: expected photos that go all the way round (fov_deg 360), got none")
+        return found
     if crop_fov_deg:
         wide = [row for row in wide if row["fov_deg"] == 360.0]
         if not wide:
             raise ValueError("crop_fov_deg: expected photos that go all the way round (fov_deg 360), got none")
-    row_of = {name: n for n, name in enumerate(manifest.photos["id"].to_pylist())} if wide else {}
+    row_of = {name: n for n, name in enumerate(manifest.photos["id"].to_pylist())}
     rows_of_wide = [row_of[row["id"]] for row in wide]
-    crops: list[tuple[float | None, bool]] = [(crop, known) for crop in crop_fov_deg for known in (True, False)]
-    for crop, known_fov in crops or [(None, True)] * bool(wide):
-        views = PhotoDataset(
-            manifest,
-            panorama_size=config.image_size,
-            assumed_fov_deg=assumed,
-            use_fov=known_fov,
-            crop_fov_deg=crop,
-        )
-        title = "panoramas as they are" if crop is None else f"panoramas cut to {crop:g} degrees"
+    # A crop of the whole turn has no other field of view to be taken for.
+    crops: list[tuple[float | None, bool]] = [
+        (crop, known) for crop in crop_fov_deg for known in ((True,) if crop == 360.0 else (True, False))
+    ]
+    for crop, known_fov in crops or [(None, True)]:
+        times = 1 if crop is None else turns
+        seeds = [
+            PhotoDataset(
+                manifest,
+                panorama_size=query_input.size,
+                assumed_fov_deg=assumed,
+                use_fov=known_fov,
+                crop_fov_deg=crop,
+                seed=seed,
+            )
+            for seed in range(times)
+        ]
+        title = "panoramas as they are" if crop is None else f"panoramas cropped to {crop:g} degrees"
+        key = "panoramas_as_they_are" if crop is None else f"fov_{crop:g}"
         title += "" if known_fov else f" taken for {assumed:g}"
-        where = truth(wide, [views.heading_deg(n) for n in rows_of_wide])
-        found[title] = Views(wide, where, None, partial(_columns, views, rows_of_wide))
+        key += "" if known_fov else f"_taken_for_{assumed:g}"
+        heading = np.array([views.heading_deg(n) for n in rows_of_wide for views in seeds])
+        truth = truth_of(wide, ids).take(np.repeat(np.arange(len(wide)), times))._replace(heading_deg=heading)
+        found[title] = Views(
+            key,
+            [row for row in wide for _ in range(times)],
+            truth,
+            None,
+            partial(_columns, seeds, rows_of_wide),
+            None if times == 1 else [n for n in range(len(wide)) for _ in range(times)],
+        )
     return found
 
 
@@ -229,64 +302,98 @@ def contents(manifest: Manifest, rows: Iterable[dict[str, Any]]) -> Iterator[byt
             yield b""
 
 
-def _columns(views: PhotoDataset, rows: Iterable[int]) -> Iterator[Image]:
-    """Photos in their azimuth columns; one that cannot be read is empty."""
+def _columns(turns: Sequence[PhotoDataset], rows: Iterable[int]) -> Iterator[Given]:
+    """Photos in their azimuth columns, every turn of one after the other; one that cannot be read is empty."""
     for row in rows:
-        try:
-            photo = views[row]["photo"].permute(1, 2, 0).contiguous().numpy()
-        except ImageError:
-            yield b""
-            continue
-        yield AzimuthColumns(photo)
+        for views in turns:
+            try:
+                photo = views[row]["photo"].permute(1, 2, 0).contiguous().numpy()
+            except ImageError:
+                yield b""
+                continue
+            yield AzimuthColumns(photo)
 
 
 def neighbours_for(places: int) -> int:
-    """How many neighbours a locator must keep for R@1%."""
-    return min(max(NEIGHBOURS, one_percent(places)), _MOST_NEIGHBOURS)
+    """How many neighbours a locator must keep for R@1%, and for ranks in small regions."""
+    return min(max(NEIGHBOURS, one_percent(places), min(places, 256)), _MOST_NEIGHBOURS)
 
 
 def evaluate(
     locator: Locator,
-    images: Iterable[Any],
+    queries: Iterable[Given],
+    truth: Truth,
     *,
-    lat: Sequence[float] | np.ndarray,
-    lon: Sequence[float] | np.ndarray,
-    heading_deg: Sequence[float] | np.ndarray | None = None,
     fov_deg: Sequence[float | None] | float | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    photo: Sequence[int] | None = None,
     keep: list[Answer] | None = None,
 ) -> Evaluation:
     """Locates photos one at a time and compares with the truth.
 
     Args:
-        images: as `Locator.locate` takes them.
-        lat, lon: where they were taken.
-        heading_deg: where they looked; NaN where unknown.
-        fov_deg: as `Locator.locate` takes it.
+        queries, fov_deg: as `Locator.locate` takes them.
         groups: names of groupings (city) to the group of each photo: ranks are counted by group too.
+        photo: which photo each query is a turn of: figures are means within a photo first, intervals over photos.
         keep: a list that is given every answer, without its neighbours.
     """
-    place_lat, place_lon = locator.index.positions(locator.within)
-    near = Near(place_lat, place_lon, RIGHT_M)
+    near = Near(*locator.index.positions(locator.within), RIGHT_M)
+    there = set(locator.index.ids(locator.within).tolist())
     result = Evaluation(
-        len(place_lat), locator.neighbours, groups={name: list(labels) for name, labels in (groups or {}).items()}
+        len(there),
+        locator.neighbours,
+        groups={name: list(labels) for name, labels in (groups or {}).items()},
+        photo=None if photo is None else list(photo),
     )
-    for n, answer in enumerate(locator.locate(images, fov_deg=fov_deg)):
-        at = float(lat[n]), float(lon[n])
-        heading = float("nan") if heading_deg is None else float(heading_deg[n])
-        result.add(answer, *at, heading, near.any(*at))
+    for n, answer in enumerate(locator.locate(queries, fov_deg=fov_deg)):
+        lat, lon = float(truth.lat[n]), float(truth.lon[n])
+        reachable = near.any(lat, lon) if np.isfinite(lat) else int(truth.place[n]) in there
+        result.add(answer, truth, n, reachable)
         if keep is not None:
             keep.append(replace(answer, neighbours=None))
     return result
 
 
+def evaluate_views(
+    locator: Locator,
+    views: Mapping[str, Views],
+    *,
+    keep: list[Answer] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluates every way to show the photos; `keep` is given the answers of the first."""
+    total, before = sum(len(way.rows) for way in views.values()), 0
+    found: dict[str, Evaluation] = {}
+
+    def counted(queries: Iterator[Given], before: int) -> Iterator[Given]:
+        for n, query in enumerate(queries):
+            yield query
+            if progress is not None:
+                progress(before + n + 1, total)
+
+    for title, way in views.items():
+        found[title] = evaluate(
+            locator,
+            counted(way.images(), before),
+            way.truth,
+            fov_deg=way.fov_deg,
+            groups={
+                "city": [row["city"] or "unknown" for row in way.rows],
+                "field of view": [fov_label(row["fov_deg"]) for row in way.rows],
+            },
+            photo=way.photo,
+            keep=None if found else keep,
+        )
+        before += len(way.rows)
+    return found
+
+
 def fit_confidence(
     index: PlaceIndex,
-    model: Geolocalizer,
-    images: Callable[[np.ndarray], Iterable[Any]],
+    model: Model,
+    queries: Callable[[np.ndarray], Iterable[Given]],
+    truth: Truth,
     *,
-    lat: np.ndarray,
-    lon: np.ndarray,
     fov_deg: Sequence[float | None] | float | None = None,
     precision: float = 0.9,
 ) -> Confidence:
@@ -296,31 +403,34 @@ def fit_confidence(
     for regions of any size. How well it does is for `evaluate` to say, on other photos.
 
     Args:
-        images: gives the photos of these rows of `lat`, `lon`; it is asked once for each region.
+        queries: gives the photos of these rows of `truth`; it is asked once for each region.
         fov_deg: as `Locator.locate` takes it.
         precision: of the answers that are to be given.
     """
     features, away, further_down = [], [], []
     for region in _regions(*index.positions()):
-        rows = np.arange(len(lat)) if region is None else np.flatnonzero(region.contains(lat, lon))
+        rows = np.arange(len(truth.lat)) if region is None else np.flatnonzero(region.contains(truth.lat, truth.lon))
         if not len(rows) or not len(index.ids(region)):
             continue
         fov = [fov_deg[int(row)] for row in rows] if isinstance(fov_deg, Sequence) else fov_deg
-        answers = Locator(index, model, within=region).locate(images(rows), fov_deg=fov, candidates=NEIGHBOURS)
+        answers = Locator(index, model, within=region).locate(queries(rows), fov_deg=fov, candidates=NEIGHBOURS)
         for row, answer in zip(rows, answers, strict=True):
             if answer.features is not None:
-                distance = [float(great_circle_m(lat[row], lon[row], c.lat, c.lon)) for c in answer.candidates]
+                distance = [_away_m(truth, int(row), candidate) for candidate in answer.candidates]
                 features.append(answer.features)
                 away.append(distance[0])
                 further_down.append(min(distance[1:], default=np.inf) <= RIGHT_M)
     if not features:
-        raise ValueError("images: expected photos that can be read, got none")
+        raise ValueError("queries: expected photos that can be read, got none")
     return Confidence.fit(
         str(model.fingerprint), np.array(features), np.array(away), np.array(further_down), precision=precision
     )
 
 
 def _regions(lat: np.ndarray, lon: np.ndarray) -> list[Region | None]:
+    lon, lat = lon[np.isfinite(lat)], lat[np.isfinite(lat)]
+    if not len(lat):
+        return [None]
     south, middle, north = np.quantile(lat, (0, 0.5, 1)).tolist()
     turned = (lon - lon[0] + 180) % 360 - 180  # across the antimeridian too
     west, centre, east = ((np.quantile(turned, (0, 0.5, 1)) + lon[0] + 180) % 360 - 180).tolist()
@@ -335,6 +445,7 @@ def summary(metrics: dict[str, Any]) -> str:
     if metrics["photos"]:
         within = (f"{radius:g} m {100 * metrics[f'recall_at_1_within_{radius:g}_m']:.1f} %" for radius in RADII_M)
         lines.append(f"first place within {', '.join(within)}")
+        lines.append(f"mean log-rank {metrics['mean_log_rank']:.2f}")
     error = metrics["answers"]["heading_error_deg_when_right"]
     if error["mean"] is not None:
         lines.append(f"heading of right answers: {error['mean']:+.1f} ± {error['std']:.1f} degrees")

@@ -4,6 +4,8 @@
     R@1%      k = floor(R / 100) + 1
     radii     R@1 at other distances
     median    distance of the first place
+    log-rank  mean of log(1 + rank) of the first place in range, counted from 0; where it is not among the places that
+              were looked up, as if it came right after them
     heading   error of the first place's heading where that place is right, wrapped to half a turn; shares within limits
 
 Every photo stays in every denominator: one with no place in range is wrong, and counted. A photo without a position
@@ -28,11 +30,16 @@ from geoloc_fast.evaluation.metrics import heading_error_deg, one_percent
 from geoloc_fast.geo.sphere import great_circle_m, latitude_band_deg
 from geoloc_fast.retrieval import MAX_K, StripBank, StripTopK, strip_topk
 
-__all__ = ["Measured", "Near", "PhotoBatch", "measure", "table"]
+__all__ = ["HEADING_DEG", "RADII_M", "Measured", "Near", "PhotoBatch", "heading_key", "measure", "table"]
 
 RADII_M = (10.0, 25.0, 50.0, 100.0, 200.0)
 HEADING_DEG = (5.0, 11.25, 22.5)  # the last is one of 16 bins
 _RESAMPLES = 1000
+
+
+def heading_key(limit_deg: float) -> str:
+    """Name of the share of headings within so many degrees: heading_within_22_5_deg."""
+    return f"heading_within_{limit_deg:g}_deg".replace(".", "_")
 
 
 class PhotoBatch(NamedTuple):
@@ -63,6 +70,8 @@ class Measured(NamedTuple):
     heading_error_deg: np.ndarray  # of the first place; NaN if the truth is unknown
     reachable: np.ndarray  # whether any place is in range
     groups: dict[str, np.ndarray]
+    looked_up: int = MAX_K  # places a photo
+    photo: np.ndarray | None = None  # which photo each row is a turn of, where a photo is shown several times
 
     def metrics(self, *, seed: int = 0) -> dict[str, Any]:
         """Plain values, printable as JSON: of all photos, and `by` every group. `interval` holds the middle 95 % of
@@ -79,17 +88,24 @@ class Measured(NamedTuple):
     def _figures(self, chosen: np.ndarray, seed: int) -> dict[str, Any]:
         rows = np.flatnonzero(chosen)
         figures = self._of(rows)
+        # Photos are drawn, with all their turns.
+        photo = rows if self.photo is None else np.asarray(self.photo)[rows]
+        ends = np.cumsum(np.unique(photo, return_counts=True)[1])
+        turns_of = np.split(rows[np.argsort(photo, kind="stable")], ends)[:-1]
         rng = np.random.default_rng(seed)
-        drawn = [self._of(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(_RESAMPLES if len(rows) else 0)]
+        drawn = []
+        for _ in range(_RESAMPLES if len(rows) else 0):
+            picked = rng.integers(len(turns_of), size=len(turns_of))
+            drawn.append(self._of(np.concatenate([turns_of[n] for n in picked])))
         interval: dict[str, list[float | None] | None] = {}
         for name, value in figures.items():
             values = np.sort(np.array([one[name] for one in drawn], np.float64))  # NaN, of no value, comes last
             values = values[~np.isnan(values)]
             # Values themselves, not means of two: a median may be infinitely far away.
-            ends = values[[round(share * (len(values) - 1)) for share in (0.025, 0.975)]] if len(values) else None
-            interval[name] = None if ends is None or value is None else [_finite(float(end)) for end in ends]
+            bounds = values[[round(share * (len(values) - 1)) for share in (0.025, 0.975)]] if len(values) else None
+            interval[name] = None if bounds is None or value is None else [_finite(float(end)) for end in bounds]
         return {
-            "photos": len(rows),
+            "photos": len(turns_of),
             "photos_with_no_place_in_range": int((~self.reachable[rows]).sum()),
             **{name: _finite(value) for name, value in figures.items()},
             "interval": interval,
@@ -102,14 +118,14 @@ class Measured(NamedTuple):
         figures: dict[str, float | None] = {f"recall_at_{k}": float((rank < k).mean()) for k in self.k}
         if self.one_percent is not None:
             figures["recall_at_1_percent"] = float((rank < self.one_percent).mean())
+        figures["mean_log_rank"] = float(np.log1p(np.minimum(rank, min(self.looked_up, self.places))).mean())
         for radius in RADII_M:
             figures[f"recall_at_1_within_{radius:g}_m"] = float((away <= radius).mean())
         figures["median_error_m"] = float(np.sort(away)[(len(away) - 1) // 2])
         error = np.abs(self.heading_error_deg[rows][away <= self.threshold_m])
         error = error[np.isfinite(error)]
         for limit in HEADING_DEG:
-            name = f"heading_within_{limit:g}_deg"
-            figures[name] = float((error <= limit).mean()) if len(error) else None
+            figures[heading_key(limit)] = float((error <= limit).mean()) if len(error) else None
         return figures
 
 
@@ -192,8 +208,9 @@ def measure(
         if len(column) != len(rank):
             raise ValueError(f"photos: expected the group {name!r} of all {len(rank)}, got {len(column)}")
     return Measured(
-        tuple(sorted(set(k))), percent_k, threshold_m, len(bank), rank, first, error, reachable.astype(bool), labelled
-    )
+        tuple(sorted(set(k))), percent_k, threshold_m, len(bank), rank, first, error, reachable.astype(bool), labelled,
+        reach,
+    )  # fmt: skip
 
 
 def _search(
@@ -244,7 +261,7 @@ def table(metrics: Mapping[str, Any]) -> str:
                 "" if value is None or ends is None else f"{100 * value:.1f} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
             )
             cells.append(f"{text:>20}")
-        median, heading = part.get("median_error_m"), part.get(f"heading_within_{HEADING_DEG[-1]:g}_deg")
+        median, heading = part.get("median_error_m"), part.get(heading_key(HEADING_DEG[-1]))
         cells.append(f"{'' if median is None else f'{median:.0f} m':>10}")
         cells.append(f"{'' if heading is None else f'{100 * heading:.0f} %':>9}")
         lines.append("".join(cells))

@@ -17,7 +17,7 @@ from typing import Any
 
 from geoloc_fast.errors import ImageError
 
-__all__ = ["MAX_FILE_BYTES", "MAX_SHARD_MEMBERS", "Storage", "unsafe_path_reason"]
+__all__ = ["MAX_FILE_BYTES", "MAX_SHARD_MEMBERS", "Storage", "read_file", "unsafe_path_reason"]
 
 MAX_FILE_BYTES = 1 << 28  # no photo or panorama is larger; what claims to be is refused unread
 MAX_SHARD_MEMBERS = 200_000  # a shard's table of contents stays in memory
@@ -44,6 +44,24 @@ def unsafe_path_reason(path: str) -> str | None:
         if re.search(pattern, path):
             return reason
     return None
+
+
+def read_file(path: str | os.PathLike[str], name: str) -> bytes:
+    """All bytes of a file that a person named, wherever it lies; ImageError, which calls it `name`, if it cannot be
+    opened, is too large or no plain file."""
+    try:
+        # Without waiting: a named pipe would hold us for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # a ValueError: a name with a null in it
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ImageError(name, f"cannot be opened: {reason}") from error
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(name, "is not a plain file")
+        return _read_span(handle, name, 0, status.st_size, status.st_size)
+    finally:
+        os.close(handle)
 
 
 class Storage:

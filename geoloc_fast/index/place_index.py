@@ -53,6 +53,8 @@ from geoloc_fast.retrieval import MAX_K
 
 __all__ = ["Place", "PlaceIndex"]
 
+Progress = Callable[[int, int | None], None]
+
 DTYPES = ("bf16", "fp32")
 MOST_SEGMENTS = 32  # from here on a writer merges the small ones
 _LEFT_SECONDS = 60.0  # a folder that is being made is locked all but the first moment
@@ -123,6 +125,11 @@ class PlaceIndex:
         state = IndexState(secrets.token_hex(16), model, dtype, checked_layers(layers))
         _make_folder(Path(path), state, None)
         return cls.open(path, "write")
+
+    @staticmethod
+    def exists(path: str | os.PathLike[str]) -> bool:
+        """Whether the folder holds an index, whole or not."""
+        return any(Path(path).glob("*.commit"))
 
     @classmethod
     def open(
@@ -507,22 +514,23 @@ class PlaceIndex:
             self._commit(lambda: replace(state, segments=tuple(entries)), "remove", count)
         return count
 
-    def compact(self, progress: Callable[[int], None] | None = None, *, keep: int | None = None) -> bool:
+    def compact(self, progress: Progress | None = None, *, keep: int | None = None) -> bool:
         """Rewrites all segments as one, without what was removed; whether there was anything to do. Ids stay, and
         every answer stays what it was. Needs room for the new segment beside the old ones.
 
         Args:
-            progress: called with the number of places written since the last call.
+            progress: called as progress(places written, of how many).
             keep: older commits that can be restored afterwards; 0 frees their room at once. Default the newest eight
                 commits and those of the last hour.
         """
         state, segments = self._writable(), self._segments()
+        told = _counted(progress, len(self))
         todo = len(segments) > 1 or any(entry.removed is not None for entry in state.segments)
         if todo:
 
             def change() -> IndexState:
                 picks = [(segment, segment.places()) for segment in segments]
-                return replace(state, segments=(merge_segments(self._folder, picks, state, progress),))
+                return replace(state, segments=(merge_segments(self._folder, picks, state, told),))
 
             self._commit(change, "compact", len(segments))
         if keep is not None:
@@ -530,9 +538,7 @@ class PlaceIndex:
             self._tidy(keep + 1)
         return todo
 
-    def slice(
-        self, out: str | os.PathLike[str], within: Region, progress: Callable[[int], None] | None = None
-    ) -> PlaceIndex:
+    def slice(self, out: str | os.PathLike[str], within: Region, progress: Progress | None = None) -> PlaceIndex:
         """A new index of the places in a region, opened for reading. They keep their ids."""
         before = self._snapshot.state
         state = IndexState(
@@ -540,9 +546,10 @@ class PlaceIndex:
         )
         picks = [(segment, segment.places(within)) for segment in self._segments()]
         picks = [(segment, rows) for segment, rows in picks if len(rows)]
+        told = _counted(progress, sum(len(rows) for _, rows in picks))
 
         def fill(folder: Folder) -> IndexState:
-            return replace(state, segments=(merge_segments(folder, picks, state, progress),))
+            return replace(state, segments=(merge_segments(folder, picks, state, told),))
 
         _make_folder(Path(out), state, fill if picks else None)
         return PlaceIndex.open(out)
@@ -646,15 +653,31 @@ class PlaceIndex:
         return int(table.num_rows)
 
     @staticmethod
-    def verify(path: str | os.PathLike[str], progress: Callable[[int], None] | None = None) -> list[str]:
+    def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> list[str]:
         """Reads every byte of an index and says what is wrong with it: an empty list if nothing is.
 
         PlaceIndexError if the folder is no index at all. A writer may go on meanwhile.
 
         Args:
-            progress: called with the number of bytes read since the last call.
+            progress: called as progress(bytes read, of how many).
         """
-        return problems(_folder(Path(path)), progress)
+        folder = _folder(Path(path))
+        size = sum(file.stat().st_size for file in Path(path).iterdir() if file.is_file())
+        return problems(folder, _counted(progress, size))
+
+
+def _counted(progress: Progress | None, total: int) -> Callable[[int], None] | None:
+    """Tells `progress` how far it is, by being told of each part."""
+    if progress is None:
+        return None
+    done = 0
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return told
 
 
 def _folder(path: Path) -> Folder:

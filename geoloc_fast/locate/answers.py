@@ -17,7 +17,8 @@ from xml.sax.saxutils import escape
 from geoloc_fast.data.readers.photo_folder import OTHER_SUFFIXES, SUFFIXES, find_images
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import move_m
-from geoloc_fast.locate.locator import Answer, Candidate, Locator
+from geoloc_fast.locate.candidates import Candidate
+from geoloc_fast.locate.locator import Answer, Locator, Provenance
 
 __all__ = [
     "FORMATS",
@@ -41,8 +42,8 @@ FAN_M = 40.0  # reach of a drawn view
 TABLE_HEAD = f"{'photo':32} {'answer':10} {'lat':>11} {'lon':>12} {'heading':>8} {'sure':>6} {'within':>8}"
 _MOVING = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".insv")
 _CSV_HEAD = (
-    "image", "status", "rank", "lat", "lon", "heading_deg", "probability", "radius_m", "score", "place", "fov_deg",
-    "fov_from", "exif_agrees", "problem",
+    "image", "status", "rank", "lat", "lon", "heading_deg", "probability", "radius_m", "score", "place", "key",
+    "fov_deg", "fov_from", "exif_agrees", "problem", *Provenance._fields,
 )  # fmt: skip
 _VERSION = 1
 
@@ -53,8 +54,8 @@ def as_dict(answer: Answer) -> dict[str, Any]:
     return {
         "image": answer.image,
         "status": answer.status,
-        "lat": None if best is None else round(best.lat, 7),
-        "lon": None if best is None else round(best.lon, 7),
+        "lat": None if best is None else _degrees(best.lat),
+        "lon": None if best is None else _degrees(best.lon),
         "heading_deg": None if best is None else _heading(best),
         "probability": answer.candidates[0].probability if answer.candidates else None,
         "radius_m": None if answer.radius_m is None else round(answer.radius_m, 1),
@@ -63,10 +64,16 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "exif_agrees": answer.exif_agrees,
         "problem": answer.problem,
         "candidates": [
-            {**asdict(c), "lat": round(c.lat, 7), "lon": round(c.lon, 7), "heading_deg": _heading(c)}
+            {**asdict(c), "lat": _degrees(c.lat), "lon": _degrees(c.lon), "heading_deg": _heading(c)}
             for c in answer.candidates
         ],
+        "exact": answer.exact,
+        **(dict.fromkeys(Provenance._fields) if answer.provenance is None else answer.provenance._asdict()),
     }
+
+
+def _degrees(value: float | None) -> float | None:
+    return None if value is None else round(value, 7)
 
 
 def _heading(candidate: Candidate) -> float | None:
@@ -88,10 +95,11 @@ def as_features(answer: Answer) -> list[dict[str, Any]]:
     if answer.status == "unknown":
         for rank, candidate in enumerate(properties["candidates"], start=1):
             about = {name: value for name, value in candidate.items() if name not in ("lat", "lon")}
+            at = candidate["lon"], candidate["lat"]
             features.append(
                 {
                     "type": "Feature",
-                    "geometry": {"type": "Point", "coordinates": [candidate["lon"], candidate["lat"]]},
+                    "geometry": None if at[1] is None else {"type": "Point", "coordinates": list(at)},
                     "properties": {
                         "kind": "candidate", "image": answer.image, "status": answer.status, "rank": rank, **about,
                     },
@@ -119,6 +127,9 @@ def as_lines(answer: Answer) -> list[str]:
 def _spot(candidate: Candidate) -> str:
     heading = "" if candidate.heading_deg is None else f"{candidate.heading_deg:.0f}°"
     sure = "" if candidate.probability is None else f"{100 * candidate.probability:.0f}%"
+    if candidate.lat is None or candidate.lon is None:
+        where = printable(candidate.key) if candidate.key else f"place {candidate.place}"
+        return f"{where:24.24} {heading:>8} {sure:>6}"
     return f"{candidate.lat:11.6f} {candidate.lon:12.6f} {heading:>8} {sure:>6}"
 
 
@@ -145,7 +156,7 @@ def _csv(answers: Iterable[Answer]) -> str:
     table.writeheader()
     for answer in answers:
         whole = as_dict(answer)
-        common = {name: whole[name] for name in ("status", "fov_deg", "fov_from", "exif_agrees")}
+        common = {name: whole[name] for name in ("status", "fov_deg", "fov_from", "exif_agrees", *Provenance._fields)}
         common |= {name: _inert(whole[name]) for name in ("image", "problem")}
         for rank, candidate in enumerate(whole["candidates"], start=1):
             radius = whole["radius_m"] if rank == 1 else None
@@ -167,6 +178,8 @@ def _kml(answers: Iterable[Answer]) -> str:
     for answer in answers:
         marks = []
         for rank, candidate in enumerate(_shown(answer), start=1):
+            if candidate.lat is None or candidate.lon is None:
+                continue
             sure = "" if candidate.probability is None else f", {100 * candidate.probability:.0f}%"
             title = f"{_xml(os.path.basename(answer.image))}: {'' if answer.best else f'maybe {rank}, '}{answer.status}"
             shapes = f"<Point><coordinates>{candidate.lon:.7f},{candidate.lat:.7f}</coordinates></Point>"
@@ -359,6 +372,7 @@ def _parquet(rows: list[dict[str, Any]], settings: dict[str, Any]) -> bytes:
             *((name, number) for name in ("lat", "lon", "heading_deg", "probability", "score")),
             *((name, pa.int64()) for name in ("place", "places")),
             ("weight", number),
+            ("key", text),
         ]
     )
     schema = pa.schema(
@@ -369,6 +383,8 @@ def _parquet(rows: list[dict[str, Any]], settings: dict[str, Any]) -> bytes:
             ("fov_from", text),
             ("exif_agrees", pa.bool_()),
             ("problem", text),
+            ("exact", pa.bool_()),
+            *((name, pa.int64() if name == "index_commit" else text) for name in Provenance._fields),
             ("candidates", pa.list_(candidate)),
             ("stamp", text),
         ]

@@ -10,6 +10,7 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -23,7 +24,7 @@ from geoloc_fast.layers import Layer, QueryStrips, Rows
 
 __all__ = [
     "KINDS", "AzimuthColumns", "Model", "Photo", "PlaceBatch", "PlaceInput", "Query", "QueryInput", "Text",
-    "check_layers", "load_model",
+    "check_layers", "load_model", "shipped_model",
 ]  # fmt: skip
 
 
@@ -163,9 +164,15 @@ KINDS: dict[str, str | Callable[..., Model]] = {
 when it is first needed."""
 
 
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
-    """The model of a bundle, whatever its kind. BundleError if it is none that this version can load; OSError if it
-    cannot be read."""
+def shipped_model() -> Path:
+    """The bundle of the model that ships with the package."""
+    return Path(str(resources.files("geoloc_fast") / "assets" / "small.safetensors"))
+
+
+def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> Model:
+    """The model of a bundle, whatever its kind; default the one that ships. BundleError if it is none that this version
+    can load; OSError if it cannot be read."""
+    path = shipped_model() if path is None else path
     kind = _kind_of(Path(path))
     load = KINDS.get(kind)
     if load is None:

@@ -1,44 +1,64 @@
-"""From a manifest of places to an index: decode, encode, add, a commit at a time."""
+"""From the images of places to rows of an index: the one way from image to strip.
+
+Index, demonstration, evaluation, training's evaluation and cards all encode places here, as the model's `place_input`
+says: nobody else decides how many pixels or metres of a satellite image a model is shown.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from geoloc_fast.data.datasets import PlaceDataset, collate, finish
+from geoloc_fast.data.datasets import PlaceDataset, collate
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ImageError
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import Rows
-from geoloc_fast.models import IMAGE_MEAN, IMAGE_STD, Geolocalizer
+from geoloc_fast.models.contract import Model, PlaceBatch, PlaceInput
 
-__all__ = ["Added", "add_places", "encode_places"]
+__all__ = ["Added", "EncodedPlaces", "add_places", "build_index", "encode_places", "place_dataset"]
 
 BATCH = 32
 ATTRIBUTES = ("city", "satellite_date", "street_date", "street_synthetic")  # of a manifest that an index keeps
 COMMIT_PLACES = 2048  # what an interruption can lose
 _NOTHING_TO_GO_BY = (
     "has no satellite image, and the heading of its street view is unknown; give street_column0_deg, or run "
-    "`geoloc-fast prepare`"
+    "`geoloc-fast prepare`, which measures it where there is a satellite image"
 )
+
+Progress = Callable[[int, int | None], None]
+
+
+class EncodedPlaces(NamedTuple):
+    """Some places of a manifest, encoded."""
+
+    rows: list[int]
+    """Of the manifest: those that have something in some layer."""
+    layers: dict[str, Rows]
+    """Rows by layer; `Rows.place` counts into `rows`."""
+    problems: list[str]
+    """What is wrong with the others, or with an image."""
+    notes: list[str]
+    """What a person should know of, the same text for each place it concerns."""
 
 
 @dataclass
 class Added:
-    """What came of the places of a manifest: each is added, was there already, or is a problem."""
+    """What came of adding places to an index."""
 
     added: int = 0
-    synthetic: int = 0
-    """Of those added: places whose street view is made by a generator."""
+    synthetic: int = 0  # of these, with a street view that a generator made
     there_already: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def summary(self) -> str:
         text = f"{self.added} places added"
@@ -51,66 +71,83 @@ class Added:
         return text
 
 
-def add_places(
-    index: PlaceIndex,
-    model: Geolocalizer,
+def place_dataset(manifest: Manifest, place_input: PlaceInput, **options: Any) -> PlaceDataset:
+    """The places of a manifest as a model must be shown them, to encode or to train."""
+    return PlaceDataset(
+        manifest,
+        satellite_size=place_input.satellite_px,
+        panorama_size=place_input.panorama_size,
+        extent_m=None if place_input.range_m is None else place_input.range_m[1],
+        column0_deg=place_input.column0_deg,
+        **options,
+    )
+
+
+def build_index(
+    path: str | os.PathLike[str],
+    model: Model,
     manifest: Manifest,
     *,
-    progress: Callable[[int], None] | None = None,
+    dtype: str = "bf16",
+    progress: Progress | None = None,
 ) -> Added:
+    """Makes an index of the places of a manifest, or goes on with one that was begun."""
+    if not PlaceIndex.exists(path):
+        PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers, dtype=dtype).close()
+    with PlaceIndex.open(path, "write", model=model.fingerprint) as index:
+        return add_places(index, model, manifest, progress=progress)
+
+
+def add_places(index: PlaceIndex, model: Model, manifest: Manifest, *, progress: Progress | None = None) -> Added:
     """Encodes the places of a manifest and adds those whose id is not yet a key of the index.
 
     A place without an image that can be used is left out and named in `problems`. An interrupted run is gone on with
     by running it again.
-
-    Args:
-        progress: called with the number of places done since the last call.
     """
     index.check_model(model.fingerprint)
-    if not manifest.has_positions:
-        raise ValueError(f"{manifest.root}: its places have no positions; an index needs lat and lon of each")
     result = Added()
     known = index.keys()
     names = manifest.places["id"].to_pylist()
     todo = [row for row, name in enumerate(names) if name not in known]
     result.there_already = len(names) - len(todo)
+    done = result.there_already
     if progress is not None:
-        progress(result.there_already)
-    waiting: list[tuple[list[dict[str, Any]], Tensor]] = []
+        progress(done, len(names))
+    waiting: list[EncodedPlaces] = []
 
     def commit() -> None:
         if waiting:
-            rows = [row for part, _ in waiting for row in part]
+            places = [manifest.place(row) for part in waiting for row in part.rows]
             index.add(
-                {model.layers[0].name: Rows(torch.cat([strips for _, strips in waiting]))},
+                _joined(waiting),
                 model=model.fingerprint,
-                lat=[row["lat"] for row in rows],
-                lon=[row["lon"] for row in rows],
-                key=[row["id"] for row in rows],
-                attributes={name: [row[name] for row in rows] for name in ATTRIBUTES},
+                lat=[place["lat"] for place in places],
+                lon=[place["lon"] for place in places],
+                key=[place["id"] for place in places],
+                attributes={name: [place[name] for place in places] for name in ATTRIBUTES},
             )
-            result.added += len(rows)
-            result.synthetic += sum(row["street_synthetic"] is not None for row in rows)
+            result.added += len(places)
+            result.synthetic += sum(place["street_synthetic"] is not None for place in places)
             waiting.clear()
 
-    for rows, strips, problems in encode_places(model, manifest, todo):
-        if rows:
-            waiting.append((rows, strips))
-        result.problems += problems
-        if sum(len(part) for part, _ in waiting) >= COMMIT_PLACES:
+    for part in encode_places(model, manifest, todo):
+        if part.rows:
+            waiting.append(part)
+        result.problems += part.problems
+        result.notes.update(part.notes)
+        if sum(len(each.rows) for each in waiting) >= COMMIT_PLACES:
             commit()
+        done = min(done + BATCH, len(names))
         if progress is not None:
-            progress(len(rows) + len(problems))
+            progress(done, len(names))
     commit()
     return result
 
 
-def encode_places(
-    model: Geolocalizer, manifest: Manifest, rows: list[int]
-) -> Iterator[tuple[list[dict[str, Any]], Tensor, list[str]]]:
-    """(rows of the manifest, their strips, what is wrong with other rows) of a batch of places at a time."""
-    config = model.config
-    dataset = PlaceDataset(manifest, panorama_size=config.image_size, column0_deg=config.column0_deg)
+def encode_places(model: Model, manifest: Manifest, rows: Sequence[int] | None = None) -> Iterator[EncodedPlaces]:
+    """Places of a manifest, all or these rows, a batch at a time."""
+    wanted = range(len(manifest.places)) if rows is None else rows
+    dataset = place_dataset(manifest, model.place_input)
 
     def load(row: int) -> dict[str, Any] | ImageError:
         try:
@@ -120,37 +157,76 @@ def encode_places(
 
     # Threads: decoding and resizing run outside the interpreter.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        remaining = iter(rows)
+        remaining = iter(wanted)
         ahead = [pool.submit(load, row) for row in islice(remaining, 2 * BATCH)]
-        for begin in range(0, len(rows), BATCH):
-            part = rows[begin : begin + BATCH]
+        for begin in range(0, len(wanted), BATCH):
+            part = wanted[begin : begin + BATCH]
             samples = [future.result() for future in ahead[: len(part)]]
             ahead = ahead[len(part) :] + [pool.submit(load, row) for row in islice(remaining, BATCH)]
-            usable, problems = [], []
-            for row, sample in zip(part, samples, strict=True):
-                if isinstance(sample, ImageError):
-                    problems.append(f"place {manifest.place(row)['id']}: {sample}")
-                elif not sample["has_satellite"] and not (sample["has_panorama"] and sample["heading_known"]):
-                    problems.append(f"place {sample['place_id']}: {_NOTHING_TO_GO_BY}")
-                else:
-                    usable.append(sample)
-            found = [manifest.place(int(sample["place_row"])) for sample in usable]
-            yield found, _encode(model, usable) if usable else torch.empty(0), problems
+            yield _encoded(model, manifest, part, samples)
 
 
-@torch.inference_mode()
-def _encode(model: Geolocalizer, samples: list[dict[str, Any]]) -> Tensor:
-    device = next(model.parameters()).device
-    batch = finish(collate(samples), device, mean=IMAGE_MEAN, std=IMAGE_STD)
-    from_above = batch["has_satellite"]
-    from_street = batch["has_panorama"] & batch["heading_known"]
-    strips = torch.empty(len(samples), *model.config.strip)
-    above = from_above.nonzero().squeeze(1)
-    if len(above):
-        strips[above.cpu()] = model.encode_place(
-            batch["polar"][above], batch["panorama"][above], has_panorama=from_street[above]
-        ).cpu()
-    street = (~from_above).nonzero().squeeze(1)
-    if len(street):
-        strips[street.cpu()] = model.encode_place(None, batch["panorama"][street]).cpu()
-    return strips
+def _encoded(
+    model: Model, manifest: Manifest, rows: Sequence[int], samples: list[dict[str, Any] | ImageError]
+) -> EncodedPlaces:
+    problems, notes, usable, read = [], [], [], []
+    for row, sample in zip(rows, samples, strict=True):
+        if isinstance(sample, ImageError):
+            problems.append(f"place {manifest.place(row)['id']}: {sample}")
+            continue
+        usable.append(sample)
+        read.append(row)
+        if note := _note_of_range(model.place_input, sample["shown_m"]):
+            notes.append(note)
+    if not usable:
+        return EncodedPlaces([], {}, problems, notes)
+    batch = collate(usable)
+    found = model.encode_places(
+        PlaceBatch(
+            batch["satellite"],
+            batch["has_satellite"],
+            batch["metres_per_pixel"],
+            batch["panorama"],
+            batch["has_panorama"] & batch["heading_known"],
+            batch["place_lat"],
+            batch["place_lon"],
+        )
+    )
+    places = {name: np.arange(len(read)) if part.place is None else part.place for name, part in found.items()}
+    seen = np.zeros(len(read), bool)
+    for place in places.values():
+        seen[place] = True
+    problems += [
+        f"place {manifest.place(row)['id']}: {_NOTHING_TO_GO_BY}"
+        for row, there in zip(read, seen, strict=True)
+        if not there
+    ]
+    number = np.cumsum(seen) - 1
+    layers = {name: part._replace(place=number[places[name]]) for name, part in found.items()}
+    return EncodedPlaces([row for row, there in zip(read, seen, strict=True) if there], layers, problems, notes)
+
+
+def _note_of_range(place_input: PlaceInput, shown_m: float) -> str | None:
+    if place_input.range_m is None or np.isnan(shown_m):
+        return None
+    low, high = place_input.range_m
+    if low <= round(shown_m, 1) <= high:
+        return None
+    cut = f", cut to {high:g} m" if shown_m > high else ""
+    return f"satellite images show {shown_m:.0f} m{cut}; the model was trained on " + (
+        f"{low:g} m" if low == high else f"{low:g} to {high:g} m"
+    )
+
+
+def _joined(parts: Sequence[EncodedPlaces]) -> dict[str, Rows]:
+    """Rows of several batches as those of one; `place` counts on."""
+    before = np.cumsum([0, *(len(part.rows) for part in parts)])
+    layers = {}
+    for name in parts[0].layers:
+        rows = [part.layers[name] for part in parts]
+        place = np.concatenate([np.asarray(row.place) + first for row, first in zip(rows, before, strict=False)])
+        stood = [row.lat is not None and row.lon is not None for row in rows]
+        lat = np.concatenate([np.asarray(row.lat) for row in rows]) if all(stood) else None
+        lon = np.concatenate([np.asarray(row.lon) for row in rows]) if all(stood) else None
+        layers[name] = Rows(torch.cat([row.strips for row in rows]), place, lat, lon)
+    return layers

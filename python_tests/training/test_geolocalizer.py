@@ -117,7 +117,7 @@ def test_no_value_of_the_best_yet_is_no_end(region: Path, tmp_path: Path, monkey
 
     def without(*arguments: Any, **more: Any) -> dict[str, Any]:
         found = evaluate(*arguments, **more)
-        found["assumed"]["heading_within_22.5_deg"] = None
+        found["assumed"]["heading_within_22_5_deg"] = None
         return found
 
     monkeypatch.setattr("geoloc_fast.training.recipes.geolocalizer.recipe.evaluate", without)
@@ -128,7 +128,7 @@ def test_no_value_of_the_best_yet_is_no_end(region: Path, tmp_path: Path, monkey
     trained(
         tmp_path / "r",
         tmp_path / "run",
-        *("train.steps=2", "train.evaluate_every=1", "train.best=heading_within_22.5_deg"),
+        *("train.steps=2", "train.evaluate_every=1", "train.best=heading_within_22_5_deg"),
     )
     assert not (tmp_path / "run/best.safetensors").exists()
     steps_logged = [line for line in log_of(tmp_path / "run") if "loss" in line]

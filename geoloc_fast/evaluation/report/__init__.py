@@ -2,6 +2,6 @@
 
 from geoloc_fast.evaluation.report.located import write_located
 from geoloc_fast.evaluation.report.page import write_report
-from geoloc_fast.evaluation.report.pictures import CityPictures, ManifestPictures, PhotoPictures, Pictures
+from geoloc_fast.evaluation.report.pictures import ManifestPictures, PhotoPictures, Pictures
 
-__all__ = ["CityPictures", "ManifestPictures", "PhotoPictures", "Pictures", "write_located", "write_report"]
+__all__ = ["ManifestPictures", "PhotoPictures", "Pictures", "write_located", "write_report"]

@@ -96,8 +96,14 @@ def _card(n: int, answer: Answer, pictures: Pictures, note: str) -> str:
 
 def _row(answer: Answer) -> str:
     best = answer.candidates[0] if answer.candidates else None
-    where = f": {best.lat:.6f} {best.lon:.6f}" if best is not None else f": {_text(answer.problem or '')}"
+    where = f": {_text(answer.problem or '')}" if best is None else f": {' '.join(_position(best))}"
     return f"<li><bdi>{_text(answer.image)}</bdi> {answer.status}{where}</li>"
+
+
+def _position(candidate: Candidate) -> tuple[str, str]:
+    if candidate.lat is None or candidate.lon is None:
+        return _text(candidate.key or f"place {candidate.place}"), ""
+    return f"{candidate.lat:.6f}", f"{candidate.lon:.6f}"
 
 
 def _table(answer: Answer) -> str:
@@ -107,7 +113,7 @@ def _table(answer: Answer) -> str:
         sure = "" if candidate.probability is None else f"{100 * candidate.probability:.0f} %"
         within = "" if rank > 1 or answer.radius_m is None else f"{answer.radius_m:.0f} m"
         cells = (
-            f"{rank}", f"{candidate.lat:.6f}", f"{candidate.lon:.6f}", heading, sure, within, f"{candidate.score:.3f}"
+            f"{rank}", *_position(candidate), heading, sure, within, f"{candidate.score:.3f}"
         )  # fmt: skip
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     heads = ("", "lat", "lon", "heading", "sure", "68 % within", "score")
@@ -121,9 +127,12 @@ def _table(answer: Answer) -> str:
 
 def _plan(answer: Answer, pictures: Pictures) -> str:
     """All candidates as numbered fans, north up, on the satellite images of their places where there are any."""
-    found = answer.candidates
-    origin = found[0].lat, found[0].lon
-    at = np.array([offset_m(*origin, candidate.lat, candidate.lon) for candidate in found]).reshape(-1, 2)
+    spots = [(c, c.lat, c.lon) for c in answer.candidates if c.lat is not None and c.lon is not None]
+    if not spots:
+        return '<p class="soft">no position</p>'
+    found = [candidate for candidate, _, _ in spots]
+    _, first_lat, first_lon = spots[0]
+    at = np.array([offset_m(first_lat, first_lon, lat, lon) for _, lat, lon in spots]).reshape(-1, 2)
     middle = (at.min(0) + at.max(0)) / 2
     side = max(float((at.max(0) - at.min(0)).max()) * 1.25, 120.0)
     half = side / 2
@@ -139,16 +148,14 @@ def _plan(answer: Answer, pictures: Pictures) -> str:
     unit = 100 / side
     reach = max(40.0, side / 9)
 
-    def point(candidate: Candidate) -> tuple[float, float]:
-        east, north = offset_m(*origin, candidate.lat, candidate.lon)
-        return 50 + (east - middle[0]) * unit, 50 - (north - middle[1]) * unit
-
     marks = []
-    for rank, candidate in reversed(list(enumerate(found, start=1))):
-        x, y = point(candidate)
+    for rank, (candidate, lat, lon), (east_m, north_m) in reversed(
+        list(zip(range(1, 1 + len(spots)), spots, at, strict=True))
+    ):
+        x, y = 50 + (east_m - middle[0]) * unit, 50 - (north_m - middle[1]) * unit
         if candidate.heading_deg is not None:
-            corners = fan(candidate.lat, candidate.lon, candidate.heading_deg, answer.fov_deg or 90.0, reach)
-            moved = [offset_m(candidate.lat, candidate.lon, lat, lon) for lat, lon in corners]
+            corners = fan(lat, lon, candidate.heading_deg, answer.fov_deg or 90.0, reach)
+            moved = [offset_m(lat, lon, *corner) for corner in corners]
             path = " ".join(f"{x + east * unit:.1f},{y - north * unit:.1f}" for east, north in moved)
             marks.append(f'<polygon class="fan" points="{path}"/>')
         if rank == 1 and answer.radius_m is not None:

@@ -64,7 +64,10 @@ class _Photo:
 
     def __init__(self, n: int, name: str, answer: Answer, lat: float, lon: float, heading_deg: float) -> None:
         first = answer.candidates[0]
+        if first.lat is None:
+            raise ValueError("answers: expected places with positions, which a map needs, got places without")
         self.n, self.answer, self.first = n, answer, first
+        self.found_deg = float("nan") if first.heading_deg is None else first.heading_deg
         self.name = printable(name)
         self.lat, self.lon, self.heading_deg = lat, lon, heading_deg
         self.away_m = float(great_circle_m(lat, lon, first.lat, first.lon))
@@ -72,7 +75,7 @@ class _Photo:
         right = "right" if self.right else "wrong"
         self.kind = right if answer.status == "located" else f"unknown-{right}"
         self.fov_deg = answer.fov_deg or 90.0
-        self.error_deg = float(heading_error_deg(first.heading_deg, heading_deg))
+        self.error_deg = float(heading_error_deg(self.found_deg, heading_deg))
 
     @property
     def verdict(self) -> str:
@@ -238,14 +241,14 @@ def _map(
             "name": [photo.name for photo in some],
             "verdict": [photo.verdict for photo in some],
             "heading": [_degrees(photo.heading_deg) for photo in some],
-            "found": [_degrees(photo.first.heading_deg) for photo in some],
+            "found": [_degrees(photo.found_deg) for photo in some],
             "sure": [photo.sure for photo in some],
             "x": truth[of_kind, 0].round(1).tolist(),
             "y": truth[of_kind, 1].round(1).tolist(),
             **_cone("", [(photo.heading_deg, photo) for photo in some]),
             "fx": found[of_kind, 0].round(1).tolist(),
             "fy": found[of_kind, 1].round(1).tolist(),
-            **_cone("f", [(photo.first.heading_deg, photo) for photo in some]),
+            **_cone("f", [(photo.found_deg, photo) for photo in some]),
         }
     shown = _spread(len(ids), MAP_PLACES)
     at = east[shown].round(1), north[shown].round(1)
@@ -368,9 +371,12 @@ def _card(photo: _Photo, index: PlaceIndex, pictures: Pictures) -> str:
     if tile is not None and tile.side_m is not None:
         truth = offset_m(place.lat, place.lon, photo.lat, photo.lon)
         found = offset_m(place.lat, place.lon, first.lat, first.lon)
-        overlay = _wedge(truth, found, first.heading_deg, photo.heading_deg, fov_deg, tile.side_m)
-    window = None if street is None else street_window(street, first.heading_deg, fov_deg, _WINDOW["street"])
-    polar = None if tile is None else polar_window(tile.image, first.heading_deg, fov_deg, _WINDOW["polar"])
+        overlay = _wedge(truth, found, photo.found_deg, photo.heading_deg, fov_deg, tile.side_m)
+    # Without a heading nobody knows what part of a panorama the photo would show.
+    window = polar = None
+    if first.heading_deg is not None:
+        window = None if street is None else street_window(street, first.heading_deg, fov_deg, _WINDOW["street"])
+        polar = None if tile is None else polar_window(tile.image, first.heading_deg, fov_deg, _WINDOW["polar"])
     error = "" if np.isnan(photo.error_deg) else f", off by {photo.error_deg:+.0f}°"
     radius = "" if photo.answer.radius_m is None else f", 68 % within {_metres(photo.answer.radius_m)}"
     shown = (
@@ -384,7 +390,7 @@ def _card(photo: _Photo, index: PlaceIndex, pictures: Pictures) -> str:
         f'<article class="card" id="photo-{photo.n}" data-kind="{photo.kind}">'
         f'<div class="views">{"".join(shown[:3])}</div><div class="beside">{shown[3]}<div class="about">'
         f'<b class="{"right" if photo.right else "wrong"}">{photo.verdict}</b>'
-        f"looked {_degrees(photo.heading_deg)}, found {_degrees(first.heading_deg)}{error}<br>{photo.sure}{radius}"
+        f"looked {_degrees(photo.heading_deg)}, found {_degrees(photo.found_deg)}{error}<br>{photo.sure}{radius}"
         f'<bdi class="name">{name}</bdi></div></div></article>'
     )
 
@@ -418,12 +424,13 @@ def _wedge(
         return f"{x + reach * np.sin(np.radians(degrees)):.1f} {y - reach * np.cos(np.radians(degrees)):.1f}"
 
     x, y = at(found)
-    left, right = heading_deg - fov_deg / 2, heading_deg + fov_deg / 2
-    parts = (
-        f'<path d="M{x:.1f} {y:.1f}L{ahead(x, y, left, 38)}A38 38 0 0 1 {ahead(x, y, right, 38)}Z" fill="#ffd24d" '
-        'fill-opacity=".28" stroke="#ffd24d" stroke-width="1"/>'
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="#ffd24d"/>'
-    )
+    parts = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="#ffd24d"/>'
+    if not np.isnan(heading_deg):
+        left, right = heading_deg - fov_deg / 2, heading_deg + fov_deg / 2
+        parts += (
+            f'<path d="M{x:.1f} {y:.1f}L{ahead(x, y, left, 38)}A38 38 0 0 1 {ahead(x, y, right, 38)}Z" fill="#ffd24d" '
+            'fill-opacity=".28" stroke="#ffd24d" stroke-width="1"/>'
+        )
     x, y = at(truth)
     if 0 <= x <= 100 and 0 <= y <= 100:
         if not np.isnan(true_heading_deg):

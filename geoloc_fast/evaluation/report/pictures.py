@@ -1,4 +1,4 @@
-"""Where the page's images come from: a city in memory, or the files of a manifest."""
+"""Where the page's images come from: the files of a manifest."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from geoloc_fast.city import CityViews
 from geoloc_fast.data.datasets import PlaceDataset
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ImageError
 from geoloc_fast.images.decode import decode_image, read_header
 
-__all__ = ["CityPictures", "ManifestPictures", "PhotoPictures", "Pictures", "Tile"]
+__all__ = ["ManifestPictures", "PhotoPictures", "Pictures", "Tile"]
 
 COLUMN0_DEG = 180.0  # of panoramas, here: north is in the middle
 _TILE_PX = 256
@@ -45,28 +44,6 @@ class Pictures(Protocol):
 
     def synthetic(self, place: int) -> bool:
         """Whether that panorama was made of a satellite image."""
-
-
-class CityPictures:
-    """Of a synthetic city, whose n-th place has the id n."""
-
-    def __init__(self, city: CityViews) -> None:
-        self.city = city
-
-    def photo(self, n: int) -> np.ndarray:
-        return self.city.photo[n]
-
-    def tile(self, place: int) -> Tile:
-        image = self.city.satellite[place]
-        return Tile(image, self.city.metres_per_pixel * len(image))
-
-    def street(self, place: int) -> np.ndarray | None:
-        if self.city.street_missing[place]:
-            return None
-        return _turned(self.city.panorama[place], float(self.city.street_column0_deg[place]))
-
-    def synthetic(self, place: int) -> bool:
-        return False
 
 
 class ManifestPictures:
@@ -157,7 +134,3 @@ class PhotoPictures:
 
     def synthetic(self, place: int) -> bool:
         return self._places is not None and self._places.synthetic(place)
-
-
-def _turned(panorama: np.ndarray, column0_deg: float) -> np.ndarray:
-    return np.roll(panorama, -round((COLUMN0_DEG - column0_deg) * panorama.shape[1] / 360), axis=1)

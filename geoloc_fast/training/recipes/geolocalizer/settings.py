@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from geoloc_fast.evaluation.protocol import HEADING_DEG, RADII_M
+from geoloc_fast.evaluation.protocol import HEADING_DEG, RADII_M, heading_key
 from geoloc_fast.training.recipes.geolocalizer.street_choice import STREET, VIEWS
 from geoloc_fast.training.settings import DataSettings as EveryDataSettings
 from geoloc_fast.training.settings import RunSettings, at_least, merged_settings
@@ -17,7 +17,7 @@ __all__ = ["KINDS", "DataSettings", "LossSettings", "Settings", "StepSettings", 
 BEST = (
     *(f"recall_at_{k}" for k in ("1", "5", "10", "1_percent")),
     *(f"recall_at_1_within_{radius:g}_m" for radius in RADII_M),
-    *(f"heading_within_{limit:g}_deg" for limit in HEADING_DEG),
+    *(heading_key(limit) for limit in HEADING_DEG),
 )
 KINDS = ("info_nce", "decoupled", "triplet", "soft_margin_triplet")
 SELECT = ("gumbel", "correlation", "cosine", "fixed")  # fixed: the middle of every strip, without matching
