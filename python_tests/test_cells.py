@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,7 +229,8 @@ def test_rows_move_alone_and_stay_unit_vectors() -> None:
     torch.manual_seed(0)
     table = torch.nn.Parameter(torch.nn.functional.normalize(torch.randn(6, 4), dim=1))
     weight = torch.nn.Parameter(torch.randn(3))
-    optimiser = AdamWithRows([{"params": [weight]}, {"params": [table], "rows": True}], lr=0.1)
+    groups: list[dict[str, Any]] = [{"params": [weight]}, {"params": [table], "rows": True}]
+    optimiser = AdamWithRows(groups, lr=0.1)
     before = table.detach().clone(), weight.detach().clone()
     rows = torch.tensor([1, 4, 1])
     for sparse in (True, False):

@@ -1,0 +1,155 @@
+"""Training the cell model: what is read, batches, gradients of the three pairs, rows that move, and that it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from geoloc_fast.city.continent import write_continent
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.evaluation.cells import CellDatabase
+from geoloc_fast.geo import s2
+from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.models.cells import CellsConfig
+from geoloc_fast.training.recipes.cells import CellData, CellsRecipe, losses, read_settings
+
+MODEL: dict[str, Any] = {
+    "prototype_level": 16,
+    "cell_level": 17,
+    "clusters": 6,
+    "cluster_dim": 4,
+    "global_dim": 8,
+    "hidden": 16,
+    "photo_size": [48, 64],
+    "tile_px": 48,
+}
+
+
+@pytest.fixture(scope="module")
+def continent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("continent") / "small"
+    write_continent(folder, cities=2, places=40, photos_per_cell=3.0, photo_size=(48, 64), tile_px=48)
+    return folder
+
+
+def recipe(folder: Path, out: Path, **changes: Any) -> CellsRecipe:
+    settings: dict[str, Any] = {
+        "out": str(out),
+        "pretrained": "",
+        "model": MODEL,
+        "data": {"manifest": str(folder)},
+        "train": {"batch": 16, "steps": 20, "lr": 3e-3, "warmup": 1, "evaluate_every": 20, "device": "cpu"},
+    }
+    return CellsRecipe(read_settings([settings, *(f"{name}={value}" for name, value in changes.items())]))
+
+
+def test_photos_tiles_and_stencils_belong_together(continent: Path, tmp_path: Path) -> None:
+    made = recipe(continent, tmp_path / "run")
+    data = made.data
+    found = next(iter(made.batches(0, 0)))
+    rows = np.array([data.photos["id"].to_pylist().index(name) for name in found["photo_id"]])
+    assert (data.split[rows] == "train").all()
+    own = found["own"].numpy()
+    has = own >= 0
+    assert has.any()
+    tiles = np.unique(data.tile[rows[has]])
+    np.testing.assert_array_equal(
+        data.tiles[tiles[own[has]]], s2.from_lat_lon(data.lat[rows[has]], data.lon[rows[has]], 17)
+    )
+    assert not found["apart"].numpy()[np.flatnonzero(has), own[has]].any()
+    torch.testing.assert_close(made.tiles[torch.from_numpy(tiles)], found["tile"])
+    for photo, near in zip(rows, found["near"].numpy(), strict=True):
+        lat, lon = s2.center(made.model.prototypes.ids)
+        away = great_circle_m(data.lat[photo], data.lon[photo], lat, lon)
+        close = np.flatnonzero(away < 1.49 * made._edge_m)
+        assert set(close) <= set(near[near >= 0])
+    for stencil, near in zip(found["rows"].numpy(), found["near"].numpy(), strict=True):
+        assert set(stencil[stencil >= 0]) <= set(near)
+    again = [list(made.batches(1, start)) for start in (0, 1)]
+    assert [one["photo_id"] for one in again[0][1:]] == [one["photo_id"] for one in again[1]]
+
+
+def test_every_pair_moves_what_it_compares(continent: Path, tmp_path: Path) -> None:
+    pairs = {
+        "ground_prototype": ("ground_head", "prototypes"),
+        "aerial_prototype": ("aerial_head", "prototypes"),
+        "ground_aerial": ("ground_head", "aerial_head"),
+    }
+    made = recipe(continent, tmp_path / "run")
+    for least in (-1.0, 0.0):
+        made.settings.step.least = least
+        made.model.prototypes.sparse = least >= 0
+        for name, parts in pairs.items():
+            batch = next(iter(made.batches(0, 0)))
+            made.model.zero_grad()
+            losses(made.model, batch, made.settings.step)[name].backward()
+            reached = {
+                part
+                for part, module in made.model.named_children()
+                for p in module.parameters()
+                if p.grad is not None and float(p.grad.to_dense().abs().max()) > 0
+            }
+            assert reached == set(parts)
+
+
+@pytest.mark.parametrize("loss", ["multi_similarity", "info_nce", "haversine", "hierarchy"])
+def test_a_few_steps_lower_every_loss(loss: str, continent: Path, tmp_path: Path) -> None:
+    made = recipe(continent, tmp_path / "run", **{"step.loss": loss, "step.dropout": 0.0})
+    numbers = []
+    for epoch in range(12):
+        if epoch:
+            made.epoch_begins(epoch)
+        for batch in made.batches(epoch, 0):
+            numbers.append(made.gradients(batch, step=0, epoch=epoch)["loss"])
+            made.optimiser.step()
+    assert np.mean(numbers[-3:]) < 0.9 * np.mean(numbers[:3])
+    if loss == "multi_similarity":
+        found = made.evaluate(0)
+        assert 0 <= found.numbers["hybrid"] <= 1
+        assert made.model.config.kappa == pytest.approx(found.numbers["kappa"])
+        state = made.state()
+        other = recipe(continent, tmp_path / "run")
+        other.restore(state)
+        torch.testing.assert_close(other.state()["similar"], state["similar"])
+
+
+def test_what_cannot_be_trained_on_is_refused(continent: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(continent)
+    config = CellsConfig(**MODEL)
+    empty = manifest.photos.slice(0, 0)
+    with pytest.raises(ValueError, match="expected photos with positions, got none"):
+        CellData(manifest.replace(photos=empty), config)
+    with pytest.raises(ValueError, match="expected cells of level 16, got levels \\[17\\]"):
+        CellData(manifest, CellsConfig(**{**MODEL, "cell_level": 16}))
+    named = manifest.places.set_column(0, "id", [[f"place {n}" for n in range(len(manifest.places))]])
+    with pytest.raises(ValueError, match="expected places that are S2 cells"):
+        CellData(manifest.replace(places=named, photos=manifest.photos), config)
+    with pytest.raises(ValueError, match="expected cells with aerial tiles, got none of 0 places"):
+        CellData(manifest.replace(places=manifest.places.slice(0, 0)), config)
+    for change, words in (
+        ({"step.loss": "best"}, r"step\.loss: expected multi_similarity"),
+        ({"train.batch": 10}, r"train\.batch: expected a multiple of 4"),
+        ({"step.dropout": 1.0}, r"step\.dropout"),
+        ({"data.least_photos": 999}, r"data\.least_photos"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            recipe(continent, tmp_path / "run", **change)
+
+
+# --- evaluation ---
+
+
+def test_the_database_holds_tiles_and_what_lies_below_prototypes(continent: Path, tmp_path: Path) -> None:
+    made = recipe(continent, tmp_path / "run")
+    database = made.database()
+    below = s2.children(made.model.prototypes.ids).reshape(-1)
+    np.testing.assert_array_equal(database.ids, np.union1d(made.data.tiles, below))
+    has_tile = np.isin(database.ids, made.data.tiles)
+    np.testing.assert_array_equal(database.aerial.norm(dim=1).numpy() > 0, has_tile)
+    np.testing.assert_array_equal(database.prototype.norm(dim=1).numpy() > 0, np.isin(database.ids, below))
+    assert isinstance(database, CellDatabase)
+    assert database.rows(np.array([database.ids[5], s2.from_lat_lon(0, 0, 17)])).tolist() == [5, -1]
