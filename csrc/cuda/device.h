@@ -148,23 +148,6 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
-// ldmatrix: four 8x8 matrices of 16-bit values. Lane l names the 16-byte row l % 8 of matrix l / 8 in shared memory;
-// out[i] holds columns 2 (l % 4) and + 1 of row l / 4 of matrix i, or with `transposed` of its transpose.
-__device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* row) {
-  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(at)
-               : "memory");
-}
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
-  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(at)
-               : "memory");
-}
-
 // d += a b, with a 16 x K and b K x 8. In lane l, with g = l / 4 and t = l % 4:
 //   d[0], d[1]: row g, columns 2t, 2t+1; d[2], d[3]: row g + 8
 //   bf16, K = 16 (two values a register): a[0] row g, k = 2t, 2t+1; a[1] row g + 8; a[2], a[3] the same at k + 8;
@@ -211,3 +194,14 @@ inline Status fill_bytes(void* at, int value, int64_t bytes, Stream stream) {
 
 }  // namespace geoloc_fast::cuda
 #endif
+
+namespace geoloc_fast::cuda {
+
+// Sums over a warp, in one order, there on every lane.
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+  for (int distance = 16; distance > 0; distance /= 2) value += shuffle_xor(value, distance);
+  return value;
+}
+
+}  // namespace geoloc_fast::cuda

@@ -5,8 +5,9 @@
 // A warp works on one strip. Decoding: lane = channel of a chunk of 32. Sums over channels: eight chains, one for each
 // channel modulo 8, as on the CPU; lane l keeps chain l % 8 of the columns or shifts that are l / 8 modulo 4.
 #pragma once
-#include "common/azimuth_transform.h"
 #include "cuda/device.h"
+// after device.h
+#include "common/azimuth_transform.h"
 #include "cuda/strip_exact_heuristics.h"
 #include "geoloc_fast/strip_bank.h"
 #include "geoloc_fast/strip_score.h"

@@ -33,13 +33,6 @@ __device__ __forceinline__ bool is_broken(float value) {
   return (__float_as_uint(value) & 0x7f800000u) == 0x7f800000u;  // NaN or Inf
 }
 
-// Sums over a warp, in one order, there on every lane.
-template <typename T>
-__device__ __forceinline__ T warp_sum(T value) {
-  for (int distance = 16; distance > 0; distance /= 2) value += shuffle_xor(value, distance);
-  return value;
-}
-
 // Energy of the window of `width` columns at s, from the sums over the columns before (columns + 1 of them). Exactly 0
 // for a window of zeros.
 __device__ __forceinline__ double window_energy(const double* before, int64_t columns, int64_t s, int64_t width) {

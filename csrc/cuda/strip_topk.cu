@@ -2,7 +2,8 @@
 #include <cstdio>
 
 #include "cuda/device_guard.h"
-#include "cuda/strip_topk.cuh"
+#include "cuda/strip_topk_screen.cuh"
+#include "cuda/strip_topk_select.cuh"
 
 namespace geoloc_fast::cuda {
 namespace {
@@ -31,7 +32,7 @@ struct Carver {
   }
 };
 
-int64_t carve(TopkWork& work, const DeviceLimits& limits, void* workspace) {
+int64_t carve(TopkWork& work, void* workspace) {
   const StripTopkParams& p = work.p;
   const TopkPlan& plan = work.plan;
   const int64_t query_slots = plan.tiles * kTileQueries;
@@ -44,63 +45,60 @@ int64_t carve(TopkWork& work, const DeviceLimits& limits, void* workspace) {
   carver.take(&work.known, p.batch);
   carver.take(&work.known_row, p.batch);
   carver.take(&work.best, p.batch * p.k);
-  if (plan.form != TopkForm::kExact) {
-    carver.take(&work.epsilon, query_slots);
-    carver.take(&work.operands, plan.tiles * p.bank.columns * plan.steps * 64);
-  }
+  carver.take(&work.epsilon, query_slots);
+  carver.take(&work.operands, plan.tiles * p.bank.columns * plan.steps * 64);
   carver.take(&work.count, query_slots * plan.slots);
   carver.take(&work.lists, query_slots * plan.slots * plan.list);
-  // The rescoring of W = 1, 16 and 64 happens in shared memory, all else here.
-  const bool fixed = has_fixed_transform(p.bank.columns);
-  int64_t warps = plan.grid_x * plan.grid_y * plan.warps;
-  if (!fixed) warps = std::max(warps, rescore_blocks(plan, p, limits) * kExactWarps);
-  carver.take(&work.space, warps * exact_doubles(p.bank.columns, fixed));
+  // Where a full list is scored; the rescoring happens in shared memory.
+  carver.take(&work.space, plan.grid_x * plan.grid_y * plan.warps * exact_doubles(p.bank.columns, true));
   return carver.used;
-}
-
-template <int kColumns>
-Status rescore(const TopkWork& work, const DeviceLimits& limits, Stream stream) {
-  const int64_t shared = kColumns ? 8 * kExactWarps * exact_doubles(kColumns, true) : 0;
-  return launch(strip_topk_rescore_kernel<kColumns>, rescore_blocks(work.plan, work.p, limits), 1, 32 * kExactWarps,
-                shared, stream, work);
 }
 
 template <int kColumns, int kTiles>
 Status screen(const TopkWork& work, Stream stream) {
   const TopkPlan& plan = work.plan;
-  return launch(work.p.bank.bf16 ? strip_topk_screen_kernel<kColumns, kTiles, true>
-                                 : strip_topk_screen_kernel<kColumns, kTiles, false>,
-                plan.grid_x, plan.grid_y, 32 * plan.warps, plan.shared, stream, work);
+  constexpr int kUsual = kColumns == 1 ? 0 : kUsualWords;
+  const bool usual = work.p.bank.words == kUsualWords;
+  auto run = [&](auto kernel) {
+    return launch(kernel, plan.grid_x, plan.grid_y, 32 * plan.warps, plan.shared, stream, work);
+  };
+  if (!work.p.bank.bf16) return run(&strip_topk_screen_kernel<kColumns, kTiles, false, 0>);
+  return usual ? run(&strip_topk_screen_kernel<kColumns, kTiles, true, kUsual>)
+               : run(&strip_topk_screen_kernel<kColumns, kTiles, true, 0>);
 }
 
+// From the ordered queries to pairs that have been scored.
 template <int kColumns>
 Status look(const TopkWork& work, const DeviceLimits& limits, Stream stream) {
   const TopkPlan& plan = work.plan;
-  Status status;
-  if (plan.form == TopkForm::kExact) {
-    status = launch(strip_topk_exact_kernel<kColumns>, plan.grid_x, plan.grid_y, 32 * kExactWarps, 0, stream, work);
-  } else {
-    const int64_t slots = plan.tiles * kTileQueries;
-    status = launch(strip_topk_operands_kernel, std::min<int64_t>((slots + kOperandWarps - 1) / kOperandWarps, 1 << 14),
-                    1, 32 * kOperandWarps, 0, stream, work);
-    if (status != Status::kOk) return status;
-    if constexpr (kColumns > 1) status = screen<kColumns, 1>(work, stream);
-    if constexpr (kColumns == 1)
-      status = plan.tiles_a_warp == 1 ? screen<1, 1>(work, stream) : screen<1, 8>(work, stream);
-  }
+  Status status = launch(strip_topk_operands_kernel<kColumns>, std::min<int64_t>(plan.tiles * kTileQueries, 1 << 14), 1,
+                         32 * kOperandWarps, 0, stream, work);
+  if (status != Status::kOk) return status;
+  if constexpr (kColumns > 1) status = screen<kColumns, 1>(work, stream);
+  if constexpr (kColumns == 1)
+    status = plan.tiles_a_warp == 1 ? screen<1, 1>(work, stream) : screen<1, 8>(work, stream);
   if (status == Status::kOk)
     status = launch(strip_topk_select_kernel, query_blocks(work.p), 1, kSelectThreads, 0, stream, work);
-  return status == Status::kOk ? rescore<kColumns>(work, limits, stream) : status;
+  if (status != Status::kOk) return status;
+  return launch(strip_topk_rescore_kernel<kColumns>, rescore_blocks(plan, work.p, limits), 1, 32 * kExactWarps,
+                8 * kExactWarps * exact_doubles(kColumns, true), stream, work);
 }
 
 }  // namespace
+
+bool strip_topk_fits(const StripBankView& bank, const DeviceLimits& limits) {
+  StripTopkParams p{};
+  p.bank = bank;
+  p.batch = p.k = p.padded_width = 1;
+  return sizes_fit(p) && strip_topk_plan(p, limits).form != TopkForm::kNone;
+}
 
 int64_t strip_topk_workspace(const StripTopkParams& p, const DeviceLimits& limits) {
   if (!sizes_fit(p) || p.batch == 0) return 0;
   TopkWork work{};
   work.p = p;
   work.plan = strip_topk_plan(p, limits);
-  return carve(work, limits, nullptr);
+  return work.plan.form == TopkForm::kNone ? 0 : carve(work, nullptr);
 }
 
 Status strip_topk(const StripTopkParams& p, const DeviceLimits& limits, int device, void* stream_pointer,
@@ -114,7 +112,8 @@ Status strip_topk(const StripTopkParams& p, const DeviceLimits& limits, int devi
   work.plan = strip_topk_plan(p, limits);
   std::snprintf(plan, kMaxPlanName, "%s/%s", p.bank.bf16 ? "bf16" : "tf32", form_name(work.plan.form, p.bank.columns));
   if (p.batch == 0) return Status::kOk;
-  carve(work, limits, p.workspace);
+  if (work.plan.form == TopkForm::kNone) return Status::kBadSize;
+  carve(work, p.workspace);
 
   StripScoreParams queries{};
   queries.bank = p.bank, queries.query = p.query, queries.width = p.width;
@@ -126,8 +125,7 @@ Status strip_topk(const StripTopkParams& p, const DeviceLimits& limits, int devi
   switch (p.bank.columns) {
     case 1: status = look<1>(work, limits, stream); break;
     case 16: status = look<16>(work, limits, stream); break;
-    case 64: status = look<64>(work, limits, stream); break;
-    default: status = look<0>(work, limits, stream); break;
+    default: status = look<64>(work, limits, stream); break;
   }
   if (status != Status::kOk) return status;
   return launch(strip_topk_answer_kernel, query_blocks(p), 1, kSelectThreads, 0, stream, work);

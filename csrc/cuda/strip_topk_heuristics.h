@@ -27,8 +27,7 @@
 //   from L2 a pair at 64 queries).
 // W = 1, "flat": no transform, 4 accumulators a tile. With more than 8 queries a warp keeps 8 tiles: 160 bytes out of
 //   shared memory a pair, 185 G pairs/s. One query is bound by memory: 2.1 G strips/s.
-// Any other W, and any K whose operands do not fit, "exact": every pair by strip_score's routine, K W w float64
-//   multiply-adds.
+// Any other W, and any K whose operands do not fit: not here. Triton takes those.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -40,6 +39,7 @@
 namespace geoloc_fast::cuda {
 
 constexpr int kTileQueries = 8;
+constexpr int kUsualWords = 32;  // of a plane: K = 64 in bf16, for which the screening of W > 1 is written out
 constexpr int kFlatWords = 32;   // of a row of a block, at a time, for W = 1
 constexpr int kScreenWarps = 8;  // most warps of a block
 constexpr int64_t kListBytes = 256 << 20;
@@ -71,7 +71,7 @@ struct Kept {
 };
 static_assert(sizeof(Kept) == 24, "");
 
-enum class TopkForm { kExact, kSpectral, kFlat };
+enum class TopkForm { kNone, kSpectral, kFlat };
 
 struct TopkPlan {
   TopkForm form;
@@ -137,27 +137,24 @@ inline TopkPlan strip_topk_plan(const StripTopkParams& p, const DeviceLimits& li
   if (bank.columns == 64 || bank.columns == 16 || bank.columns == 1) {
     plan.unit_bytes =
         bank.columns == 1 ? 64 * (kFlatWords + 1) : 64 * std::max(2 * split * bank.words, bank.words + bank.columns);
-    plan.tiles_a_warp = bank.columns == 1 && plan.tiles > 1 ? 8 : 1;
-    int across = 1;
-    while (plan.tiles_a_warp == 1 && across < most_warps && across < plan.tiles) across *= 2;
-    for (; across >= 1 && plan.form == TopkForm::kExact; across /= 2)
-      for (int deep = most_warps / across; deep >= 1; deep /= 2) {
-        plan.tiles_across = across, plan.blocks_deep = deep, plan.warps = across * deep * split;
-        plan.shared = screen_shared(plan, bank.columns);
-        if (plan.shared > limits.shared_bytes) continue;
-        plan.form = bank.columns == 1 ? TopkForm::kFlat : TopkForm::kSpectral;
-        break;
-      }
+    for (int a_warp = bank.columns == 1 && plan.tiles > 1 ? 8 : 1; a_warp >= 1; a_warp -= 7) {
+      plan.tiles_a_warp = a_warp;
+      int across = 1;
+      while (a_warp == 1 && across < most_warps && across < plan.tiles) across *= 2;
+      for (; across >= 1 && plan.form == TopkForm::kNone; across /= 2)
+        for (int deep = most_warps / across; deep >= 1; deep /= 2) {
+          plan.tiles_across = across, plan.blocks_deep = deep, plan.warps = across * deep * split;
+          plan.shared = screen_shared(plan, bank.columns);
+          if (plan.shared > limits.shared_bytes) continue;
+          plan.form = bank.columns == 1 ? TopkForm::kFlat : TopkForm::kSpectral;
+          break;
+        }
+      if (plan.form != TopkForm::kNone) break;
+    }
   }
+  if (plan.form == TopkForm::kNone) return plan;
   const int64_t most_slots = std::max<int64_t>(
       1, kListBytes / (int64_t{sizeof(Kept)} * plan.list * kTileQueries * std::max<int64_t>(plan.tiles, 1)));
-  if (plan.form == TopkForm::kExact) {
-    plan.warps = kExactWarps;
-    plan.slots = std::min({most_slots, int64_t{8} * multiprocessors, std::max<int64_t>(bank.count, 1)});
-    plan.grid_x = (plan.slots + kExactWarps - 1) / kExactWarps;
-    plan.grid_y = std::min<int64_t>(std::max<int64_t>(1, 8 * multiprocessors / (plan.grid_x * kExactWarps)), p.batch);
-    return plan;
-  }
   const int64_t group_tiles = plan.tiles_a_warp * plan.tiles_across, block_slots = plan.blocks_deep * split;
   screen_grid(plan, (plan.tiles + group_tiles - 1) / group_tiles, (blocks + plan.blocks_deep - 1) / plan.blocks_deep,
               most_slots / block_slots, multiprocessors);
@@ -167,7 +164,7 @@ inline TopkPlan strip_topk_plan(const StripTopkParams& p, const DeviceLimits& li
 
 inline const char* form_name(TopkForm form, int64_t columns) {
   if (form == TopkForm::kSpectral) return columns == 16 ? "spectral16" : "spectral64";
-  return form == TopkForm::kFlat ? "flat" : "exact";
+  return "flat";
 }
 
 }  // namespace geoloc_fast::cuda

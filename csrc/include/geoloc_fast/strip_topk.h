@@ -81,6 +81,7 @@ int64_t strip_topk_workspace(const StripTopkParams& params, int threads);
 
 namespace cuda {
 // The same answer, launched on `stream` of `device`; a width outside its range is taken as the nearest one inside.
+// kBadSize for a bank that does not fit.
 // How it works: cuda/strip_topk.cuh.
 struct DeviceLimits {
   int multiprocessors;
@@ -88,6 +89,8 @@ struct DeviceLimits {
 };
 Status strip_topk(const StripTopkParams& params, const DeviceLimits& limits, int device, void* stream,
                   char plan[kMaxPlanName]);
+// Whether there is a kernel for such a bank: W is 1, 16 or 64, and a tile of queries fits beside the ring.
+bool strip_topk_fits(const StripBankView& bank, const DeviceLimits& limits);
 // For the same sizes, limits, and presence of `width`.
 int64_t strip_topk_workspace(const StripTopkParams& params, const DeviceLimits& limits);
 }  // namespace cuda

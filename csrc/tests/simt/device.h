@@ -196,33 +196,6 @@ void copy_async_wait() {
 }
 
 namespace detail {
-struct Matrices {
-  const void* row;
-  uint32_t out[4];
-};
-template <bool kTransposed>
-void gather_matrices(void* const* lanes, uint32_t) {
-  for (int lane = 0; lane < 32; ++lane)
-    for (int matrix = 0; matrix < 4; ++matrix) {
-      uint32_t word = 0;
-      for (int i = 0; i < 2; ++i) {
-        const int along = 2 * (lane % 4) + i, across = lane / 4;
-        const void* row = static_cast<Matrices*>(lanes[8 * matrix + (kTransposed ? along : across)])->row;
-        uint16_t value;
-        std::memcpy(&value, static_cast<const uint8_t*>(row) + 2 * (kTransposed ? across : along), sizeof value);
-        word |= static_cast<uint32_t>(value) << 16 * i;
-      }
-      static_cast<Matrices*>(lanes[lane])->out[matrix] = word;
-    }
-}
-template <bool kTransposed>
-void load_matrices(uint32_t (&out)[4], const void* row) {
-  simt::check_access(row, 16, "a row of ldmatrix");
-  Matrices mine{row, {}};
-  simt::collective(kTransposed ? "ldmatrix.trans" : "ldmatrix", kWholeWarp, &mine, &gather_matrices<kTransposed>);
-  for (int i = 0; i < 4; ++i) out[i] = mine.out[i];
-}
-
 struct Product {
   float* d;
   const uint32_t *a, *b;
@@ -251,9 +224,6 @@ void multiply(void* const* lanes, Value value) {
     }
 }
 }  // namespace detail
-
-inline void load_matrices(uint32_t (&out)[4], const void* row) { detail::load_matrices<false>(out, row); }
-inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) { detail::load_matrices<true>(out, row); }
 
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   detail::Product mine{d, a, b};

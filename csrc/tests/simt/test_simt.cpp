@@ -92,19 +92,24 @@ struct Tile {
   alignas(16) uint16_t a[16][16], b[16][8];
 };
 
-// d = a b by ldmatrix and mma; a is row-major, b is k-major, so that its fragments are transposed.
+// d = a b; a is row-major, b is k-major.
 __global__ void multiply(const uint16_t* a, const uint16_t* b, float* d) {
   Tile& tile = shared<Tile>();
   const int t = static_cast<int>(threadIdx.x);
   for (int i = t; i < 256; i += 32) tile.a[i / 16][i % 16] = a[i];
   for (int i = t; i < 128; i += 32) tile.b[i / 8][i % 8] = b[i];
   sync_warp();
-  uint32_t left[4], right[4];
-  load_matrices(left, &tile.a[t % 16][8 * (t / 16)]);
-  load_matrices_transposed(right, &tile.b[t % 16][0]);
+  uint32_t left[4], right[2];
+  for (int i = 0; i < 4; ++i) {
+    const uint16_t* pair = &tile.a[t / 4 + 8 * (i % 2)][2 * (t % 4) + 8 * (i / 2)];
+    left[i] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+  }
+  for (int i = 0; i < 2; ++i) {
+    const int k = 2 * (t % 4) + 8 * i;
+    right[i] = tile.b[k][t / 4] | static_cast<uint32_t>(tile.b[k + 1][t / 4]) << 16;
+  }
   float sums[4] = {};
-  const uint32_t rights[2] = {right[0], right[1]};
-  mma_bf16(sums, left, rights);
+  mma_bf16(sums, left, right);
   for (int i = 0; i < 4; ++i) d[(t / 4 + 8 * (i / 2)) * 8 + 2 * (t % 4) + i % 2] = sums[i];
 }
 

@@ -101,14 +101,15 @@ void all_forms() {
     search({60, 70, 1, 3, bf16});
     search({300, 40, 1, 70, bf16, 1.0f, 1, true, 2});
     search({20, 5, 16, 2, bf16, 1.0f, 2, true, 30});  // k beyond the bank
-    search({40, 6, 7, 3, bf16});
+    search({90, bf16 ? 63 : 32, 16, 9, bf16});        // the words of a plane that are written out
     search({0, 6, 16, 3, bf16});
     search({70, 5, 64, 11, bf16});
     search({41, 18, 64, 1, bf16, 1.0f, 3, false});
     search({100, 3, 64, 20, bf16, 1.0f, 2, false, 5, true});
     search({40, 3, 16, 9, bf16, 1.0f, 2, true, 5, true});
   }
-  search({400, 2, 3, 2, true, 0.0f, 1, false, 3});
+  search({37, 64, 64, 9, true, 1.0f, 1, false, 3});
+  search({60, 64, 16, 1, true, 1.0f, 1, false, 3, true});
 }
 
 // Many pairs are scored here, which takes long: in one order only.
@@ -136,7 +137,7 @@ void plans() {
     p.bank = strip_bank_view(nullptr, count, values, columns, bf16);
     p.batch = batch, p.k = k, p.padded_width = columns;
     const TopkPlan plan = strip_topk_plan(p, {132, 227 << 10});
-    CHECK(plan.form == TopkForm::kExact || (plan.shared <= 227 << 10 && plan.shared > 0));
+    CHECK(plan.shared <= 227 << 10 && plan.shared > 0);
     CHECK(plan.grid_x >= 1 && plan.grid_x <= 0x7fffffff && plan.grid_y >= 1 && plan.grid_y <= 65535);
     CHECK(
         plan.slots >= 1 &&
@@ -164,7 +165,15 @@ void plans() {
   CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 1 && plan.blocks_deep == 4 && plan.grid_x == 132);
   plan = plan_of(250000, 64, 64, false, 64, 10);
   CHECK(plan.form == TopkForm::kSpectral && plan.tiles_across == 1 && plan.blocks_deep == 1 && plan.warps == 2);
-  CHECK(plan_of(1000, 1 << 16, 16, true, 64, 10).form == TopkForm::kExact);  // operands beyond any shared memory
+  plan = plan_of(1000, 1024 * 3, 1, true, 64, 10);
+  CHECK(plan.form == TopkForm::kFlat && plan.tiles_a_warp == 1);  // eight tiles would not fit
+  const DeviceLimits limits{132, 227 << 10};
+  for (const int64_t columns : {1, 16, 64}) {
+    CHECK(strip_topk_fits(strip_bank_view(nullptr, 9, 64, columns, true), limits));
+    CHECK(strip_topk_fits(strip_bank_view(nullptr, 9, 64, columns, false), limits));
+  }
+  CHECK(!strip_topk_fits(strip_bank_view(nullptr, 9, 64, 32, true), limits));
+  CHECK(!strip_topk_fits(strip_bank_view(nullptr, 9, 1 << 16, 16, true), limits));  // beyond any shared memory
   plan_of(int64_t{1} << 40, 64, 16, true, 1 << 20, 1000);
   CHECK(plan_of(1 << 20, 64, 16, true, 64, 10).epsilon < 1e-4f);
   CHECK(plan_of(1 << 20, 64, 16, false, 64, 10).epsilon > 0x1p-10f);

@@ -1,72 +1,18 @@
-// Kernels of strip_topk on the GPU. Semantics and the idea of screening: geoloc_fast/strip_topk.h; launch choices:
-// strip_topk_heuristics.h.
+// strip_topk: from the queries to lists of pairs that may belong to the answer.
 // SPDX-License-Identifier: Apache-2.0
 //
-//   strip_query    energy of every query (strip_bank.cu)
-//   order          queries into tiles of one width; those with NaN or Inf into none
-//   operands       planes of the normalised queries, rounded to what the tensor cores take, in their register layout
-//   screen, exact  every pair of the bank: a list of pairs that may belong to the answer for each query and slot
-//   select         the k-th best lower bound of a query over all its lists
-//   rescore        strip_score of the pairs whose upper bound reaches it
-//   answer         the k best of those
-//
-// A list that runs full is pruned by its warp: first to the pairs whose upper bound reaches its own k-th best lower
-// bound, and if that is not enough (near-duplicates) by scoring them. So no list overflows, nothing is decided by
-// chance, and the host never waits. A slot's rows ascend from one block of the bank to the next, so what comes later
-// loses every tie.
+//   order     queries into tiles of one width; those with NaN or Inf into none
+//   operands  planes of the normalised queries, rounded to what the tensor cores take, in their register layout
+//   screen    every pair of the bank against the threshold of its query
 //
 // An mma takes 16 strips as the rows of a: row g is strip 2g and row g + 8 strip 2g + 1, so that a lane reads both in
 // one 8-byte load and a warp reads 4 lines of 64 bytes, without bank conflicts (in_ring). k runs over the words: a bf16
 // word holds two channels as the mma wants them, an fp32 word one tf32. In lane l, with g = l / 4, t = l % 4:
 // words t and t + 4 of a step, strips 2g and 2g + 1, and of the sums: queries 2t and 2t + 1 with these two strips.
 #pragma once
-#include "cuda/strip_exact.cuh"
-#include "cuda/strip_topk_heuristics.h"
+#include "cuda/strip_topk_lists.cuh"
 
 namespace geoloc_fast::cuda {
-
-// What all kernels of a search share. Query slots are 8 * tiles.
-struct TopkWork {
-  StripTopkParams p;
-  TopkPlan plan;
-  double* energy;       // [batch]
-  int32_t* slot_of;     // [batch] query slot, -1: has no answer
-  int32_t* slot_query;  // [query slots] -1: none
-  int32_t* tile_width;  // [tiles] 0: no query in it
-  float* epsilon;       // [query slots]
-  uint32_t* operands;   // [tiles][columns][steps][32 lanes][2]
-  uint32_t* proven;     // [query slots] ordered(a lower bound of the k-th best score), 0: none yet
-  int32_t* count;       // [query slots][slots]
-  Kept* lists;          // [query slots][slots][list]
-  uint32_t* known;      // [batch] ordered(k-th best lower bound of all lists)
-  uint64_t* known_row;  // [batch] of the pairs scored at just that, those of a lower row_key are not needed
-  Kept* best;           // [batch][k] the answer, not in order yet
-  double* space;        // for scoring: [warps of the grid][exact_doubles]
-};
-
-constexpr float kInfinite = __builtin_huge_valf();
-
-// Larger floats have larger keys, both zeros the same; no number has key 0.
-__device__ __forceinline__ uint32_t ordered(float value) {
-  const uint32_t bits = __float_as_uint(value + 0.0f);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-__device__ __forceinline__ float from_ordered(uint32_t key) {
-  return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
-}
-
-// Lower rows have larger keys.
-__device__ __forceinline__ uint64_t row_key(int64_t row) { return ~static_cast<uint64_t>(row); }
-
-__device__ __forceinline__ Kept* list_of(const TopkWork& work, int64_t query_slot, int64_t slot) {
-  return work.lists + (query_slot * work.plan.slots + slot) * work.plan.list;
-}
-
-template <typename T>
-__device__ __forceinline__ T warp_sum(T value) {
-  for (int distance = 16; distance > 0; distance /= 2) value += shuffle_xor(value, distance);
-  return value;
-}
 
 // ---------------------------------------------------------------------------------------------------------------
 // Queries.
@@ -110,195 +56,73 @@ __global__ void __launch_bounds__(kOrderThreads, 1) strip_topk_order_kernel(cons
   }
 }
 
-constexpr int kOperandWarps = 4;
+constexpr int kOperandWarps = 16;
 
-// A warp a query slot. The planes are sums from the table; their float64 error is far below what epsilon is rounded by.
+template <int kColumns>
+struct OperandShared {
+  double wave[kOperandWarps][kColumns];  // of the plane that a warp makes, over the columns
+  double residual[kColumns];             // |plane - what is left of it after rounding|^2
+};
+
+// A block a query slot, a warp a plane. The planes are sums over the columns that exist; their float64 error is far
+// below what epsilon is rounded by.
+template <int kColumns>
 __global__ void __launch_bounds__(32 * kOperandWarps, 1)
     strip_topk_operands_kernel(const __grid_constant__ TopkWork work) {
   const StripTopkParams& p = work.p;
-  const int64_t columns = p.bank.columns, words = work.plan.steps * 8, per_word = p.bank.bf16 ? 2 : 1;
-  const int64_t slots = work.plan.tiles * kTileQueries, step = static_cast<int64_t>(gridDim.x) * kOperandWarps;
-  for (int64_t slot = static_cast<int64_t>(blockIdx.x) * kOperandWarps + threadIdx.x / 32; slot < slots; slot += step) {
+  OperandShared<kColumns>& box = shared<OperandShared<kColumns>>();
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = lane_id(), per_word = p.bank.bf16 ? 2 : 1;
+  const int steps = static_cast<int>(work.plan.steps), words = 8 * steps, slots = static_cast<int>(work.plan.tiles) * 8;
+  const int padded = static_cast<int>(p.padded_width);
+  static_assert(kTileQueries == 8 && (kColumns & (kColumns - 1)) == 0, "");
+  for (int slot = static_cast<int>(blockIdx.x); slot < slots; slot += static_cast<int>(gridDim.x)) {
     const int64_t b = work.slot_query[slot];
-    const int64_t width = b < 0 ? 0 : width_of(p.width, b, p.padded_width);
+    const int width = b < 0 ? 0 : static_cast<int>(width_of(p.width, b, p.padded_width));
     const double energy = b < 0 ? 0.0 : work.energy[b], scale = energy > 0.0 ? 1.0 / sqrt(energy) : 0.0;
     const float* query = p.query + (b < 0 ? 0 : b) * p.bank.values * p.padded_width;
-    double residual = 0.0;
-    for (int64_t i = lane_id(); i < columns * words; i += 32) {
-      const int64_t plane = i / words, word = i % words, frequency = (plane + 1) / 2;
-      const bool ends = plane == 0 || (columns % 2 == 0 && plane == columns - 1), sine = !ends && plane % 2 == 0;
-      const double factor = scale * (ends ? plane_ends(columns) : plane_middle(columns));
-      uint32_t bits = 0;
-      for (int64_t j = 0; j < per_word; ++j) {
-        const int64_t c = word * per_word + j;
-        double sum = 0.0;
-        if (c < p.bank.values)
-          for (int64_t x = 0, at = 0; x < width; ++x, at = (at + frequency) % columns) {
-            const double value = static_cast<double>(query[c * p.padded_width + x]);
-            sum += sine ? -value * p.circle[columns + at] : value * p.circle[at];
-          }
-        sum *= factor;
-        const float single = static_cast<float>(sum);
-        // tf32 to nearest: what the tensor cores drop is zero then.
-        const uint32_t rounded =
-            p.bank.bf16 ? bf16_bits(single) << 16 : (__float_as_uint(single) + 0x1000u) & 0xffffe000u;
-        const double error = sum - static_cast<double>(__uint_as_float(rounded));
-        residual += error * error;
-        bits |= p.bank.bf16 ? rounded >> 16 << 16 * j : rounded;
-      }
-      const int64_t lane = slot % kTileQueries * 4 + word % 4, at = plane * work.plan.steps + word / 8;
-      work.operands[(((slot / kTileQueries) * columns * work.plan.steps + at) * 32 + lane) * 2 + word % 8 / 4] = bits;
-    }
-    residual = warp_sum(residual);
-    if (lane_id() == 0)
-      work.epsilon[slot] = scale == 0.0 ? 0.0f : work.plan.epsilon + static_cast<float>(1.1 * sqrt(residual));
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Lists. A warp has its own; all its lanes call these.
-
-// The k-th largest key of `count` >= k lower bounds.
-__device__ __forceinline__ uint32_t kth_lower(const Kept* list, int64_t count, int64_t k) {
-  uint32_t key = 0;
-  for (int bit = 31; bit >= 0; --bit) {
-    const uint32_t at_least = key | 1u << bit;
-    int64_t larger = 0;
-    for (int64_t i = lane_id(); i < count; i += 32) larger += ordered(list[i].lower) >= at_least;
-    if (warp_sum(larger) >= k) key = at_least;
-  }
-  return key;
-}
-
-// Keeps what `stays` says of an entry, in order; the number that is left.
-template <typename Stays>
-__device__ __forceinline__ int32_t compact(Kept* list, int32_t count, Stays stays) {
-  int32_t left = 0;
-  for (int32_t first = 0; first < count; first += 32) {
-    const int32_t i = first + lane_id();
-    const bool present = i < count;
-    const Kept entry = present ? list[i] : Kept{};
-    const bool keep = present && stays(entry);
-    const uint32_t kept = ballot(keep);  // all lanes have read: places up to here may be written
-    if (keep) list[left + __popc(kept & ((1u << lane_id()) - 1u))] = entry;
-    left += __popc(kept);
-    sync_warp();
-  }
-  return left;
-}
-
-// Pairs that have been scored, down to the k best by score, then row.
-__device__ __forceinline__ int32_t keep_best(Kept* list, int32_t count, int64_t k, uint32_t* key) {
-  const uint32_t least = kth_lower(list, count, k);
-  int64_t larger = 0, equal = 0;
-  for (int32_t i = lane_id(); i < count; i += 32) {
-    larger += ordered(list[i].lower) > least;
-    equal += ordered(list[i].lower) == least;
-  }
-  const int64_t ties = k - warp_sum(larger);
-  uint64_t lowest = 0;  // of the row keys that stay among the equal
-  if (warp_sum(equal) > ties)
-    for (int bit = 63; bit >= 0; --bit) {
-      const uint64_t at_least = lowest | uint64_t{1} << bit;
-      int64_t those = 0;
-      for (int32_t i = lane_id(); i < count; i += 32)
-        those += ordered(list[i].lower) == least && row_key(list[i].row) >= at_least;
-      if (warp_sum(those) >= ties) lowest = at_least;
-    }
-  *key = least;
-  return compact(list, count, [=](const Kept& entry) {
-    const uint32_t mine = ordered(entry.lower);
-    return mine > least || (mine == least && row_key(entry.row) >= lowest);
-  });
-}
-
-// Scores the entries that `wanted` names.
-template <int kColumns, typename Wanted>
-__device__ __forceinline__ void score_list(const TopkWork& work, int64_t b, Kept* list, int32_t count,
-                                           const ExactSpace& space, Wanted wanted) {
-  const StripTopkParams& p = work.p;
-  for (int32_t i = 0; i < count; ++i) {
-    if (list[i].scored || !wanted(list[i])) continue;
-    const ExactScore found =
-        score_pair<kColumns>(p.bank, p.circle, p.query + b * p.bank.values * p.padded_width, p.padded_width,
-                             width_of(p.width, b, p.padded_width), work.energy[b], p.cosine, list[i].row, space);
-    sync_warp();
-    if (lane_id() == 0) {
-      list[i].lower = list[i].upper = found.score;
-      list[i].shift = found.shift;
-      list[i].scored = 1;
-    }
-    sync_warp();
-  }
-}
-
-// A list has no room for `reserve` more. Returns its new length and raises the threshold; see the head of this file.
-template <int kColumns>
-__device__ GEOLOC_FAST_NOINLINE int32_t make_room(const TopkWork& work, int64_t query_slot, int64_t slot, int32_t count,
-                                                  int32_t reserve, float* threshold) {
-  const int64_t k = work.p.k;
-  Kept* list = list_of(work, query_slot, slot);
-  uint32_t key = kth_lower(list, count, k);
-  const float known = from_ordered(key);
-  count = compact(list, count, [=](const Kept& entry) { return entry.upper >= known; });
-  float next = known;
-  if (count > work.plan.list - reserve) {
-    const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-    const int64_t warp = block * (blockDim.x / 32) + threadIdx.x / 32;
-    const ExactSpace space = exact_space(work.space + warp * exact_doubles(kColumns, true), kColumns);
-    score_list<kColumns>(work, work.slot_query[query_slot], list, count, space, [](const Kept&) { return true; });
-    count = compact(list, count, [](const Kept& entry) { return entry.lower == entry.lower; });
-    if (count < k) return count;
-    count = keep_best(list, count, k, &key);
-    // What comes later has a higher row, so it must beat the lowest of these.
-    next = from_ordered(key + 1u);
-  }
-  if (lane_id() == 0) {
-    atomic_max(work.proven + query_slot, key);
-    if (next > *threshold) *threshold = next;
-  }
-  sync_warp();
-  return count;
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Every pair by the routine that decides.
-
-template <int kColumns>
-__global__ void __launch_bounds__(32 * kExactWarps, 1) strip_topk_exact_kernel(const __grid_constant__ TopkWork work) {
-  const StripTopkParams& p = work.p;
-  const int64_t slot = static_cast<int64_t>(blockIdx.x) * kExactWarps + threadIdx.x / 32;
-  if (slot >= work.plan.slots) return;
-  const int64_t warp = static_cast<int64_t>(blockIdx.y) * gridDim.x * kExactWarps + slot;
-  const ExactSpace space =
-      exact_space(work.space + warp * exact_doubles(p.bank.columns, kColumns != 0), p.bank.columns);
-  for (int64_t b = blockIdx.y; b < p.batch; b += gridDim.y) {
-    const int64_t query_slot = work.slot_of[b];
-    if (query_slot < 0) continue;
-    Kept* list = list_of(work, query_slot, slot);
-    const int64_t width = width_of(p.width, b, p.padded_width);
-    const float* query = p.query + b * p.bank.values * p.padded_width;
-    int32_t count = 0;
-    float least = -kInfinite;  // later rows must beat it
-    for (int64_t row = slot; row < p.bank.count; row += work.plan.slots) {
-      if (p.alive && !p.alive[row]) continue;
-      const ExactScore found =
-          score_pair<kColumns>(p.bank, p.circle, query, p.padded_width, width, work.energy[b], p.cosine, row, space);
-      if (!(found.score > least)) continue;
-      if (lane_id() == 0) {
-        list[count].row = row;
-        list[count].lower = list[count].upper = found.score;
-        list[count].shift = found.shift;
-        list[count].scored = 1;
+    uint32_t* operands = work.operands + (static_cast<int64_t>(slot / 8) * kColumns * steps * 32 + slot % 8 * 4) * 2;
+    for (int plane = warp; plane < kColumns; plane += kOperandWarps) {
+      const int frequency = (plane + 1) / 2;
+      const bool ends = plane == 0 || (kColumns > 1 && plane == kColumns - 1), sine = !ends && plane % 2 == 0;
+      const double factor = scale * (ends ? plane_ends(kColumns) : plane_middle(kColumns));
+      double* wave = box.wave[warp];
+      for (int x = lane; x < width; x += 32) {
+        const int at = frequency * x % kColumns;
+        wave[x] = sine ? -p.circle[kColumns + at] : p.circle[at];
       }
       sync_warp();
-      if (++count < work.plan.list) continue;
-      uint32_t key;
-      count = keep_best(list, count, p.k, &key);
-      least = from_ordered(key);
+      double residual = 0.0;
+      for (int word = lane; word < words; word += 32) {
+        uint32_t bits = 0;
+        for (int j = 0; j < per_word; ++j) {
+          const int64_t c = static_cast<int64_t>(word) * per_word + j;
+          double sum = 0.0;
+          if (c < p.bank.values) {
+            const float* values = query + c * padded;
+            for (int x = 0; x < width; ++x) sum += static_cast<double>(values[x]) * wave[x];
+          }
+          sum *= factor;
+          const float single = static_cast<float>(sum);
+          // tf32 to nearest: what the tensor cores drop is zero then.
+          const uint32_t rounded =
+              p.bank.bf16 ? bf16_bits(single) << 16 : (__float_as_uint(single) + 0x1000u) & 0xffffe000u;
+          const double error = sum - static_cast<double>(__uint_as_float(rounded));
+          residual += error * error;
+          bits |= p.bank.bf16 ? rounded >> 16 << 16 * j : rounded;
+        }
+        operands[((plane * steps + word / 8) * 32 + word % 4) * 2 + word % 8 / 4] = bits;
+      }
+      residual = warp_sum(residual);
+      if (lane == 0) box.residual[plane] = residual;
+      sync_warp();  // the wave has been read
     }
-    if (lane_id() == 0) work.count[query_slot * work.plan.slots + slot] = count;
-    sync_warp();
+    sync_block();
+    if (threadIdx.x == 0) {
+      double residual = 0.0;
+      for (int plane = 0; plane < kColumns; ++plane) residual += box.residual[plane];
+      work.epsilon[slot] = scale == 0.0 ? 0.0f : work.plan.epsilon + static_cast<float>(1.1 * sqrt(residual));
+    }
+    sync_block();
   }
 }
 
@@ -341,13 +165,11 @@ __device__ __forceinline__ ScreenShared screen_layout(const TopkPlan& plan) {
 // warps share the frequencies: plane 0 with the first, then an even frequency with the odd one after it. W = 1:
 // kFlatWords words at a time, the last with the energies.
 template <int kColumns>
-__device__ __forceinline__ int32_t unit_count(const StripBankView& bank) {
-  return kColumns == 1 ? static_cast<int32_t>((bank.words + kFlatWords - 1) / kFlatWords)
-                       : kColumns / screen_split(kColumns) / 2 + 1;
+__device__ __forceinline__ int32_t unit_count(int32_t words) {
+  return kColumns == 1 ? (words + kFlatWords - 1) / kFlatWords : kColumns / screen_split(kColumns) / 2 + 1;
 }
 template <int kColumns>
-__device__ __forceinline__ void unit_range(const StripBankView& bank, int32_t unit, int64_t* begin, int32_t* bytes) {
-  const int32_t words = static_cast<int32_t>(bank.words);
+__device__ __forceinline__ void unit_range(int32_t words, int32_t unit, int64_t* begin, int32_t* bytes) {
   if constexpr (kColumns == 1) {
     const int32_t left = words - unit * kFlatWords;
     *begin = unit * (kFlatWords * 64);
@@ -376,11 +198,12 @@ __device__ __forceinline__ const uint8_t* lane_strips(const uint8_t* unit, int l
 }
 // Words t and t + 4 of a step, of strips 2g and 2g + 1; zero past the last word, where another plane begins. Lines 4
 // and 8 further are swapped alike.
-__device__ __forceinline__ void load_strips(uint32_t (&a)[4], const uint8_t* strips, int step, int words) {
+template <typename Words>
+__device__ __forceinline__ void load_strips(uint32_t (&a)[4], const uint8_t* strips, int step, Words words) {
   const int word = step * 8 + lane_id() % 4;
   const uint2 none = make_uint2(0, 0);
-  const uint2 low = word < words ? load_vector<uint2>(strips + step * 512) : none;
-  const uint2 high = word + 4 < words ? load_vector<uint2>(strips + step * 512 + 256) : none;
+  const uint2 low = words.holds(word) ? load_vector<uint2>(strips + step * 512) : none;
+  const uint2 high = words.holds(word + 4) ? load_vector<uint2>(strips + step * 512 + 256) : none;
   a[0] = low.x, a[1] = low.y, a[2] = high.x, a[3] = high.y;
 }
 __device__ __forceinline__ void load_queries(uint32_t (&b)[2], const uint32_t* operands, int at) {
@@ -388,25 +211,50 @@ __device__ __forceinline__ void load_queries(uint32_t (&b)[2], const uint32_t* o
   b[0] = words.x, b[1] = words.y;
 }
 
+// How many words a plane has, and how many steps of an mma.
+template <int kWords>
+struct FixedWords {  // a multiple of 8: every step is whole
+  __device__ __forceinline__ constexpr int count() const { return kWords; }
+  __device__ __forceinline__ constexpr int steps() const { return kWords / 8; }
+  __device__ __forceinline__ constexpr bool holds(int) const { return true; }
+};
+template <>
+struct FixedWords<0> {  // as the bank has it
+  int words;
+  __device__ __forceinline__ int count() const { return words; }
+  __device__ __forceinline__ int steps() const { return (words + 7) / 8; }
+  __device__ __forceinline__ bool holds(int word) const { return word < words; }
+};
+template <int kWords>
+__device__ __forceinline__ FixedWords<kWords> words_of(const StripBankView& bank) {
+  if constexpr (kWords == 0)
+    return {static_cast<int>(bank.words)};
+  else
+    return {};
+}
+
 // A plane that is real by nature (frequency 0, W/2): its product with the queries' plane.
-template <bool kBf16>
+template <bool kBf16, typename Words>
 __device__ __forceinline__ void real_product(float (&sum)[4], const uint8_t* unit, int line, const uint32_t* operands,
-                                             int plane, int steps, int words) {
+                                             int plane, Words words) {
   const uint8_t* strips = lane_strips(unit, line);
-  for (int step = 0; step < steps; ++step) {
+#pragma unroll
+  for (int step = 0; step < words.steps(); ++step) {
     uint32_t a[4], b[2];
     load_strips(a, strips, step, words);
-    load_queries(b, operands, plane * steps + step);
+    load_queries(b, operands, plane * words.steps() + step);
     mma_step<kBf16>(sum, a, b);
   }
 }
 
 // A frequency whose planes begin at `line` of the unit and at `plane` of the operands: strips times the queries'
 // conjugate.
-template <bool kBf16>
+template <bool kBf16, typename Words>
 __device__ __forceinline__ void complex_product(float (&re)[4], float (&im)[4], const uint8_t* unit, int line,
-                                                const uint32_t* operands, int plane, int steps, int words) {
-  const uint8_t *strips = lane_strips(unit, line), *strips_im = lane_strips(unit, line + words);
+                                                const uint32_t* operands, int plane, Words words) {
+  const uint8_t *strips = lane_strips(unit, line), *strips_im = lane_strips(unit, line + words.count());
+  const int steps = words.steps();
+#pragma unroll
   for (int step = 0; step < steps; ++step) {
     uint32_t a[4], a_im[4], b[2], b_im[2], b_minus[2];
     load_strips(a, strips, step, words);
@@ -644,7 +492,8 @@ __device__ __forceinline__ void share_pairs(const float (&sum)[kPlanes][4], floa
 }
 
 // A bank block after the other through the ring; see the head of this file and strip_topk_heuristics.h.
-template <int kColumns, int kTiles, bool kBf16>
+// `kWords` of a plane, 0: as the bank has it. Written out, the products are one straight line.
+template <int kColumns, int kTiles, bool kBf16, int kWords>
 __global__ void __launch_bounds__(32 * kScreenWarps, 1)
     strip_topk_screen_kernel(const __grid_constant__ TopkWork work) {
   constexpr int kSplit = screen_split(kColumns), kPlanes = kColumns / kSplit, kStages = screen_stages(kColumns);
@@ -656,9 +505,12 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
   const int deep = warp / kSplit % plan.blocks_deep, across = warp / kSplit / plan.blocks_deep;
   const int tiles = static_cast<int>(plan.tiles), group_tiles = kTiles * plan.tiles_across;
   const int groups = (tiles + group_tiles - 1) / group_tiles;
-  const int steps = static_cast<int>(plan.steps), words = static_cast<int>(bank.words);
-  const int32_t units = unit_count<kColumns>(bank);
+  const auto words = words_of<kWords>(bank);
+  const int steps = words.steps();
+  const int32_t units = unit_count<kColumns>(words.count());
   const int64_t blocks = (bank.count + kStripLanes - 1) / kStripLanes;
+  const int threads = static_cast<int>(blockDim.x), blocks_deep = plan.blocks_deep;
+  const int unit_bytes = static_cast<int>(plan.unit_bytes), stage_bytes = blocks_deep * unit_bytes;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * plan.blocks_deep;
   const int64_t first_block = static_cast<int64_t>(blockIdx.x) * plan.blocks_deep;
   const int64_t slot = (first_block + deep) * kSplit + half;
@@ -680,29 +532,29 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
     }
     sync_warp();
 
-    // Counters, not divisions: this runs for every 4 KiB.
+    // Counters, not divisions or products: this runs for every 4 KiB.
     int32_t fetch_unit = 0, fetch_stage = 0, stage = 0;
     int64_t fetch_block = first_block;
+    const uint8_t* fetch_from = bank.blocks + first_block * bank.block_bytes;
     auto fetch = [&] {
       int64_t begin;
       int32_t bytes;
-      unit_range<kColumns>(bank, fetch_unit, &begin, &bytes);
-      uint8_t* to = layout.ring + fetch_stage * plan.blocks_deep * plan.unit_bytes;
-      for (int m = 0; m < plan.blocks_deep && fetch_block + m < blocks; ++m, to += plan.unit_bytes) {
-        const uint8_t* from = bank.blocks + (fetch_block + m) * bank.block_bytes + begin;
-        for (int32_t at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x)
+      unit_range<kColumns>(words.count(), fetch_unit, &begin, &bytes);
+      uint8_t* to = layout.ring + fetch_stage * stage_bytes;
+      const uint8_t* from = fetch_from + begin;
+      for (int m = 0; m < blocks_deep && fetch_block + m < blocks; ++m, to += unit_bytes, from += bank.block_bytes)
+        for (int32_t at = 16 * static_cast<int32_t>(threadIdx.x); at < bytes; at += 16 * threads)
           copy_async16(to + in_ring(at), from + at);
-      }
       copy_async_commit();
       fetch_stage = fetch_stage + 1 < kStages ? fetch_stage + 1 : 0;
-      if (++fetch_unit == units) fetch_unit = 0, fetch_block += stride;
+      if (++fetch_unit == units) fetch_unit = 0, fetch_block += stride, fetch_from += stride * bank.block_bytes;
     };
     // The next unit has landed for the whole block, and the place of the one before it is free.
     auto arrive = [&] {
       copy_async_wait<kStages - 2>();
       sync_block();
       fetch();
-      const uint8_t* unit = layout.ring + (stage * plan.blocks_deep + deep) * plan.unit_bytes;
+      const uint8_t* unit = layout.ring + stage * stage_bytes + deep * unit_bytes;
       stage = stage + 1 < kStages ? stage + 1 : 0;
       return unit;
     };
@@ -732,9 +584,10 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
         const uint8_t* unit = nullptr;
         for (int32_t u = 0; u < units; ++u) {
           unit = arrive();
-          const int here = words - u * kFlatWords < kFlatWords ? words - u * kFlatWords : kFlatWords;
+          const int left = words.count() - u * kFlatWords;
+          const FixedWords<0> here{left < kFlatWords ? left : kFlatWords};
           const uint8_t* strips = lane_strips(unit, 0);
-          for (int step = 0; 8 * step < here; ++step) {
+          for (int step = 0; step < here.steps(); ++step) {
             uint32_t a[4], b[2];
             load_strips(a, strips, step, here);
 #pragma unroll
@@ -744,7 +597,7 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
             }
           }
         }
-        facts = look(unit, words - (units - 1) * kFlatWords);
+        facts = look(unit, words.count() - (units - 1) * kFlatWords);
         if (facts.valid == 0) continue;
 #pragma unroll
         for (int i = 0; i < kTiles; ++i)
@@ -753,18 +606,18 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
         static_assert(kTiles == 1, "the planes of two tiles fit no lane");
         float sum[kPlanes][4] = {};
         const uint8_t* unit = arrive();
-        facts = look(unit, words);
-        if (half == 0) real_product<kBf16>(sum[kPlanes - 1], unit, 0, operands, kColumns - 1, steps, words);
+        facts = look(unit, words.count());
+        if (half == 0) real_product<kBf16>(sum[kPlanes - 1], unit, 0, operands, kColumns - 1, words);
         unit = arrive();
         if (half == 0)
-          real_product<kBf16>(sum[0], unit, 0, operands, 0, steps, words);
+          real_product<kBf16>(sum[0], unit, 0, operands, 0, words);
         else
-          complex_product<kBf16>(sum[0], sum[kPlanes - 1], unit, words, operands, 1, steps, words);
+          complex_product<kBf16>(sum[0], sum[kPlanes - 1], unit, words.count(), operands, 1, words);
 #pragma unroll
         for (int i = 1; i < kPlanes / 2; ++i) {
           unit = arrive();
-          complex_product<kBf16>(sum[2 * i - 1], sum[2 * i], unit, 2 * half * words, operands,
-                                 2 * (kSplit * i + half) - 1, steps, words);
+          complex_product<kBf16>(sum[2 * i - 1], sum[2 * i], unit, 2 * half * words.count(), operands,
+                                 2 * (kSplit * i + half) - 1, words);
         }
         if constexpr (kSplit == 1) {
           if (facts.valid == 0) continue;
@@ -799,148 +652,6 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
     for (int i = lane; i < kTiles * kTileQueries; i += 32)
       if (warp_tile + i / kTileQueries < tiles)
         work.count[(static_cast<int64_t>(warp_tile) * kTileQueries + i) * plan.slots + slot] = layout.counts[i];
-    sync_block();
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// From the lists to the answer.
-
-constexpr int kSelectThreads = 256;
-
-struct SelectShared {
-  uint32_t counts[256];
-  uint32_t wanted, digit, found;
-};
-
-// Calls use(entry) for all entries of a query, spread over the threads of the block.
-template <typename Use>
-__device__ __forceinline__ void for_entries(const TopkWork& work, int64_t query_slot, Use use) {
-  const int64_t warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  for (int64_t slot = warp; slot < work.plan.slots; slot += warps) {
-    const int32_t count = work.count[query_slot * work.plan.slots + slot];
-    const Kept* list = list_of(work, query_slot, slot);
-    for (int32_t i = lane_id(); i < count; i += 32) use(list[i]);
-  }
-}
-
-// The wanted-th largest key, byte by byte, of the entries with has_key; 0 with less entries than that. `wanted` counts
-// from 1; afterwards box.wanted is how many of the entries equal to it are among the wanted, counted from 1.
-template <typename Key, typename HasKey, typename GetKey>
-__device__ __forceinline__ Key select_largest(const TopkWork& work, int64_t query_slot, uint32_t wanted,
-                                              SelectShared& box, HasKey has_key, GetKey get_key) {
-  Key prefix = 0;
-  if (threadIdx.x == 0) box.wanted = wanted;
-  for (int shift = 8 * static_cast<int>(sizeof(Key)) - 8; shift >= 0; shift -= 8) {
-    for (int i = static_cast<int>(threadIdx.x); i < 256; i += kSelectThreads) box.counts[i] = 0;
-    sync_block();
-    for_entries(work, query_slot, [&](const Kept& entry) {
-      if (!has_key(entry)) return;
-      const Key key = get_key(entry);
-      const bool same = shift + 8 >= 8 * static_cast<int>(sizeof(Key)) || key >> (shift + 8) == prefix >> (shift + 8);
-      if (same) atomic_add(box.counts + (key >> shift & 255u), 1u);
-    });
-    sync_block();
-    if (threadIdx.x == 0) {
-      uint32_t left = box.wanted;
-      int digit = 255;
-      for (; digit > 0 && box.counts[digit] < left; --digit) left -= box.counts[digit];
-      box.digit = static_cast<uint32_t>(digit);
-      box.wanted = left;
-    }
-    sync_block();
-    prefix |= static_cast<Key>(box.digit) << shift;
-    sync_block();
-  }
-  return prefix;
-}
-
-// known[b]: the k-th best lower bound. Of the pairs already scored at just that, those up to known_row[b] are enough.
-__global__ void __launch_bounds__(kSelectThreads, 1) strip_topk_select_kernel(const __grid_constant__ TopkWork work) {
-  SelectShared& box = shared<SelectShared>();
-  for (int64_t b = blockIdx.x; b < work.p.batch; b += gridDim.x) {
-    const int64_t query_slot = work.slot_of[b];
-    if (query_slot < 0) continue;
-    const uint32_t wanted = static_cast<uint32_t>(work.p.k < 0x7fffffff ? work.p.k : 0x7fffffff);
-    // A scored NaN has no rank; an unscored lower bound is a number.
-    const uint32_t known = select_largest<uint32_t>(
-        work, query_slot, wanted, box, [](const Kept& entry) { return entry.lower == entry.lower; },
-        [](const Kept& entry) { return ordered(entry.lower); });
-    const uint32_t ties = box.wanted;
-    sync_block();
-    const uint64_t row = select_largest<uint64_t>(
-        work, query_slot, ties, box, [=](const Kept& entry) { return entry.scored && ordered(entry.lower) == known; },
-        [](const Kept& entry) { return row_key(entry.row); });
-    if (threadIdx.x == 0) {
-      work.known[b] = known;
-      work.known_row[b] = row;
-    }
-    sync_block();
-  }
-}
-
-// Whether an entry can be in the answer.
-__device__ __forceinline__ bool may_belong(const Kept& entry, uint32_t known, uint64_t known_row) {
-  if (entry.scored)
-    return entry.lower == entry.lower &&
-           (ordered(entry.lower) > known || (ordered(entry.lower) == known && row_key(entry.row) >= known_row));
-  return ordered(entry.upper) >= known;
-}
-
-// A warp a list.
-template <int kColumns>
-__global__ void __launch_bounds__(32 * kExactWarps, 1)
-    strip_topk_rescore_kernel(const __grid_constant__ TopkWork work) {
-  const ExactSpace space = warp_space<kColumns>(work.space, work.p.bank.columns);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kExactWarps;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kExactWarps + threadIdx.x / 32;
-       i < work.p.batch * work.plan.slots; i += step) {
-    const int64_t b = i / work.plan.slots, slot = i % work.plan.slots, query_slot = work.slot_of[b];
-    if (query_slot < 0) continue;
-    const uint32_t known = work.known[b];
-    const uint64_t known_row = work.known_row[b];
-    score_list<kColumns>(work, b, list_of(work, query_slot, slot), work.count[query_slot * work.plan.slots + slot],
-                         space, [=](const Kept& entry) { return may_belong(entry, known, known_row); });
-  }
-}
-
-// The k best of the scored, by score and then row.
-__global__ void __launch_bounds__(kSelectThreads, 1) strip_topk_answer_kernel(const __grid_constant__ TopkWork work) {
-  SelectShared& box = shared<SelectShared>();
-  const int64_t k = work.p.k;
-  auto is_scored = [](const Kept& entry) { return entry.scored && entry.lower == entry.lower; };
-  auto score_key = [](const Kept& entry) { return ordered(entry.lower); };
-  for (int64_t b = blockIdx.x; b < work.p.batch; b += gridDim.x) {
-    const int64_t query_slot = work.slot_of[b];
-    int64_t found = 0;
-    Kept* best = work.best + b * k;
-    if (query_slot >= 0) {
-      const uint32_t wanted = static_cast<uint32_t>(k < 0x7fffffff ? k : 0x7fffffff);
-      const uint32_t least = select_largest<uint32_t>(work, query_slot, wanted, box, is_scored, score_key);
-      const uint32_t ties = box.wanted;
-      sync_block();
-      const uint64_t last = select_largest<uint64_t>(
-          work, query_slot, ties, box, [=](const Kept& entry) { return is_scored(entry) && score_key(entry) == least; },
-          [](const Kept& entry) { return row_key(entry.row); });
-      if (threadIdx.x == 0) box.found = 0;
-      sync_block();
-      for_entries(work, query_slot, [&](const Kept& entry) {
-        if (is_scored(entry) && (score_key(entry) > least || (score_key(entry) == least && row_key(entry.row) >= last)))
-          best[atomic_add(&box.found, 1u)] = entry;
-      });
-      sync_block();
-      found = box.found;
-    }
-    for (int64_t i = threadIdx.x; i < k; i += kSelectThreads) {
-      const bool present = i < found;
-      const Kept entry = present ? best[i] : Kept{-1, -kInfinite, -kInfinite, -1, 0};
-      int64_t rank = present ? 0 : i;
-      for (int64_t j = 0; present && j < found; ++j)
-        rank += best[j].lower > entry.lower || (best[j].lower == entry.lower && best[j].row < entry.row);
-      work.p.score[b * k + rank] = entry.lower;
-      work.p.index[b * k + rank] = entry.row;
-      work.p.shift[b * k + rank] = entry.shift;
-    }
     sync_block();
   }
 }
