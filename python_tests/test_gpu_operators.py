@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geoloc_fast import StripBank, azimuth_crop, azimuth_match, polar_resample, strip_topk
+from geoloc_fast import StripBank, azimuth_crop, azimuth_match, polar_resample, strip_curve, strip_topk
+from geoloc_fast.ops import strip_bank as bank_op
 from geoloc_fast.testing import contracts, force_backend, observe_calls, random_strips
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -108,6 +109,37 @@ def test_bank(
     contracts.check_bank(backend, GPU, dtype, select,
         shape=shape, query_columns=query_columns, batch=batch, k=20, mixed=mixed, alive=mixed,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("kind", "group"), [("dot", 0), ("cosine", 19), ("dot", 3)])
+@pytest.mark.parametrize("shape", [(1000, 70, 1, 1), (3000, 16, 4, 16), (300, 5, 3, 64), (300, 5, 3, 20)])
+def test_dot_and_groups(backend: str, shape: tuple[int, int, int, int], kind: str, group: int, dtype: str) -> None:
+    contracts.check_bank(backend, GPU, dtype, "correlation",
+        shape=shape, query_columns=min(shape[3], 5), batch=17, k=20, kind=kind, group=group, mixed=True,
+        alive=group == 3,
+    )  # fmt: skip
+
+
+def test_opcheck_and_compile(backend: str) -> None:
+    query, strips = random_strips(3, 2, 1, 5).to(GPU), random_strips(40, 2, 1, 16, seed=1).to(GPU)
+    bank, group = StripBank.pack(strips), torch.arange(40, device=GPU) // 3
+    index = torch.tensor([[0, -1], [2, 1], [39, 7]], device=GPU)
+    arguments = (query, bank.blocks, [40, 2, 1, 16], "bf16")
+    with force_backend(backend):
+        for op, rest in (
+            (bank_op.score, (index, None, "correlation", "dot")),
+            (bank_op.curve, (index, None)),
+            (bank_op.topk, (4, None, "cosine", None, "dot", group)),
+        ):
+            torch.library.opcheck(op.overload, (*arguments, *rest), test_utils=("test_schema", "test_faketensor"))
+
+        def search(query: Tensor) -> Tensor:
+            found = strip_topk(query * 1.0, bank, 4, score="dot", group=group)
+            return strip_curve(query, bank, found.index) + found.score[..., None]
+
+        compiled = torch.compile(search, fullgraph=True)
+        torch.testing.assert_close(compiled(query), search(query))
 
 
 def test_a_bank_beyond_one_stretch(backend: str) -> None:

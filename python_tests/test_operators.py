@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -238,3 +241,20 @@ def test_a_default_device_is_not_the_kernels() -> None:
     with torch.device("meta"):
         found = strip_topk(_query, _bank, 3)
     assert found.score.is_cpu and torch.equal(found.index, strip_topk(_query, _bank, 3).index)
+
+
+def test_an_operator_is_an_nvtx_range_when_asked() -> None:
+    code = """
+import torch
+names = []
+torch.cuda.nvtx.range_push = names.append
+torch.cuda.nvtx.range_pop = lambda: names.append("end")
+import geoloc_fast
+strips = torch.rand(3, 2, 1, 4)
+geoloc_fast.azimuth_match(strips, strips)
+print(names)
+"""
+    for asked, printed in (("1", "['geoloc_fast::azimuth_match', 'end']"), ("0", "[]")):
+        environment = {**os.environ, "GEOLOC_FAST_NVTX": asked}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert done.stdout.strip() == printed

@@ -143,6 +143,7 @@ def launches() -> Launches:
         for bf16 in (True, False):
             search(query.repeat(10, 1, 1, 1), strips, bf16, None, "correlation", None)
         search(query, strips, False, width, "cosine", torch.ones(3).bool())
+        search(query, strips, True, width, "cosine", None, "dot")
     return recorded
 
 
@@ -188,6 +189,7 @@ def search(
     width: torch.Tensor | None,
     form: str,
     alive: torch.Tensor | None,
+    kind: str = "cosine",
 ) -> None:
     """A bank packed, scored and searched."""
     from geoloc_fast.reference.strip_bank import BankLayout
@@ -197,8 +199,9 @@ def search(
     count, channels, height, columns = shape
     layout = BankLayout(count, channels, height, columns, "bf16" if bf16 else "fp32")
     blocks = strip_bank.pack(strips, bf16, layout.block_bytes)
-    strip_score.score(query, blocks, shape, bf16, torch.zeros(query.shape[0], 2).long(), width, form)
-    strip_topk.topk(query, blocks, shape, bf16, min(2, shape[0]), width, form, alive)
+    strip_score.score(query, blocks, shape, bf16, torch.zeros(query.shape[0], 2).long(), width, form, kind)
+    strip_score.curve(query, blocks, shape, bf16, torch.zeros(query.shape[0], 2).long(), width)
+    strip_topk.topk(query, blocks, shape, bf16, min(2, shape[0]), width, form, alive, kind, None)
 
 
 class FakeDriver:

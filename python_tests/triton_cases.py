@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from geoloc_fast import azimuth_match, build_info
+from geoloc_fast import StripBank, azimuth_match, build_info, strip_topk
 from geoloc_fast.ops import azimuth_crop as crop_op
 from geoloc_fast.ops import azimuth_match as match_op
 from geoloc_fast.ops import strip_bank as bank_op
@@ -20,6 +20,7 @@ from geoloc_fast.testing import contracts, force_backend, poisoned_outputs, rand
 from geoloc_fast.triton_kernels import azimuth_crop as crop_kernels
 from geoloc_fast.triton_kernels import azimuth_match as match_kernels
 from geoloc_fast.triton_kernels import polar_resample as polar_kernels
+from geoloc_fast.triton_kernels import strip_score as score_kernels
 from geoloc_fast.triton_kernels import strip_topk as topk_kernels
 
 CPU = torch.device("cpu")
@@ -162,6 +163,38 @@ def test_bank(shape: tuple[int, int, int, int], query_columns: int, dtype: str, 
         )
 
 
+@pytest.mark.parametrize(
+    ("shape", "query_columns", "dtype", "kind", "group"),
+    [
+        ((70, 5, 1, 1), 1, "bf16", "dot", 0),
+        ((66, 2, 1, 7), 3, "fp32", "dot", 4),  # groups that go on from one stretch of the bank to the next
+        ((70, 3, 2, 16), 5, "bf16", "cosine", 3),
+    ],
+)
+def test_dot_and_groups(
+    shape: tuple[int, int, int, int], query_columns: int, dtype: str, kind: str, group: int
+) -> None:
+    with poisoned_outputs():
+        contracts.check_bank(
+            "triton", CPU, dtype, "correlation", shape=shape, query_columns=query_columns, kind=kind, group=group,
+            mixed=True, alive=group == 3,
+        )  # fmt: skip
+
+
+def test_groups_of_equal_strips_and_queries_of_every_size() -> None:
+    strips = random_strips(2, 2, 1, 4).repeat_interleave(8, 0)
+    bank = StripBank.pack(strips)
+    group = torch.arange(16) // 3
+    query = strips[[0, 15, 0, 0], :, :, :3] * torch.tensor([1.0, 3.0, 1e-36, 0.0])[:, None, None, None]
+    for score in ("cosine", "dot"):
+        with force_backend("triton"):
+            found = strip_topk(query, bank, 8, score=score, group=group)
+        with force_backend("reference"):
+            expected = strip_topk(query, bank, 8, score=score, group=group)
+        assert torch.equal(found.index, expected.index) and torch.equal(found.shift, expected.shift)
+        assert (found.index[:, 6:] == -1).all() and (found.index[:, :6] >= 0).all()
+
+
 def test_search_beyond_one_block_of_shifts_and_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(18, 1, 1, 16), query_columns=3, batch=17, k=1)
     monkeypatch.setattr(topk_kernels, "_SHIFTS", 8)
@@ -213,7 +246,10 @@ def test_opcheck() -> None:
             (bank_op.pack, (strips, "fp32")),
             (bank_op.unpack, (*bank, torch.tensor([2, 0]))),
             (bank_op.score, (query, *bank, torch.tensor([[0, -1], [2, 1]]), None, "correlation")),
+            (bank_op.score, (query, *bank, torch.tensor([[0, -1], [2, 1]]), None, "correlation", "dot")),
+            (bank_op.curve, (query, *bank, torch.tensor([[0, -1], [2, 1]]), width)),
             (bank_op.topk, (query, *bank, 2, width, "cosine", None)),
+            (bank_op.topk, (query, *bank, 2, width, "cosine", None, "dot", torch.tensor([4, 4, 9]))),
         ):
             torch.library.opcheck(op.overload, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -227,6 +263,11 @@ def test_opcheck() -> None:
         ),
         ("energy of a window", lambda: contracts.check_match("triton", CPU, "cosine", columns=5, query_columns=3)),
         ("norm of a bound", lambda: contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(60, 1, 1, 8), k=3)),
+        (
+            "norm of a query",
+            lambda: contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(60, 1, 1, 8), k=3, kind="dot"),
+        ),
+        ("a curve", lambda: contracts.check_bank("triton", CPU, "fp32", "cosine", shape=(20, 1, 1, 8), k=3)),
     ],
 )
 def test_a_broken_kernel_is_caught(name: str, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +290,13 @@ def test_a_broken_kernel_is_caught(name: str, check: Any, monkeypatch: pytest.Mo
             "strip_topk_screen_kernel",
             "column = (shift + x) % columns",
             "column = (shift + x + 1) % columns",
+        ),
+        "norm of a query": (topk_kernels, "strip_topk_screen_kernel", "low = low * of_norm", "low = low + of_norm"),
+        "a curve": (
+            score_kernels,
+            "strip_curve_kernel",
+            "cosine.to(tl.float32), mask=shift < columns",
+            "correlation.to(tl.float32), mask=shift < columns",
         ),
     }[name]
     check()

@@ -56,23 +56,25 @@ void bind_strip_bank_cuda(py::module_& m) {
   m.def("strip_score_workspace", [](const BankSize& size, bool bf16, int64_t batch, int64_t n) {
     return cuda::strip_score_workspace(view_of(0, size, bf16), batch, n);
   });
-  m.def("strip_score", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width,
-                          int64_t batch, int64_t padded_width, bool cosine, uintptr_t index, int64_t n, uintptr_t score,
-                          uintptr_t shift, uintptr_t circle, uintptr_t workspace, int device, uintptr_t stream) {
-    StripScoreParams p{};
-    p.bank = view_of(blocks, size, bf16);
-    p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width);
-    p.batch = batch, p.padded_width = padded_width, p.cosine = cosine;
-    p.index = pointer<const int64_t>(index), p.n = n;
-    p.score = pointer<float>(score), p.shift = pointer<int64_t>(shift);
-    p.circle = pointer<const double>(circle), p.workspace = pointer<void>(workspace);
-    Status status;
-    {
-      py::gil_scoped_release release;
-      status = cuda::strip_score(p, device, pointer<void>(stream));
-    }
-    check_cuda(status, "strip_score", query_text(size, bf16, batch, padded_width));
-  });
+  m.def("strip_score",
+        [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width, int64_t batch,
+           int64_t padded_width, bool cosine, uintptr_t index, int64_t n, uintptr_t score, uintptr_t shift,
+           uintptr_t circle, uintptr_t workspace, int device, uintptr_t stream, bool dot, uintptr_t curve) {
+          StripScoreParams p{};
+          p.bank = view_of(blocks, size, bf16);
+          p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width);
+          p.batch = batch, p.padded_width = padded_width, p.cosine = cosine;
+          p.index = pointer<const int64_t>(index), p.n = n;
+          p.score = pointer<float>(score), p.shift = pointer<int64_t>(shift);
+          p.dot = dot, p.curve = pointer<float>(curve);
+          p.circle = pointer<const double>(circle), p.workspace = pointer<void>(workspace);
+          Status status;
+          {
+            py::gil_scoped_release release;
+            status = cuda::strip_score(p, device, pointer<void>(stream));
+          }
+          check_cuda(status, "strip_score", query_text(size, bf16, batch, padded_width));
+        });
 
   // (multiprocessors, shared memory of a block), as strip_topk takes them.
   m.def("device_limits", [](int device) {
@@ -93,26 +95,26 @@ void bind_strip_bank_cuda(py::module_& m) {
     p.width = has_width ? &some_width : nullptr;
     return cuda::strip_topk_workspace(p, {limits.first, limits.second});
   });
-  m.def("strip_topk",
-        [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width, int64_t batch,
-           int64_t padded_width, bool cosine, int64_t k, uintptr_t alive, uintptr_t score, uintptr_t index,
-           uintptr_t shift, uintptr_t circle, uintptr_t workspace, const Limits& limits, int device, uintptr_t stream) {
-          StripTopkParams p = topk_params(size, bf16, batch, padded_width, k);
-          p.bank = view_of(blocks, size, bf16);
-          p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width), p.cosine = cosine;
-          p.alive = pointer<const bool>(alive);
-          p.score = pointer<float>(score), p.index = pointer<int64_t>(index), p.shift = pointer<int64_t>(shift);
-          p.circle = pointer<const double>(circle), p.workspace = pointer<void>(workspace);
-          char plan[kMaxPlanName] = "";
-          Status status;
-          {
-            py::gil_scoped_release release;
-            status = cuda::strip_topk(p, {limits.first, limits.second}, device, pointer<void>(stream), plan);
-          }
-          check_cuda(status, "strip_topk",
-                     query_text(size, bf16, batch, padded_width) + ", k " + std::to_string(k) + ", plan " + plan);
-          return std::string(plan);
-        });
+  m.def("strip_topk", [](uintptr_t blocks, const BankSize& size, bool bf16, uintptr_t query, uintptr_t width,
+                         int64_t batch, int64_t padded_width, bool cosine, int64_t k, uintptr_t alive, uintptr_t score,
+                         uintptr_t index, uintptr_t shift, uintptr_t circle, uintptr_t workspace, const Limits& limits,
+                         int device, uintptr_t stream, bool dot, uintptr_t group) {
+    StripTopkParams p = topk_params(size, bf16, batch, padded_width, k);
+    p.bank = view_of(blocks, size, bf16);
+    p.query = pointer<const float>(query), p.width = pointer<const int64_t>(width), p.cosine = cosine;
+    p.alive = pointer<const bool>(alive), p.dot = dot, p.group = pointer<const int64_t>(group);
+    p.score = pointer<float>(score), p.index = pointer<int64_t>(index), p.shift = pointer<int64_t>(shift);
+    p.circle = pointer<const double>(circle), p.workspace = pointer<void>(workspace);
+    char plan[kMaxPlanName] = "";
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = cuda::strip_topk(p, {limits.first, limits.second}, device, pointer<void>(stream), plan);
+    }
+    check_cuda(status, "strip_topk",
+               query_text(size, bf16, batch, padded_width) + ", k " + std::to_string(k) + ", plan " + plan);
+    return std::string(plan);
+  });
 }
 
 }  // namespace geoloc_fast::bindings

@@ -108,10 +108,14 @@ __global__ void __launch_bounds__(32 * kExactWarps, 1)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kExactWarps + threadIdx.x / 32; i < p.batch * p.n; i += step) {
     const int64_t b = i / p.n, row = p.index[i];
     ExactScore found{__uint_as_float(row == -1 ? 0xff800000u : 0x7fc00000u), -1};
+    float* curve = p.curve == nullptr ? nullptr : p.curve + i * p.bank.columns;
     if (row >= 0 && row < p.bank.count)
       found = score_pair<kColumns>(p.bank, p.circle, p.query + b * p.bank.values * p.padded_width, p.padded_width,
-                                   width_of(p.width, b, p.padded_width), energy[b], p.cosine, row, space);
-    if (lane_id() == 0) {
+                                   width_of(p.width, b, p.padded_width), energy[b], decides(p.cosine, p.dot), row,
+                                   space, curve);
+    else
+      for (int64_t s = lane_id(); curve != nullptr && s < p.bank.columns; s += 32) curve[s] = found.score;
+    if (lane_id() == 0 && curve == nullptr) {
       p.score[i] = found.score;
       p.shift[i] = found.shift;
     }

@@ -118,6 +118,12 @@ __device__ __forceinline__ void decode(const StripBankView& bank, const uint8_t*
   sync_warp();
 }
 
+// What decides the shift: the correlation, the cosine, or the correlation as the score itself.
+enum class Decides { kCorrelation, kCosine, kDot };
+__host__ __device__ constexpr Decides decides(bool cosine, bool dot) {
+  return dot ? Decides::kDot : cosine ? Decides::kCosine : Decides::kCorrelation;
+}
+
 struct ExactScore {
   float score;
   int32_t shift;
@@ -144,11 +150,12 @@ __device__ __forceinline__ double query_energy(const float* query, int64_t value
   return chain_sum(energy);
 }
 
-// strip_score of one pair; the whole warp calls it, and every lane has the answer.
+// strip_score of one pair; the whole warp calls it, and every lane has the answer. Where there is a `curve`, [columns],
+// it takes the cosine of every shift.
 template <int kColumns>
 __device__ ExactScore score_pair(const StripBankView& bank, const double* circle, const float* query,
-                                 int64_t padded_width, int64_t width, double energy_of_query, bool cosine, int64_t row,
-                                 const ExactSpace& space) {
+                                 int64_t padded_width, int64_t width, double energy_of_query, Decides by, int64_t row,
+                                 const ExactSpace& space, float* curve = nullptr) {
   const int64_t columns = kColumns ? kColumns : bank.columns;
   const int lane = lane_id(), chain = lane % kChains, part = lane / kChains;
   const uint8_t* from = row_of(bank, row);
@@ -185,6 +192,7 @@ __device__ ExactScore score_pair(const StripBankView& bank, const double* circle
   double strip_energy = 0.0;
   for (int64_t n = 0; n < columns; ++n) strip_energy += space.column_energy[n];
 
+  const bool broken = !is_finite(strip_energy) || !is_finite(energy_of_query);
   double best = -1.0, score_at_best = 0.0;
   int32_t shift = -1;
   for (int64_t s = lane; s < columns; s += 32) {
@@ -193,8 +201,9 @@ __device__ ExactScore score_pair(const StripBankView& bank, const double* circle
       window_energy += space.column_energy[at];
     const bool usable = window_energy > 1e-6 * strip_energy && energy_of_query > 0.0;
     const double product = space.correlation[s * kChains];
-    const double score = usable ? product / sqrt(energy_of_query * window_energy) : 0.0;
-    const double key = cosine ? score : product;
+    const double cosine = usable ? product / sqrt(energy_of_query * window_energy) : 0.0;
+    if (curve != nullptr) curve[s] = broken ? __uint_as_float(0x7fc00000u) : static_cast<float>(cosine);
+    const double score = by == Decides::kDot ? product : cosine, key = by == Decides::kCosine ? cosine : product;
     if (shift < 0 || key > best) best = key, score_at_best = score, shift = static_cast<int32_t>(s);
   }
   for (int distance = 16; distance > 0; distance /= 2) {
@@ -204,7 +213,7 @@ __device__ ExactScore score_pair(const StripBankView& bank, const double* circle
       best = other, score_at_best = other_score, shift = other_shift;
   }
   sync_warp();
-  if (!is_finite(strip_energy) || !is_finite(energy_of_query)) return {__uint_as_float(0x7fc00000u), 0};
+  if (broken) return {__uint_as_float(0x7fc00000u), 0};
   return {static_cast<float>(score_at_best), shift};
 }
 

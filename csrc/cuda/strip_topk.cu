@@ -37,7 +37,8 @@ int64_t carve(TopkWork& work, void* workspace) {
   const TopkPlan& plan = work.plan;
   const int64_t query_slots = plan.tiles * kTileQueries;
   Carver carver{static_cast<uint8_t*>(workspace)};
-  carver.take(&work.proven, query_slots);  // first: it begins as zeros
+  carver.take(&work.proven, query_slots + 1);  // first: these begin as zeros
+  work.longest = work.proven + query_slots;
   carver.take(&work.energy, p.batch);
   carver.take(&work.slot_of, p.batch);
   carver.take(&work.slot_query, query_slots);
@@ -45,7 +46,7 @@ int64_t carve(TopkWork& work, void* workspace) {
   carver.take(&work.known, p.batch);
   carver.take(&work.known_row, p.batch);
   carver.take(&work.best, p.batch * p.k);
-  carver.take(&work.epsilon, query_slots);
+  carver.take(&work.bound, query_slots);
   carver.take(&work.operands, plan.tiles * p.bank.columns * plan.steps * 64);
   carver.take(&work.count, query_slots * plan.slots);
   carver.take(&work.lists, query_slots * plan.slots * plan.list);
@@ -118,9 +119,12 @@ Status strip_topk(const StripTopkParams& p, const DeviceLimits& limits, int devi
   StripScoreParams queries{};
   queries.bank = p.bank, queries.query = p.query, queries.width = p.width;
   queries.batch = p.batch, queries.padded_width = p.padded_width;
-  Status status = fill_bytes(work.proven, 0, work.plan.tiles * kTileQueries * int64_t{sizeof(uint32_t)}, stream);
+  Status status = fill_bytes(work.proven, 0, (work.plan.tiles * kTileQueries + 1) * int64_t{sizeof(uint32_t)}, stream);
   if (status == Status::kOk) status = launch_query_energies(queries, work.energy, stream);
   if (status == Status::kOk) status = launch(strip_topk_order_kernel, 1, 1, kOrderThreads, 0, stream, work);
+  if (status == Status::kOk && p.group != nullptr)
+    status = launch(strip_topk_runs_kernel, std::min<int64_t>((p.bank.count + kRunThreads - 1) / kRunThreads, 1 << 12),
+                    1, kRunThreads, 0, stream, work);
   if (status != Status::kOk) return status;
   switch (p.bank.columns) {
     case 1: status = look<1>(work, limits, stream); break;

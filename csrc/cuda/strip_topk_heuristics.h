@@ -9,7 +9,8 @@
 // W = 16, "spectral16": a warp works on one block of 16 strips and one tile. 30 mma a 16 channels give all 16 planes of
 //   16 x 8 correlations: 64 accumulators a lane, 4 pairs with all their frequencies. Inverse transform, norms, bounds
 //   and the test happen there. A pair costs 1920 multiply-adds on the tensor cores and 384 bytes out of shared memory,
-//   which is what bounds it: 77 G pairs/s. One query reads 2112 bytes a strip: 2.0 G strips/s.
+//   77 G pairs/s; with the words of a plane written out a warp issues some 1,600 instructions for 128 pairs, which
+//   bounds it: 74 G pairs/s. One query reads 2112 bytes a strip: 2.0 G strips/s.
 // W = 64, "spectral64": all 64 planes would be 256 accumulators a lane. So two warps work on a block of strips and a
 // tile,
 //   one with the 32 planes of the even frequencies, which give e[s] of period 32, the other with those of the odd ones,
@@ -67,7 +68,8 @@ struct Kept {
   int64_t row;
   float lower, upper;  // of its score
   int32_t shift;
-  int32_t scored;  // lower == upper is the score
+  int16_t scored;  // lower == upper is the score
+  int16_t head;    // with groups: no other of its group on the list has a better lower bound
 };
 static_assert(sizeof(Kept) == 24, "");
 
@@ -103,11 +105,16 @@ inline double screening_epsilon(int64_t steps, int64_t columns, bool bf16) {
   return 1.1 * (sums + 4 * n / (16777216.0 - n) + (bf16 ? 0.0 : 0x1p-10));
 }
 
-// Bytes of the shared memory of a block; laid out in strip_topk.cuh.
+// Bytes of the shared memory of a block; laid out in strip_topk_screen.cuh.
 inline int64_t screen_shared(const TopkPlan& plan, int64_t columns) {
   return plan.tiles_a_warp * plan.tiles_across * columns * plan.steps * 256 +
          screen_stages(columns) * plan.blocks_deep * plan.unit_bytes +
          plan.warps * 4 * (norm_floats(columns) + desk_floats(columns) + 2 * plan.tiles_a_warp * kTileQueries);
+}
+
+// Lists that rows of one group may be on, if no group has more than `rows`.
+inline constexpr int64_t lists_of_group(int64_t rows, int64_t columns) {
+  return screen_split(columns) * ((rows + kStripLanes - 2) / kStripLanes + 1);
 }
 
 // Blocks of threads in both directions: x over the bank, y over groups of tiles. Groups side by side share what they

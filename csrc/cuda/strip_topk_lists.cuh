@@ -20,6 +20,12 @@
 
 namespace geoloc_fast::cuda {
 
+// Correlations c of a query of norm 1 are known to epsilon |S|. A score is a correlation times a window's norm, or 1
+// for score="dot", times `scale`, plus or minus `slack`: 1 and kScreenSlack, or |q| and nothing (strip_topk.h).
+struct QueryBound {
+  float epsilon, scale;
+};
+
 // What all kernels of a search share. Query slots are 8 * tiles.
 struct TopkWork {
   StripTopkParams p;
@@ -28,9 +34,10 @@ struct TopkWork {
   int32_t* slot_of;     // [batch] query slot, -1: has no answer
   int32_t* slot_query;  // [query slots] -1: none
   int32_t* tile_width;  // [tiles] 0: no query in it
-  float* epsilon;       // [query slots]
+  QueryBound* bound;    // [query slots]
   uint32_t* operands;   // [tiles][columns][steps][32 lanes][2]
   uint32_t* proven;     // [query slots] ordered(a lower bound of the k-th best score), 0: none yet
+  uint32_t* longest;    // rows of the largest group
   int32_t* count;       // [query slots][slots]
   Kept* lists;          // [query slots][slots][list]
   uint32_t* known;      // [batch] ordered(k-th best lower bound of all lists)
@@ -59,13 +66,40 @@ __device__ __forceinline__ Kept* list_of(const TopkWork& work, int64_t query_slo
 
 // A warp has its own lists; all its lanes call these.
 
-// The k-th largest key of `count` >= k lower bounds.
-__device__ __forceinline__ uint32_t kth_lower(const Kept* list, int64_t count, int64_t k) {
+// With groups, marks the entry of each group that has the best lower bound, of those the first. Rows ascend from one
+// block of the bank to the next, so the others of an entry's group are near it.
+__device__ __forceinline__ void mark_heads(const int64_t* group, Kept* list, int32_t count) {
+  for (int32_t i = lane_id(); i < count; i += 32) {
+    const Kept mine = list[i];
+    const int64_t own = group[mine.row];
+    bool head = mine.lower == mine.lower;
+    for (const int step : {-1, 1}) {
+      int64_t last = -1;  // block where the group is seen to have ended; entries of that block may still be of it
+      for (int32_t j = i + step; head && j >= 0 && j < count; j += step) {
+        const int64_t row = list[j].row, block = row / kStripLanes;
+        if (last >= 0 && block != last) break;
+        if (group[row] != own) {
+          if (block != mine.row / kStripLanes || last >= 0) last = block;
+          continue;
+        }
+        last = -1;
+        const float lower = list[j].lower;
+        head = !(lower > mine.lower || (lower == mine.lower && row < mine.row));
+      }
+    }
+    list[i].head = head ? 1 : 0;
+  }
+  sync_warp();
+}
+
+// The k-th largest key of lower bounds, of heads where there are groups; 0 with fewer than k of them.
+__device__ __forceinline__ uint32_t kth_lower(const Kept* list, int64_t count, int64_t k, bool grouped) {
   uint32_t key = 0;
   for (int bit = 31; bit >= 0; --bit) {
     const uint32_t at_least = key | 1u << bit;
     int64_t larger = 0;
-    for (int64_t i = lane_id(); i < count; i += 32) larger += ordered(list[i].lower) >= at_least;
+    for (int64_t i = lane_id(); i < count; i += 32)
+      larger += ordered(list[i].lower) >= at_least && (!grouped || list[i].head);
     if (warp_sum(larger) >= k) key = at_least;
   }
   return key;
@@ -90,7 +124,7 @@ __device__ __forceinline__ int32_t compact(Kept* list, int32_t count, Stays stay
 
 // Pairs that have been scored, down to the k best by score, then row.
 __device__ __forceinline__ int32_t keep_best(Kept* list, int32_t count, int64_t k, uint32_t* key) {
-  const uint32_t least = kth_lower(list, count, k);
+  const uint32_t least = kth_lower(list, count, k, false);
   int64_t larger = 0, equal = 0;
   for (int32_t i = lane_id(); i < count; i += 32) {
     larger += ordered(list[i].lower) > least;
@@ -120,9 +154,9 @@ __device__ __forceinline__ void score_list(const TopkWork& work, int64_t b, Kept
   const StripTopkParams& p = work.p;
   for (int32_t i = 0; i < count; ++i) {
     if (list[i].scored || !wanted(list[i])) continue;
-    const ExactScore found =
-        score_pair<kColumns>(p.bank, p.circle, p.query + b * p.bank.values * p.padded_width, p.padded_width,
-                             width_of(p.width, b, p.padded_width), work.energy[b], p.cosine, list[i].row, space);
+    const ExactScore found = score_pair<kColumns>(p.bank, p.circle, p.query + b * p.bank.values * p.padded_width,
+                                                  p.padded_width, width_of(p.width, b, p.padded_width), work.energy[b],
+                                                  decides(p.cosine, p.dot), list[i].row, space);
     sync_warp();
     if (lane_id() == 0) {
       list[i].lower = list[i].upper = found.score;
@@ -138,9 +172,11 @@ template <int kColumns>
 __device__ GEOLOC_FAST_NOINLINE int32_t make_room(const TopkWork& work, int64_t query_slot, int64_t slot, int32_t count,
                                                   int32_t reserve, float* threshold) {
   const int64_t k = work.p.k;
+  const bool grouped = work.p.group != nullptr;
   Kept* list = list_of(work, query_slot, slot);
-  uint32_t key = kth_lower(list, count, k);
-  const float known = from_ordered(key);
+  if (grouped) mark_heads(work.p.group, list, count);
+  uint32_t key = kth_lower(list, count, k, grouped);
+  const float known = key == 0 ? -kInfinite : from_ordered(key);
   count = compact(list, count, [=](const Kept& entry) { return entry.upper >= known; });
   float next = known;
   if (count > work.plan.list - reserve) {
@@ -148,7 +184,9 @@ __device__ GEOLOC_FAST_NOINLINE int32_t make_room(const TopkWork& work, int64_t 
     const int64_t warp = block * (blockDim.x / 32) + threadIdx.x / 32;
     const ExactSpace space = exact_space(work.space + warp * exact_doubles(kColumns, true), kColumns);
     score_list<kColumns>(work, work.slot_query[query_slot], list, count, space, [](const Kept&) { return true; });
-    count = compact(list, count, [](const Kept& entry) { return entry.lower == entry.lower; });
+    if (grouped) mark_heads(work.p.group, list, count);
+    count =
+        compact(list, count, [=](const Kept& entry) { return entry.lower == entry.lower && (!grouped || entry.head); });
     if (count < k) return count;
     count = keep_best(list, count, k, &key);
     // What comes later has a higher row, so it must beat the lowest of these.

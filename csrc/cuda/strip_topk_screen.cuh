@@ -56,6 +56,24 @@ __global__ void __launch_bounds__(kOrderThreads, 1) strip_topk_order_kernel(cons
   }
 }
 
+constexpr int kRunThreads = 256;
+
+// longest: the rows of the largest group, each counted by the thread that finds its first row.
+__global__ void __launch_bounds__(kRunThreads) strip_topk_runs_kernel(const __grid_constant__ TopkWork work) {
+  const int64_t* group = work.p.group;
+  const int64_t count = work.p.bank.count, step = static_cast<int64_t>(gridDim.x) * kRunThreads;
+  for (int64_t r = static_cast<int64_t>(blockIdx.x) * kRunThreads + threadIdx.x; r < count; r += step) {
+    if (r > 0 && group[r - 1] == group[r]) continue;
+    int64_t within = r, beyond = count;  // the last row known to be of the group, the first known not to be
+    while (within + 1 < beyond) {
+      const int64_t middle = within + (beyond - within) / 2;
+      (group[middle] == group[r] ? within : beyond) = middle;
+    }
+    const int64_t rows = beyond - r;
+    atomic_max(work.longest, static_cast<uint32_t>(rows < 0x7fffffff ? rows : 0x7fffffff));
+  }
+}
+
 constexpr int kOperandWarps = 16;
 
 template <int kColumns>
@@ -120,7 +138,14 @@ __global__ void __launch_bounds__(32 * kOperandWarps, 1)
     if (threadIdx.x == 0) {
       double residual = 0.0;
       for (int plane = 0; plane < kColumns; ++plane) residual += box.residual[plane];
-      work.epsilon[slot] = scale == 0.0 ? 0.0f : work.plan.epsilon + static_cast<float>(1.1 * sqrt(residual));
+      QueryBound bound{scale == 0.0 ? 0.0f : work.plan.epsilon + static_cast<float>(1.1 * sqrt(residual)), 1.0f};
+      if (p.dot) {
+        bound.epsilon += kScreenSlack;
+        bound.scale = static_cast<float>(sqrt(energy));
+        // Nothing is known: every pair is scored.
+        if (energy != 0.0 && !(energy > 0x1p-200 && energy < 0x1p200)) bound = {kInfinite, 1.0f};
+      }
+      work.bound[slot] = bound;
     }
     sync_block();
   }
@@ -322,6 +347,10 @@ __device__ __forceinline__ BlockFacts look_at_block(const StripTopkParams& p, in
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     if (part + i * kParts >= kColumns) continue;
+    if (p.dot) {
+      mine[part + i * kParts] = 1.0f;
+      continue;
+    }
     brink = brink || (width < kColumns && window[i] >= below && window[i] <= above);
     mine[part + i * kParts] = window[i] > below ? rsqrtf(window[i]) : 0.0f;
   }
@@ -356,7 +385,7 @@ __device__ __forceinline__ void for_shifts(const float* norms, Use use) {
 // Bounds of a pair from its correlations, as in strip_topk.h.
 template <int kColumns>
 __device__ __forceinline__ void pair_bounds(const float (&c)[kColumns], const float* norms, float error, bool cosine,
-                                            float* lower, float* upper) {
+                                            float scale, float slack, float* lower, float* upper) {
   float top = c[0];
 #pragma unroll
   for (int s = 1; s < kColumns; ++s) top = fmaxf(top, c[s]);
@@ -372,8 +401,8 @@ __device__ __forceinline__ void pair_bounds(const float (&c)[kColumns], const fl
       high = fmaxf(high, at_most);
     }
   });
-  *lower = low - kScreenSlack;
-  *upper = high + kScreenSlack;
+  *lower = low * scale - slack;
+  *upper = high * scale + slack;
 }
 
 // A pair of a lane, by its correlations, of row g or g + 8 and query 2t or 2t + 1 of a tile: tests it, and puts it on a
@@ -386,17 +415,18 @@ __device__ __forceinline__ void finish_pair(const TopkWork& work, const ScreenSh
   const int query = tile_of_warp * kTileQueries + 2 * t + odd;
   const int64_t query_slot = static_cast<int64_t>(tile) * kTileQueries + 2 * t + odd;
   const float* norms = layout.norms + row * norm_pitch(kColumns);
-  const float error = work.epsilon[query_slot] * facts.norm[eight];
+  const QueryBound known = work.bound[query_slot];
+  const float error = known.epsilon * facts.norm[eight], slack = work.p.dot ? 0.0f : kScreenSlack;
   // (c + e) times the norm, not less than what pair_bounds finds.
   float bound = -kInfinite;
   for_shifts<kColumns>(norms, [&](int s, float norm) { bound = fmaxf(bound, (c[s] + error) * norm); });
   const float threshold = layout.thresholds[query];
   const bool sight = facts.sight >> row & 1u;
-  bool hit = (facts.valid >> row & 1u) && threshold < kInfinite && (sight || bound + kScreenSlack >= threshold);
+  bool hit = (facts.valid >> row & 1u) && threshold < kInfinite && (sight || bound * known.scale + slack >= threshold);
   if (!any(hit)) return;
   float lower = -kInfinite, upper = kInfinite;
   if (hit && !sight) {
-    pair_bounds(c, norms, error, work.p.cosine, &lower, &upper);
+    pair_bounds(c, norms, error, work.p.cosine || work.p.dot, known.scale, slack, &lower, &upper);
     hit = upper >= threshold;
   }
   // Lanes of the same t have the same query, in the order of their strips.
@@ -409,7 +439,7 @@ __device__ __forceinline__ void finish_pair(const TopkWork& work, const ScreenSh
     entry.lower = lower;
     entry.upper = upper;
     entry.shift = -1;
-    entry.scored = 0;
+    entry.scored = entry.head = 0;
   }
   if (g == 0) layout.counts[query] = at + __popc(same);
   sync_warp();
@@ -649,6 +679,9 @@ __global__ void __launch_bounds__(32 * kScreenWarps, 1)
       }
     }
     copy_async_wait<0>();
+    for (int i = 0; p.group != nullptr && i < kTiles * kTileQueries; ++i)
+      if (warp_tile + i / kTileQueries < tiles)
+        mark_heads(p.group, list_of(work, static_cast<int64_t>(warp_tile) * kTileQueries + i, slot), layout.counts[i]);
     for (int i = lane; i < kTiles * kTileQueries; i += 32)
       if (warp_tile + i / kTileQueries < tiles)
         work.count[(static_cast<int64_t>(warp_tile) * kTileQueries + i) * plan.slots + slot] = layout.counts[i];

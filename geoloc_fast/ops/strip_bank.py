@@ -27,7 +27,7 @@ _BLOCKS_AT_ONCE_CUDA = 16384
 _reference_score = without_autocast(strip_score.strip_score)
 _reference_curve = without_autocast(strip_score.strip_curve)
 _reference_topk = without_autocast(strip_topk.strip_topk)
-CUDA_SEARCHED_COLUMNS = (1, 16, 64)  # for others Triton screens with tensor cores, where CUDA would decide every pair
+CUDA_SEARCHED_COLUMNS = (1, 16, 64)
 _MOST_TRITON_COLUMNS = 4096
 _MOST_MOVED = 1 << 26  # numbers of one query at every shift, which the search by Triton multiplies the bank with
 
@@ -46,12 +46,8 @@ def _choose(
     tensor: Tensor,
     columns: int,
     strips: Tensor | None = None,
-    moved: int = 0,
-    cpu_only: str = "",
-    not_cuda: str = "",
+    searched: BankLayout | None = None,
 ) -> str:
-    """`cpu_only` names what is asked for and neither CUDA nor Triton has a kernel for, `not_cuda` is a reason."""
-    missing = f"there is no kernel for {cpu_only}" if cpu_only else ""
     # The usual case, without collecting reasons.
     if choose.cpu_is_free(tensor) and not _problem(_native.native_cpu, columns, strips):
         return "cpu"
@@ -61,9 +57,11 @@ def _choose(
         {
             "cpu": lambda: _can_run_cpu(tensor, columns, strips),
             "cuda": lambda: (
-                choose.can_run_cuda(tensor) or missing or not_cuda or _problem(_native.native_cuda, columns, strips)
+                choose.can_run_cuda(tensor)
+                or _problem(_native.native_cuda, columns, strips)
+                or _search_problem(tensor, searched)
             ),
-            "triton": lambda: missing or _can_run_triton(tensor, columns, moved),
+            "triton": lambda: _can_run_triton(tensor, columns, searched),
         },
     )
 
@@ -80,9 +78,19 @@ def _problem(native: Any, columns: int, strips: Tensor | None) -> str:
     return ""
 
 
-def _can_run_triton(tensor: Tensor, columns: int, moved: int) -> str:
+def _search_problem(query: Tensor, bank: BankLayout | None) -> str:
+    """Where CUDA has no kernel that screens; Triton has one for any W, and tensor cores to run it on."""
+    if bank is None or _native.native_cuda.strip_topk_fits(_size(bank), bank.dtype == "bf16", _limits(query.device)):  # type: ignore[union-attr]
+        return ""
+    if bank.columns not in CUDA_SEARCHED_COLUMNS:
+        return f"strips have {bank.columns} columns, the search has kernels for 1, 16 and 64"
+    return f"a query of {bank.channels * bank.height} values a column does not fit the shared memory of a block"
+
+
+def _can_run_triton(tensor: Tensor, columns: int, searched: BankLayout | None) -> str:
     if columns > _MOST_TRITON_COLUMNS:
         return f"strips have {columns} columns, the kernels take at most {_MOST_TRITON_COLUMNS}"
+    moved = 0 if searched is None else searched.channels * searched.height * columns**2
     if moved > _MOST_MOVED:
         return f"a query moved to every shift has {moved} numbers, the kernel takes at most {_MOST_MOVED}"
     return choose.can_run_triton(tensor)
@@ -195,14 +203,18 @@ def _run_score(
     kind: str = "cosine",
 ) -> tuple[Tensor, Tensor]:
     layout = _layout(shape, dtype)
-    backend = _choose("strip_score", query, layout.columns, cpu_only=_beyond_cosine(kind))
+    backend = _choose("strip_score", query, layout.columns)
     if backend == "cuda":
-        return _score_cuda(query, blocks, layout, index, query_width, select)
+        score = torch.empty(index.shape, dtype=torch.float32, device=query.device)
+        shift = torch.empty(index.shape, dtype=torch.int64, device=query.device)
+        _score_cuda(query, blocks, layout, index, query_width, select, kind, score=score, shift=shift)
+        choose.ran("strip_score", "cuda")
+        return score, shift
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_score as kernels
 
         _address(blocks, layout)
-        found = kernels.score(query, blocks, shape, dtype == "bf16", index, query_width, select)
+        found = kernels.score(query, blocks, shape, dtype == "bf16", index, query_width, select, kind)
         choose.ran("strip_score", "triton")
         return found
     if backend == "reference":
@@ -227,10 +239,6 @@ def _run_score(
     return score, shift
 
 
-def _beyond_cosine(kind: str) -> str:
-    return "" if kind == "cosine" else f'score="{kind}"'
-
-
 def _fake_score(query: Tensor, blocks: Tensor, shape: Any, dtype: str, index: Tensor, *rest: Any) -> Any:
     return query.new_empty(index.shape, dtype=torch.float32), torch.empty_like(index)
 
@@ -239,7 +247,19 @@ def _run_curve(
     query: Tensor, blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor, query_width: Tensor | None
 ) -> Tensor:
     layout = _layout(shape, dtype)
-    backend = _choose("strip_curve", query, layout.columns, cpu_only="strip_curve")
+    backend = _choose("strip_curve", query, layout.columns)
+    if backend == "cuda":
+        curve = torch.empty((*index.shape, layout.columns), dtype=torch.float32, device=query.device)
+        _score_cuda(query, blocks, layout, index, query_width, "correlation", "cosine", curve=curve)
+        choose.ran("strip_curve", "cuda")
+        return curve
+    if backend == "triton":
+        from geoloc_fast.triton_kernels import strip_score as kernels
+
+        _address(blocks, layout)
+        curve = kernels.curve(query, blocks, shape, dtype == "bf16", index, query_width)
+        choose.ran("strip_curve", "triton")
+        return curve
     if backend == "reference":
         curve = _reference_curve(query, blocks, layout, index, query_width)
         choose.ran("strip_curve", "reference")
@@ -277,18 +297,14 @@ def _run_topk(
     group: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = _layout(shape, dtype)
-    moved = layout.channels * layout.height * layout.columns**2
-    cpu_only = "group=" if group is not None else _beyond_cosine(kind)
-    searched = layout.columns in CUDA_SEARCHED_COLUMNS
-    not_cuda = "" if searched else f"strips have {layout.columns} columns, the search has kernels for 1, 16 and 64"
-    backend = _choose("strip_topk", query, layout.columns, moved=moved, cpu_only=cpu_only, not_cuda=not_cuda)
+    backend = _choose("strip_topk", query, layout.columns, searched=layout)
     if backend == "cuda":
-        return _topk_cuda(query, blocks, layout, k, query_width, select, alive)
+        return _topk_cuda(query, blocks, layout, k, query_width, select, alive, kind, group)
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_topk as kernels
 
         _address(blocks, layout)
-        best = kernels.topk(query, blocks, shape, dtype == "bf16", k, query_width, select, alive)
+        best = kernels.topk(query, blocks, shape, dtype == "bf16", k, query_width, select, alive, kind, group)
         choose.ran("strip_topk", "triton")
         return best
     if backend == "reference":
@@ -381,22 +397,31 @@ def _unpack_cuda(blocks: Tensor, layout: BankLayout, index: Tensor) -> Tensor:
 
 
 def _score_cuda(
-    query: Tensor, blocks: Tensor, layout: BankLayout, index: Tensor, query_width: Tensor | None, select: str
-) -> tuple[Tensor, Tensor]:
+    query: Tensor,
+    blocks: Tensor,
+    layout: BankLayout,
+    index: Tensor,
+    query_width: Tensor | None,
+    select: str,
+    kind: str,
+    *,
+    score: Tensor | None = None,
+    shift: Tensor | None = None,
+    curve: Tensor | None = None,
+) -> None:
+    """Fills `score` and `shift`, or `curve`."""
     native: Any = _native.native_cuda
     device, size, bf16 = query.device, _size(layout), layout.dtype == "bf16"
     query, index = _float32(query), index.contiguous()
     query_width = None if query_width is None else query_width.contiguous()
-    score = torch.empty(index.shape, dtype=torch.float32, device=device)
-    shift = torch.empty(index.shape, dtype=torch.int64, device=device)
     memory = _memory_on(device, native.strip_score_workspace(size, bf16, *index.shape))
     native.strip_score(
         _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
-        query.shape[0], query.shape[3], select == "cosine", index.data_ptr(), index.shape[1], score.data_ptr(),
-        shift.data_ptr(), _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), *choose.cuda_place(query),
+        query.shape[0], query.shape[3], select == "cosine", index.data_ptr(), index.shape[1],
+        0 if score is None else score.data_ptr(), 0 if shift is None else shift.data_ptr(),
+        _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), *choose.cuda_place(query), kind == "dot",
+        0 if curve is None else curve.data_ptr(),
     )  # fmt: skip
-    choose.ran("strip_score", "cuda")
-    return score, shift
 
 
 def _topk_cuda(
@@ -407,12 +432,15 @@ def _topk_cuda(
     query_width: Tensor | None,
     select: str,
     alive: Tensor | None,
+    kind: str,
+    group: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     native: Any = _native.native_cuda
     device, size, bf16 = query.device, _size(layout), layout.dtype == "bf16"
     query = _float32(query)
     query_width = None if query_width is None else query_width.contiguous()
     alive = None if alive is None else alive.contiguous()
+    group = None if group is None else group.contiguous()
     batch, _, _, padded_width = query.shape
     score = torch.empty((batch, k), dtype=torch.float32, device=device)
     index = torch.empty((batch, k), dtype=torch.int64, device=device)
@@ -426,7 +454,7 @@ def _topk_cuda(
         _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
         batch, padded_width, select == "cosine", k, 0 if alive is None else alive.data_ptr(), score.data_ptr(),
         index.data_ptr(), shift.data_ptr(), _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(),
-        limits, *choose.cuda_place(query),
+        limits, *choose.cuda_place(query), kind == "dot", 0 if group is None else group.data_ptr(),
     )  # fmt: skip
     choose.ran("strip_topk", "cuda", plan)
     return score, index, shift

@@ -16,7 +16,7 @@ from geoloc_fast.ops import gumbel_noise
 from geoloc_fast.ops.choose import force_backend, observe_calls
 from geoloc_fast.ops.strip_bank import CUDA_SEARCHED_COLUMNS
 from geoloc_fast.polar import polar_resample
-from geoloc_fast.retrieval import StripBank, strip_score, strip_topk
+from geoloc_fast.retrieval import StripBank, strip_curve, strip_score, strip_topk
 from geoloc_fast.testing.inputs import random_strips
 from geoloc_fast.testing.tolerance import TOLERANCE, assert_close
 
@@ -215,24 +215,34 @@ def check_bank(
     k: int = 7,
     mixed: bool = False,
     alive: bool = False,
+    kind: str = "cosine",
+    group: int = 0,
     strips: Tensor | None = None,
 ) -> Calls:
-    """Packs the same bytes as the reference, unpacks, scores and searches: the same ids, shifts and scores.
+    """Packs the same bytes as the reference, unpacks, scores, draws curves and searches: the same ids, shifts, scores.
+
+    `kind` is that of the score. With `group`, groups have 1 to that many rows.
 
     Where the backend refuses to search strips of so many columns, as CUDA does but for a few, it must say so.
     """
     strips = random_strips(*shape, seed=shape[3]) if strips is None else strips
     query = random_strips(batch, *strips.shape[1:3], query_columns, seed=5)
     query[: min(batch, len(strips))] += 0.5 * strips[:batch, :, :, :query_columns].nan_to_num(0.0, 0.0, 0.0)
-    arguments: dict[str, Any] = {"select": select}
+    arguments: dict[str, Any] = {"select": select, "score": kind}
     if mixed:
         arguments["query_width"] = _widths(batch, query_columns)
+    if kind == "dot":
+        query = query * torch.logspace(-2, 2, batch)[:, None, None, None]
     living: dict[str, Any] = {"alive": torch.arange(len(strips)) % 3 != 0} if alive else {}
+    if group > 0:
+        number = torch.arange(len(strips))
+        living["group"] = (number % (group * (group + 1) // 2) == 0).cumsum(0) * group + number // group
     index = (torch.arange(batch * 4).view(batch, 4) * 5) % (len(strips) + 1) - 1
     with force_backend("reference"):
         bank = StripBank.pack(strips, dtype=dtype)
         expected = strip_topk(query, bank, k, **arguments, **living)
         expected_score = strip_score(query, bank, index, **arguments)
+        expected_curve = strip_curve(query, bank, index, query_width=arguments.get("query_width"))
         stored = bank.unpack()
     with force_backend(backend), observe_calls() as calls:
         packed = StripBank.pack(strips.to(device), dtype=dtype)
@@ -240,6 +250,7 @@ def check_bank(
         unpacked = there.unpack()
         given = _on(device, arguments)
         found_score = strip_score(query.to(device), there, index.to(device), **given)
+        curve = strip_curve(query.to(device), there, index.to(device), query_width=given.get("query_width"))
         try:
             found = strip_topk(query.to(device), there, k, **given, **_on(device, living))
             refused = ""
@@ -256,6 +267,7 @@ def check_bank(
     torch.testing.assert_close(unpacked.cpu(), stored, rtol=2e-7, atol=1e-30, equal_nan=True)
     assert torch.equal(found_score.shift.cpu(), expected_score.shift)
     assert_close(found_score.score.cpu(), expected_score.score, "float32")
+    assert_close(curve.cpu(), expected_curve, "float32")
     if not refused:
         assert torch.equal(found.index.cpu(), expected.index)
         assert torch.equal(found.shift.cpu(), expected.shift)

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,69 @@ class Kernel:
 
     def count(self, instruction: str) -> int:
         return len(re.findall(rf"\b{instruction}", self.code))
+
+
+def _program(code: str) -> tuple[list[str], list[list[int]]]:
+    """Instructions, and for each those that may come next. Where a warp splits up (BRA.DIV) it is taken not to."""
+    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", code, re.MULTILINE)
+    text = [instruction for _, instruction in found]
+    place = {int(address, 16): at for at, (address, _) in enumerate(found)}
+    after: list[list[int]] = []
+    joins: dict[str, int] = {}  # where those go on that wait at a barrier
+    for at, instruction in enumerate(text):
+        guarded = instruction.startswith("@")
+        name, _, operands = (instruction.split(None, 1)[1] if guarded else instruction).partition(" ")
+        operands = operands.strip()
+        address = re.search(r"0x([0-9a-f]+)$", operands)
+        to = place.get(int(address[1], 16), -1) if address else -1
+        follows = [at + 1] if at + 1 < len(text) else []
+        if name.startswith("BSSY"):
+            joins[operands.split(",")[0]] = to
+        if name.startswith("BSYNC") and operands in joins:
+            follows = [joins[operands], *(follows if guarded else [])]
+        elif name.startswith("BRA") and not name.startswith("BRA.DIV") and to >= 0:
+            follows = [to, *(follows if guarded or operands.startswith(("P", "!P", "UP", "!UP")) else [])]
+        elif name.startswith(("EXIT", "RET")) and not guarded:
+            follows = []
+        after.append(follows)
+    return text, after
+
+
+def round_trip(code: str, past: str) -> list[str]:
+    """The instructions of one turn of a loop in which nothing unusual happens: the shortest way from the first that
+    matches `past` by all others that do and back to it."""
+    text, after = _program(code)
+    # What comes after is where a warp goes that has split up.
+    end = next((at for at, instruction in enumerate(text) if "WARPSYNC.COLLECTIVE" in instruction), len(text))
+    open_ = {at for at in range(end) if re.search(past, text[at])}
+    start = here = min(open_)
+    open_.discard(start)
+    way: list[str] = []
+    while True:
+        goals, queue, hit = open_ or {start}, deque([here]), -1
+        came: dict[int, int] = {}
+        while queue and hit < 0:
+            at = queue.popleft()
+            for following in after[at]:
+                if following not in came and (following != here or following in goals):
+                    came[following] = at
+                    queue.append(following)
+                    if following in goals:
+                        hit = following
+                        break
+        if hit < 0:
+            raise ValueError(f"no way on from {text[here]!r} to {len(goals)} more that match {past!r}")
+        steps, at = [], hit
+        while True:
+            steps.append(text[at])
+            at = came[at]
+            if at == here:
+                break
+        way += reversed(steps)
+        here = hit
+        open_.discard(hit)
+        if hit == start:
+            return way
 
 
 def _tool(name: str) -> str | None:

@@ -18,6 +18,7 @@ from geoloc_fast.triton_kernels.rounding import rounded
 
 SELECTION = {"correlation": 0, "cosine": 1, "gumbel": 2}
 MIN_ENERGY_SHARE = tl.constexpr(1e-6)
+DOT = tl.constexpr(3)  # of SELECT
 
 
 @triton.jit
@@ -77,7 +78,8 @@ def choose_window(
     query_c, query_h, query_x, strip_c, strip_h, strip_x, SELECT: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """score (float64), shift, energy of the chosen window (0 where it counts as empty), and whether the pair is broken:
-    NaN or Inf in it, or logits of which no softmax is defined."""
+    NaN or Inf in it, or logits of which no softmax is defined. SELECT as in SELECTION, or DOT: the correlation decides
+    and is the score."""
     query_energy = energy_of(query, width, values, height, query_c, query_h, query_x, S, K)
     strip_energy = energy_of(strip, columns, values, height, strip_c, strip_h, strip_x, S, K)
     infinity = float("inf")
@@ -97,7 +99,7 @@ def choose_window(
         )  # fmt: skip
         usable = energy > least
         cosine = tl.where(usable, correlation / tl.sqrt(tl.where(usable, query_energy * energy, 1.0)), 0.0)
-        if SELECT == 0:
+        if SELECT == 0 or SELECT == DOT:
             value = correlation
         elif SELECT == 1:
             value = cosine
@@ -112,7 +114,7 @@ def choose_window(
             at = tl.min(tl.where(value == highest, shift, columns), 0)
             best = highest
             chosen = at
-            score = tl.sum(tl.where(shift == at, cosine, 0.0), 0)
+            score = tl.sum(tl.where(shift == at, correlation if SELECT == DOT else cosine, 0.0), 0)
             best_energy = tl.sum(tl.where(shift == at, energy, 0.0), 0)
     if SELECT == 2:
         broken = broken | (best == -infinity)

@@ -12,6 +12,9 @@ what rounding took from a moved query (computed), what tf32 takes from both side
 2^-23 for each term of the float32 sums. Bounds on the score follow as in csrc/include/geoloc_fast/strip_topk.h: with
 "correlation" over every shift that may be the best, with "cosine" over all.
 
+score="dot" is the same with every window's norm 1, bounds times |query| at the end, and the slack of the roundings as
+a share of |S|. Groups are brought together after each stretch: the best lower bound and the best key of each.
+
 The bank is gone through a stretch at a time, of at most `_PAIRS` pairs: bounds are written, the k-th best lower bound
 is found, pairs whose upper bound reaches it are scored exactly, and the k best of those and of what was kept go on.
 Scores and positions share one 64-bit key, so that ties go to the lowest row. Memory: 16 bytes a pair of a stretch.
@@ -30,10 +33,11 @@ import triton.language as tl
 from torch import Tensor
 
 from geoloc_fast.triton_kernels import INTERPRETED, on_device_of, padded
-from geoloc_fast.triton_kernels.azimuth_crop import SELECTION, choose_window, load_width
+from geoloc_fast.triton_kernels.azimuth_crop import DOT, choose_window, load_width
 from geoloc_fast.triton_kernels.azimuth_crop import block_sizes as score_sizes
 from geoloc_fast.triton_kernels.strip_bank import LANES, block_sizes, decoded, fourier_basis, row_of, words_a_plane
 from geoloc_fast.triton_kernels.strip_score import score as strip_score
+from geoloc_fast.triton_kernels.strip_score import selection
 
 _PAIRS = 1 << 22  # in one stretch
 _FEWEST_ROWS = 4096  # of a stretch, however many queries there are
@@ -45,7 +49,7 @@ _PROGRAMS = 2048  # of the exact kernel, each with room for a strip
 
 @triton.jit
 def strip_topk_screen_kernel(
-    even, odd, epsilon, blocks, query_width, alive, lower, upper,
+    even, odd, epsilon, norm, blocks, query_width, alive, lower, upper,
     batch, first_row, rows, columns, words, query_columns, row_stride, skip, slack,
     SELECT: tl.constexpr, BF16: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     Q: tl.constexpr, S: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
@@ -97,21 +101,25 @@ def strip_topk_screen_kernel(
         c = tl.reshape(total, [Q, S, R])
         shift = first + tl.arange(0, S)
         energy = tl.zeros([Q, S, R], tl.float32)
-        for x in range(query_columns):
+        for x in range(0 if SELECT == DOT else query_columns):
             column = (shift + x) % columns
             e = tl.load(energies[None, :] + column[:, None] * LANES)
             energy += tl.where((x < width)[:, None, None], e[None, :, :], 0.0)
-        filled = energy > 0
-        inverse = tl.where(filled, 1.0 / tl.sqrt(tl.where(filled, energy, 1.0)), 0.0)
         e = error[:, None, :]
-        here_low = (c - e) * inverse - slack
-        here_high = (c + e) * inverse + slack
-        # Near the share of energy below which a window counts as empty, it may be either.
-        least = (whole * 1e-6)[None, None, :]
-        here_low = tl.where(energy > least * 1.1, here_low, tl.minimum(here_low, 0.0))
-        here_high = tl.where(energy > least * 1.1, here_high, tl.maximum(here_high, 0.0))
-        here_low = tl.where(energy < least * 0.9, 0.0, here_low)
-        here_high = tl.where(energy < least * 0.9, 0.0, here_high)
+        if SELECT == DOT:
+            here_low = c - e
+            here_high = c + e
+        else:
+            filled = energy > 0
+            inverse = tl.where(filled, 1.0 / tl.sqrt(tl.where(filled, energy, 1.0)), 0.0)
+            here_low = (c - e) * inverse - slack
+            here_high = (c + e) * inverse + slack
+            # Near the share of energy below which a window counts as empty, it may be either.
+            least = (whole * 1e-6)[None, None, :]
+            here_low = tl.where(energy > least * 1.1, here_low, tl.minimum(here_low, 0.0))
+            here_high = tl.where(energy > least * 1.1, here_high, tl.maximum(here_high, 0.0))
+            here_low = tl.where(energy < least * 0.9, 0.0, here_low)
+            here_high = tl.where(energy < least * 0.9, 0.0, here_high)
         exists = (shift < columns)[None, :, None]
         if SELECT == 0:
             c = tl.where(exists, c, -infinity)
@@ -127,6 +135,10 @@ def strip_topk_screen_kernel(
         else:
             low = tl.maximum(low, tl.max(tl.where(exists, here_low, -infinity), 1))
             high = tl.maximum(high, tl.max(tl.where(exists, here_high, -infinity), 1))
+    if SELECT == DOT:
+        of_norm = tl.load(norm + b, mask=b < batch, other=0.0)[:, None]
+        low = low * of_norm
+        high = high * of_norm
     certain = known[None, :] & (low == low) & (high == high)
     low = tl.where(certain, low, -infinity)
     high = tl.where(certain, high, infinity)
@@ -185,8 +197,9 @@ def strip_topk_exact_kernel(
 
 
 def _rolled(query: Tensor, query_width: Tensor | None, columns: int, bf16: bool) -> tuple[Tensor, ...]:
-    """Every query of norm 1 moved to every shift, as planes [B, W, W planes x words] of even and of odd channels, and
-    the norm of what rounding took at most, float64 [B]; NaN for a query that is not finite."""
+    """Every query of norm 1 moved to every shift, as planes [B, W, W planes x words] of even and of odd channels, the
+    norm of what rounding took at most, float64 [B], NaN for a query that is not finite, and its own norm, float64 [B].
+    """
     _, channels, height, padded_width = query.shape
     wide = query.flatten(1, 2).double()
     if query_width is not None:
@@ -204,7 +217,7 @@ def _rolled(query: Tensor, query_width: Tensor | None, columns: int, bf16: bool)
     lost = (kept.double() - planes).square().sum((2, 3)).amax(1).sqrt()
     even = kept[..., ::2] if bf16 else kept
     odd = kept[..., 1::2] if bf16 else kept
-    return even.contiguous(), odd.contiguous(), torch.where(broken, torch.nan, lost)
+    return even.contiguous(), odd.contiguous(), torch.where(broken, torch.nan, lost), norm
 
 
 def topk(
@@ -216,6 +229,8 @@ def topk(
     query_width: Tensor | None,
     select: str,
     alive: Tensor | None,
+    kind: str,
+    group: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, channels, height, columns = shape
     query = query.float().contiguous()
@@ -223,13 +238,25 @@ def topk(
     alive = None if alive is None else alive.contiguous()
     at_once = max(1, _ROLLED // (columns * columns * channels * height))
     index = query.new_full((query.shape[0], k), -1, dtype=torch.int64)
+    number = None if group is None or len(group) == 0 else _numbered(group)
     with on_device_of(query):
         for first in range(0, query.shape[0], at_once):
             part = slice(first, first + at_once)
             width = None if query_width is None else query_width[part]
-            index[part] = _rows(query[part], blocks, shape, bf16, k, width, select, alive)
-        score, shift = strip_score(query, blocks, shape, bf16, index, query_width, select)
+            index[part] = _rows(query[part], blocks, shape, bf16, k, width, selection(select, kind), alive, number)
+        score, shift = strip_score(query, blocks, shape, bf16, index, query_width, select, kind)
     return score, index, shift
+
+
+def _numbered(group: Tensor) -> Tensor:
+    """int64 [R]: groups as 0, 1, 2, ..."""
+    return torch.nn.functional.pad((group[1:] != group[:-1]).cumsum(0), (1, 0))
+
+
+def _by_group(value: Tensor, kept: Tensor, rows: Tensor, k: int, nothing: float | int) -> Tensor:
+    """[B, k + stretch]: the largest `value` of each group, whose column `kept` [B, k] and `rows` [n] name."""
+    best = torch.full_like(value, nothing).scatter_reduce_(1, kept, value[:, :k], "amax")
+    return best.scatter_reduce_(1, rows.expand(value.shape[0], -1), value[:, k : k + len(rows)], "amax")
 
 
 def _rows(
@@ -239,16 +266,21 @@ def _rows(
     bf16: bool,
     k: int,
     query_width: Tensor | None,
-    select: str,
+    select: int,
     alive: Tensor | None,
+    number: Tensor | None,
 ) -> Tensor:
     count, channels, height, columns = shape
     batch, values = query.shape[0], channels * height
     words = words_a_plane(values, bf16)
-    even, odd, lost = _rolled(query, query_width, columns, bf16)
+    even, odd, lost, norm = _rolled(query, query_width, columns, bf16)
     tensor_float = not bf16 and torch.version.cuda is not None
     epsilon = (1.01 * (lost + 2.0**-23 * (columns * values + 16) + (2.0**-9 if tensor_float else 0)) + 2.0**-22).float()
     slack = 2.0**-24 * (64 + query.shape[3])
+    of_norm = None
+    if select == DOT.value:
+        usual = ((norm > 2.0**-100) & (norm < 2.0**100)) | (norm == 0)  # else every pair is scored
+        epsilon, of_norm = (epsilon + slack).where(usual | norm.isnan(), torch.inf), norm.where(usual, 1.0).float()
     stretch = min(max(_PAIRS // batch, _FEWEST_ROWS), max(count, 1))
     lower = query.new_full((batch, k + stretch), -torch.inf)
     upper = torch.empty_like(lower)
@@ -270,20 +302,26 @@ def _rows(
         if rows < stretch:
             lower[:, k + rows :], keys[:, k + rows :] = -torch.inf, NOTHING.value
         strip_topk_screen_kernel[(triton.cdiv(batch, queries) * triton.cdiv(rows, rows_a_tile),)](
-            even, odd, epsilon, bits, query_width, alive, lower, upper,
+            even, odd, epsilon, of_norm, bits, query_width, alive, lower, upper,
             batch, first, rows, columns, words, query.shape[3], k + stretch, k, slack,
-            SELECT=SELECTION[select], BF16=bf16, OPERAND=tl.float32 if INTERPRETED else tl.bfloat16,
+            SELECT=select, BF16=bf16, OPERAND=tl.float32 if INTERPRETED else tl.bfloat16,
             PRECISION="tf32" if tensor_float else "ieee",
             Q=queries, S=shifts, R=rows_a_tile, T=32, num_warps=8, num_stages=3,
         )  # fmt: skip
-        threshold = lower.topk(k).values[:, -1].contiguous()
+        best_lower = lower
+        if number is not None:
+            here = number[first : first + rows] - number[first]
+            before = number[index.clamp(min=0)] - number[first]  # 0: the group goes on in this stretch
+            columns_of = torch.where(before == 0, 0, stretch + place), here
+            best_lower = _by_group(lower, *columns_of, k, -torch.inf)
+        threshold = best_lower.topk(k).values[:, -1].contiguous()
         strip_topk_exact_kernel[(programs,)](
             query, bits, basis, query_width, threshold, upper, keys, room,
             batch, first, rows, values, columns, words, query.shape[3], k + stretch, k,
-            SELECT=SELECTION[select], BF16=bf16, PAIRS=pairs, S=exact_sizes["S"], K=exact_sizes["K"],
+            SELECT=select, BF16=bf16, PAIRS=pairs, S=exact_sizes["S"], K=exact_sizes["K"],
             DECODED=decode_sizes["K"], W=decode_sizes["W"], num_warps=4,
         )  # fmt: skip
-        best = keys.topk(k).values
+        best = (keys if number is None else _by_group(keys, *columns_of, k, NOTHING.value)).topk(k).values
         position = 0xFFFFFFFF - (best & 0xFFFFFFFF)
         found = best > NOTHING.value
         old = index.gather(1, position.clamp(0, k - 1))

@@ -82,7 +82,7 @@ int64_t strip_topk_workspace(const StripTopkParams& params, int threads);
 namespace cuda {
 // The same answer, launched on `stream` of `device`; a width outside its range is taken as the nearest one inside.
 // kBadSize for a bank that does not fit.
-// How it works: cuda/strip_topk.cuh.
+// How it works: cuda/strip_topk_lists.cuh, which lets groups lie on several lists, _screen.cuh and _select.cuh.
 struct DeviceLimits {
   int multiprocessors;
   int64_t shared_bytes;  // that a block may have

@@ -78,8 +78,10 @@ void pack_unpack_score(int64_t count, int64_t values, int64_t columns, bool bf16
     for (int64_t r = -1; r < count; ++r) index.push_back((r + 3 * b + 1) % (count + 1) - 1);
   const Buffer<float> device_query(query);
   const Buffer<int64_t> device_width(width), device_index(index);
-  for (const bool cosine : {false, true}) {
+  for (const int form : {0, 1, 2}) {
+    const bool cosine = form == 1;
     StripScoreParams p{};
+    p.dot = form == 2;
     p.bank = bank.view, p.query = device_query.data(), p.width = device_width.data();
     p.batch = batch, p.padded_width = padded, p.cosine = cosine, p.circle = bank.circle.data();
     p.index = device_index.data(), p.n = count + 1;
@@ -95,10 +97,18 @@ void pack_unpack_score(int64_t count, int64_t values, int64_t columns, bool bf16
     ran(cuda::strip_score(p, 0, nullptr), "score", bank);
     CHECK(
         different(found.data(), score.data(), found.size()) == 0 && different(at.data(), shift.data(), at.size()) == 0,
-        "score K %ld W %ld bf16 %d cosine %d: %ld scores, %ld shifts differ", static_cast<long>(values),
-        static_cast<long>(columns), bf16, cosine,
-        static_cast<long>(different(found.data(), score.data(), found.size())),
+        "score K %ld W %ld bf16 %d form %d: %ld scores, %ld shifts differ", static_cast<long>(values),
+        static_cast<long>(columns), bf16, form, static_cast<long>(different(found.data(), score.data(), found.size())),
         static_cast<long>(different(at.data(), shift.data(), at.size())));
+
+    std::vector<float> curve(score.size() * static_cast<size_t>(columns));
+    p.curve = curve.data(), p.score = nullptr, p.shift = nullptr, p.workspace = host.get();
+    CHECK(cpu::strip_score(p, 1) == Status::kOk);
+    const Buffer<float> found_curve(static_cast<int64_t>(curve.size()));
+    p.curve = found_curve.data(), p.workspace = space.data();
+    ran(cuda::strip_score(p, 0, nullptr), "curve", bank);
+    CHECK(different(found_curve.data(), curve.data(), found_curve.size()) == 0, "curve K %ld W %ld bf16 %d",
+          static_cast<long>(values), static_cast<long>(columns), bf16);
   }
 }
 

@@ -22,7 +22,20 @@ struct Case {
   bool widths = true;  // of every kind; else all padded_width
   int64_t k = 7;
   bool masked = false;  // a third of the columns of most strips are zeros
+  int group = 0;        // rows of a group: 1 to this many, and now and then 40; 0: no groups
+  bool dot = false;
 };
+
+// Ascending, with gaps between some.
+std::vector<int64_t> groups_of(int64_t count, int largest) {
+  std::mt19937 generator(7);
+  std::vector<int64_t> group;
+  for (int64_t id = -3; static_cast<int64_t>(group.size()) < count; id += 1 + id % 2 * id % 2) {
+    const auto rows = generator() % 9 == 0 ? 40 : 1 + static_cast<int64_t>(generator()) % largest;
+    for (int64_t i = 0; i < rows && static_cast<int64_t>(group.size()) < count; ++i) group.push_back(id);
+  }
+  return group;
+}
 
 std::string g_plans;
 
@@ -52,6 +65,11 @@ void search(const Case& c) {
   const std::unique_ptr<bool[]> alive_values(new bool[c.count]);
   for (int64_t r = 0; r < c.count; ++r) alive_values[r] = r % 11 != 3;
   const Buffer<uint8_t> alive(std::vector<uint8_t>(alive_values.get(), alive_values.get() + c.count));
+  const std::vector<int64_t> group = groups_of(c.count, c.group > 0 ? c.group : 1);
+  const Buffer<int64_t> device_group(group);
+  if (c.dot)  // of every size, and one whose square is no float64 to reckon with
+    for (int64_t i = 0; i < static_cast<int64_t>(query.size()); ++i)
+      query[i] *= i / (c.values * padded) % 5 == 4 ? 1e-34f : static_cast<float>(1 + i / (c.values * padded));
   const Buffer<float> device_query(query);
   const Buffer<int64_t> device_width(width);
   for (const bool cosine : {false, true}) {
@@ -59,6 +77,7 @@ void search(const Case& c) {
     p.bank = bank.view, p.query = query.data(), p.width = c.widths ? width.data() : nullptr;
     p.batch = c.batch, p.padded_width = padded, p.k = c.k, p.cosine = cosine, p.circle = bank.circle.data();
     p.alive = cosine ? alive_values.get() : nullptr;
+    p.dot = c.dot, p.group = c.group > 0 ? group.data() : nullptr;
     std::vector<float> score(static_cast<size_t>(c.batch * c.k));
     std::vector<int64_t> index(score.size()), shift(score.size());
     HostSpace host(cpu::strip_topk_workspace(p, 1));
@@ -70,6 +89,7 @@ void search(const Case& c) {
     const Buffer<int64_t> found_index(c.batch * c.k), found_shift(c.batch * c.k);
     p.query = device_query.data(), p.width = c.widths ? device_width.data() : nullptr;
     p.alive = cosine ? reinterpret_cast<const bool*>(alive.data()) : nullptr;
+    p.group = c.group > 0 ? device_group.data() : nullptr;
     p.score = found_score.data(), p.index = found_index.data(), p.shift = found_shift.data();
     const cuda::DeviceLimits limits{c.multiprocessors, simt::kMaxShared};
     const Buffer<double> space(cuda::strip_topk_workspace(p, limits) / 8);
@@ -78,7 +98,8 @@ void search(const Case& c) {
     const std::string error = simt::take_error();
     const std::string name = std::string(plan) + " R " + std::to_string(c.count) + " K " + std::to_string(c.values) +
                              " W " + std::to_string(c.columns) + " B " + std::to_string(c.batch) + " k " +
-                             std::to_string(c.k) + (cosine ? " cosine" : "");
+                             std::to_string(c.k) + (cosine ? " cosine" : "") + (c.dot ? " dot" : "") +
+                             (c.group > 0 ? " groups" : "");
     CHECK(status == Status::kOk && error.empty(), "%s: %s", name.c_str(), error.c_str());
     if (g_plans.find(plan) == std::string::npos) g_plans += std::string(" ") + plan;
     for (int64_t i = 0; i < c.batch * c.k; ++i)
@@ -110,6 +131,24 @@ void all_forms() {
   }
   search({37, 64, 64, 9, true, 1.0f, 1, false, 3});
   search({60, 64, 16, 1, true, 1.0f, 1, false, 3, true});
+}
+
+void dots_and_groups() {
+  Case c{300, 18, 16, 11, true};
+  c.multiprocessors = 1;
+  for (const int group : {0, 3, 30})
+    for (const bool dot : {false, true})
+      if (group > 0 || dot) {
+        c.group = group, c.dot = dot;
+        for (const int64_t columns : {1, 16, 64}) {
+          c.columns = columns, c.values = columns == 64 ? 4 : 18, c.batch = columns == 64 ? 6 : 11;
+          c.bf16 = columns != 16 || group == 30;
+          search(c);
+        }
+      }
+  search({400, 3, 16, 5, true, 0.0f, 1, false, 3, false, 7});          // all strips the same
+  search({400, 3, 16, 9, false, 1e-4f, 1, false, 3, false, 7, true});  // nearly
+  search({40, 3, 16, 2, true, 1.0f, 2, true, 30, false, 4});           // k beyond the groups
 }
 
 // Many pairs are scored here, which takes long: in one order only.
@@ -189,6 +228,7 @@ int main() {
   for (const simt::Order order : {simt::Order::kForward, simt::Order::kBackward, simt::Order::kRandom}) {
     simt::set_order(order, 3);
     all_forms();
+    dots_and_groups();
     if (tests::failure_count() > 0) break;  // a mutant has shown itself
     if (order == simt::Order::kRandom) near_ties();
   }
