@@ -154,7 +154,7 @@ def _deepened(
     others = sum(_absent(layer) for layer in layers if layer not in taking)
     while True:
         part = query if len(left) == batch else query.take(left)
-        bound = np.full(len(left), others)
+        bound = np.full(len(left), float(others))
         named: list[list[np.ndarray]] = [[] for _ in segments]  # of each segment, places [B, n], -1 pads
         complete = np.ones(len(left), bool)
         for layer in taking:
