@@ -93,7 +93,7 @@ class SegmentEntry:
     removed: bytes | None = None
 
     def files(self) -> list[tuple[str, FileEntry]]:
-        banks = [(f"{self.name}.{layer}.strips", entry) for layer, entry in self.banks.items()]
+        banks = [(f"{self.name}.{layer}.strips", entry) for layer, entry in sorted(self.banks.items())]
         return [(f"{self.name}.places", self.table), *banks]
 
 
