@@ -57,12 +57,12 @@ class BankLayout:
     dtype: str = "bf16"
     column0_deg: float = 180.0
 
-    @cached_property
+    @property  # torch.compile looks at it, and does not know the lock of a cached property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every strip."""
         return self.channels, self.height, self.columns
 
-    @cached_property
+    @property
     def sizes(self) -> tuple[int, int, int, int]:
         """(count, C, H, W), what operators call `shape`."""
         return self.count, *self.shape
