@@ -19,7 +19,7 @@ import numpy as np
 
 from geoloc_fast.city import make_city
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.region.prepare import Settings, prepare
+from geoloc_fast.region.prepare import prepare
 
 DISTINCT = 100
 
@@ -50,12 +50,12 @@ def cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run(places: int, known: bool, workers: int, cache: bool) -> tuple[float, float]:
+def run(places: int, known: bool, workers: int) -> tuple[float, float]:
     """Seconds, and CPU seconds of this process."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = make_manifest(Path(folder), places, known)
         wall, cpu = time.perf_counter(), cpu_s()
-        prepare(manifest, Path(folder) / "out", settings=Settings(cache=cache), workers=workers, progress=False)
+        prepare(manifest, Path(folder) / "out", workers=workers)
         return time.perf_counter() - wall, cpu_s() - cpu
 
 
@@ -63,11 +63,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--places", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--cache", action="store_true")
     options = parser.parse_args()
-    run(2 * DISTINCT, True, options.workers, options.cache)
+    run(2 * DISTINCT, True, options.workers)
     for known in (True, False):
-        wall, cpu = run(options.places, known, options.workers, options.cache)
+        wall, cpu = run(options.places, known, options.workers)
         about = f", {1e3 * cpu / options.places:.1f} ms of CPU a place" if options.workers == 1 else ""
         print(
             f"{'without' if known else 'with'} calibration, {options.workers} workers: "

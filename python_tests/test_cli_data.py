@@ -271,7 +271,7 @@ def test_what_the_manual_says_to_do_works(run: Run, tmp_path: Path, monkeypatch:
         done = run(*command.split())
         assert done.code == 0, (command, done.err)
     ready = Manifest.load("ready")
-    assert ready.photos["place"].to_pylist() == ["cafe"] and ready.places["polar"].null_count == 0
+    assert ready.photos["place"].to_pylist() == ["cafe"] and ready.places["satellite"].null_count == 0
     assert ready.place(0)["calibration_status"] in ("measured", "low quality")
     assert (tmp_path / "sheet.jpg").exists() and (tmp_path / "city.jpg").exists()
     for picture_path in re.findall(r"\]\((pictures/[^)]+)\)", DATA_MD.read_text()):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-import geoloc_fast
 from geoloc_fast.city import CityViews, make_city
-from geoloc_fast.data.cache import CacheError, StripCache
 from geoloc_fast.data.datasets import PhotoDataset
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import PrepareError
@@ -130,7 +126,7 @@ def test_nothing_is_dropped_in_silence(troubled: Manifest, tmp_path: Path, views
     assert rows["p3"]["satellite"] is None and rows["p3"]["problem"].startswith("satellite: cut.png")
     assert rows["p4"]["street"] is None and rows["p4"]["metres_per_pixel"] is None
     assert rows["p0"]["metres_per_pixel"] == 50 / 128
-    for name, shape in (("satellite", (128, 128, 3)), ("polar", (64, 256, 3)), ("street", (64, 256, 3))):
+    for name, shape in (("satellite", (128, 128, 3)), ("street", (64, 256, 3))):
         assert decoded(ready, rows["p0"][name]).shape == shape
     photos = {row["id"]: row for row in ready.photos.to_pylist()}
     assert list(photos) == ["a", "b"]
@@ -138,11 +134,6 @@ def test_nothing_is_dropped_in_silence(troubled: Manifest, tmp_path: Path, views
     assert photos["a"]["projection"] == "cylindrical" and photos["a"]["strip_fov_deg"] == 90.0
     assert photos["b"]["fov_deg"] is None and photos["b"]["strip_fov_deg"] == pytest.approx(90, abs=0.8)
     assert photos["b"]["place"] is None and "'p5'" in photos["b"]["problem"], "still there, for the denominator"
-
-    # The satellite image that is stored and the polar image that is stored are the same one.
-    satellite = torch.from_numpy(decoded(ready, rows["p0"]["satellite"])).permute(2, 0, 1)[None]
-    polar = geoloc_fast.polar_resample(satellite, SIZE)[0].permute(1, 2, 0).numpy()
-    assert (polar == decoded(ready, rows["p0"]["polar"])).all()
 
 
 def test_the_stitched_frame_is_the_right_one(views: CityViews) -> None:
@@ -223,7 +214,7 @@ def test_photos_that_are_panoramas_stay_as_they_are(tmp_path: Path, views: CityV
         for name in images
     ]
     photos.append({"id": "jpeg", "image": "large.jpg", "heading_deg": 0.0, "fov_deg": 360.0})
-    settings = Settings(image_format="png", cache=True)
+    settings = Settings(image_format="png")
     done = prepare(Manifest.from_rows(root, [], photos), tmp_path / "out", settings=settings, workers=1)
     assert [str(problem) for problem in done.problems] == [
         "photos.parquet, row 5, column image: odd.png: 200 x 128 pixels are no panorama of the whole circle"
@@ -239,7 +230,6 @@ def test_photos_that_are_panoramas_stay_as_they_are(tmp_path: Path, views: CityV
     assert (decoded(ready, rows["part"]["image"]) == street[:, :300]).all()
     for name in ("large", "jpeg"):  # as far as enlarging and shrinking keep it
         assert np.abs(decoded(ready, rows[name]["image"]).astype(int) - street).mean() < 6, name
-    assert (StripCache(tmp_path / "out").photo(rows["part"]["cache_row"]) == street[:, :300]).all()
 
     # Training takes what is ready as it is, perspective photos too.
     samples = PhotoDataset(ready, use_fov=False)
@@ -334,7 +324,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, views: CityViews) -> Path:
     return root
 
 
-CACHED = Settings(size=SIZE, satellite_px=128, cache=True)
+CACHED = Settings(size=SIZE, satellite_px=128)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +349,7 @@ def test_killed_and_resumed_gives_the_same_bytes(many: Path, whole: Path, tmp_pa
         "run = p._run\n"
         "p._run = lambda shard: (time.sleep(0.15), run(shard))[1]\n"
         f"p.prepare(sys.argv[1], sys.argv[2], settings=p.Settings(**{{**p.asdict(p.Settings()), 'size': {SIZE}, "
-        "'satellite_px': 128, 'cache': True}), workers=1)\n"
+        "'satellite_px': 128}), workers=1)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(many), str(out)], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 180
@@ -369,7 +359,7 @@ def test_killed_and_resumed_gives_the_same_bytes(many: Path, whole: Path, tmp_pa
     assert process.poll() is None, process.stderr and process.stderr.read()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (out / "places.parquet").exists() and not (out / "cache.json").exists()
+    assert not (out / "places.parquet").exists()
     (out / ".places-00003.tar.abcd").write_bytes(b"what a killed writer leaves")
     made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     prepare(many, out, settings=CACHED, workers=1)
@@ -385,68 +375,8 @@ def test_a_damaged_shard_is_done_again(many: Path, whole: Path, tmp_path: Path) 
         file.seek(5000)
         file.write(b"?")
     (out / "photos-00002.json").write_text('{"rows": ')
-    with open(out / "cache.bin", "r+b") as file:
-        file.seek(100)
-        file.write(b"??????")
     prepare(many, out, settings=CACHED, workers=1)
     assert tree(out) == tree(whole)
-
-
-def test_cache_holds_the_ready_images(many: Path, whole: Path, tmp_path: Path) -> None:
-    exact = tmp_path / "exact"
-    png = Settings(size=SIZE, satellite_px=128, image_format="png", cache=True)
-    prepare(many, exact, settings=png, workers=1)
-    ready, cached = Manifest.load(exact), StripCache(exact)
-    cached.verify()
-    for n in (0, 63, 64, 249):
-        row = ready.place(n)
-        assert (cached.polar(row["cache_row"]) == decoded(ready, row["polar"])).all()
-        assert (cached.street(row["cache_row"]) == decoded(ready, row["street"])).all()
-    rows = ready.photos.to_pylist()
-    assert len(rows) == 149
-    for row in (rows[0], rows[69], rows[70], rows[-1]):
-        assert (cached.photo(row["cache_row"]) == decoded(ready, row["image"])).all()
-    assert cached.photo(70) is None, "the broken one"
-    image = cached.polar(0)
-    assert image is not None and not image.flags.writeable and isinstance(image.base, np.memmap)
-    with pytest.raises(IndexError, match="row: expected 0 to 249, got 250"):
-        cached.polar(250)
-
-
-def test_broken_caches_are_typed_errors(whole: Path, tmp_path: Path) -> None:
-    def copy(change: Callable[[Path], None]) -> Path:
-        folder = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        for name in ("cache.json", "cache.bin"):
-            (folder / name).write_bytes((whole / name).read_bytes())
-        change(folder)
-        return folder
-
-    def edit_header(folder: Path, **fields: Any) -> None:
-        header = json.loads((folder / "cache.json").read_text())
-        (folder / "cache.json").write_text(json.dumps({**header, **fields}))
-
-    for change, message in (
-        (lambda f: (f / "cache.json").unlink(), "no cache"),
-        (lambda f: (f / "cache.bin").unlink(), "cannot be opened"),
-        (lambda f: os.truncate(f / "cache.bin", 1000), "expected [0-9]+ bytes, got 1000"),
-        (lambda f: os.truncate(f / "cache.json", 200), "is not the header of a cache"),
-        (lambda f: (f / "cache.json").write_text("[]"), "is not the header of a cache"),
-        (lambda f: edit_header(f, version=99), "expected version 1, got 99"),
-        (lambda f: edit_header(f, places=3), "checksum does not fit"),
-    ):
-        with pytest.raises(CacheError, match=message):
-            StripCache(copy(change))
-
-    def flip(folder: Path) -> None:
-        with open(folder / "cache.bin", "r+b") as file:
-            file.seek(1234)
-            byte = file.read(1)[0]
-            file.seek(1234)
-            file.write(bytes([byte ^ 1]))
-
-    with pytest.raises(CacheError, match="altered"):
-        StripCache(copy(flip)).verify()
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -454,7 +384,7 @@ def test_broken_caches_are_typed_errors(whole: Path, tmp_path: Path) -> None:
 
 def test_refusals(many: Path, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(PrepareError, match="holds the preparation of satellite_px 128, now 64"):
-        prepare(many, whole, settings=Settings(size=SIZE, satellite_px=64, cache=True))
+        prepare(many, whole, settings=Settings(size=SIZE, satellite_px=64))
     fewer = Manifest.load(many)
     with pytest.raises(PrepareError, match="holds the preparation of another manifest"):
         prepare(fewer.replace(places=fewer.places.slice(0, 10)), whole, settings=CACHED)

@@ -708,7 +708,7 @@ def test_prepare_leaves_what_is_superseded_behind(gaps: Path, model: PanoGAN, tm
     assert manifest.places["street_superseded"].is_valid().to_pylist() == [False, True, True, False, False, False]
     (gaps / manifest.place(0)["street"]).write_bytes(b"no image")
     settings = PrepareSettings(size=(32, 128), satellite_px=64)
-    prepare(manifest, tmp_path / "ready", settings=settings, workers=1, progress=False)
+    prepare(manifest, tmp_path / "ready", settings=settings, workers=1)
     ready = Manifest.load(tmp_path / "ready")
     assert ready.places["street_superseded"].null_count == 6
     assert ready.places["street_synthetic"].to_pylist() == [None, *[model.fingerprint] * 2, None, None, None]
@@ -727,7 +727,7 @@ def test_the_mark_is_known_everywhere(gaps: Path, model: PanoGAN, tmp_path: Path
     manifest.save(tmp_path / "csv", format="csv")
     assert Manifest.load(tmp_path / "csv").places["street_superseded"].equals(manifest.places["street_superseded"])
     settings = PrepareSettings(size=(32, 128), satellite_px=64)
-    ready = prepare(manifest, tmp_path / "ready", settings=settings, workers=1, progress=False)
+    ready = prepare(manifest, tmp_path / "ready", settings=settings, workers=1)
     assert "3 street views are synthetic" in ready.summary() and ready.calibration["known"] >= 3
     prepared = Manifest.load(tmp_path / "ready")
     assert prepared.places["street_synthetic"].equals(manifest.places["street_synthetic"])
@@ -752,10 +752,6 @@ def test_the_mark_is_known_everywhere(gaps: Path, model: PanoGAN, tmp_path: Path
     PanoGAN(other).save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="is prepared at 32 x 128, but the model makes 64 x 256"):
         synthesize.synthesize(tmp_path / "ready", PanoGAN.load(tmp_path / "other.safetensors"))
-    cached = PrepareSettings(size=(32, 128), satellite_px=64, cache=True)
-    prepare(manifest, tmp_path / "cached", settings=cached, workers=1, progress=False)
-    with pytest.raises(ValueError, match="its packed cache holds the street views"):
-        synthesize.synthesize(tmp_path / "cached", model)
     with pytest.raises(ValueError, match="model: expected one loaded from a bundle"):
         synthesize.synthesize(gaps, PanoGAN(model.config))
 

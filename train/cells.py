@@ -9,7 +9,6 @@ their defaults.
 import sys
 
 from geoloc_fast.training.command import main
-
 from geoloc_fast.training.recipes.cells import evaluation, recipe
 
 if __name__ == "__main__":

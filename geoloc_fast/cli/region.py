@@ -160,18 +160,17 @@ def _cut(
 def prepare(
     manifest: Annotated[Path, typer.Argument(help="Folder with places and photos tables, or one of the tables.")],
     out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run goes on where it stopped.")],
-    rows: Annotated[int, typer.Option(help="Rows of polar images and panoramas.")] = 128,
-    columns: Annotated[int, typer.Option(help="Columns of polar images and panoramas.")] = 512,
+    rows: Annotated[int, typer.Option(help="Rows of panoramas.")] = 128,
+    columns: Annotated[int, typer.Option(help="Columns of panoramas.")] = 512,
     method: Annotated[str, typer.Option(help="Calibration of street views of unknown heading.")] = "azimuth",
     assumed_fov_deg: Annotated[float, typer.Option(help="Field of view of photos that do not say theirs.")] = 90.0,
     zoom: Annotated[
         float | None, typer.Option(help="Web-Mercator zoom of satellite tiles without a resolution.")
     ] = None,
     image_format: Annotated[str, typer.Option(help="jpeg or png.")] = "jpeg",
-    cache: Annotated[bool, typer.Option(help="Write the packed, memory-mapped cache too.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
 ) -> None:
-    """Make polar images, calibrate street views, reproject photos: everything encoding needs.
+    """Cut satellite images, calibrate street views, reproject photos: everything encoding needs.
 
     Example: geoloc-fast prepare region/ ready/ --zoom 20
     """
@@ -185,9 +184,10 @@ def prepare(
             assumed_fov_deg=assumed_fov_deg,
             zoom=zoom,
             image_format=image_format,
-            cache=cache,
         )
-    typer.echo(run(manifest, out, settings=settings, workers=workers).summary())
+    with progress("images") as shown:
+        done = run(manifest, out, settings=settings, workers=workers, progress=shown)
+    typer.echo(done.summary())
 
 
 @app.command()

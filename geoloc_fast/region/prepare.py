@@ -1,9 +1,9 @@
 """From the images people have to the images the system eats: `geoloc-fast prepare`.
 
-Of every place: its satellite image cropped to 50 m x 50 m, that in polar form, its panorama (or its four views,
+Of every place: its satellite image cropped to 50 m x 50 m, its panorama (or its four views,
 stitched) at the same size, and the heading of the panorama's column 0, known or measured. Of every photo: its
 cylindrical reprojection, or, where it is itself a panorama, that at its size. The output is again a manifest, its
-images in tar shards, and if asked for a packed cache.
+images in tar shards.
 
 The work is cut into shards of rows whatever the number of workers; every shard is written completely or not at all,
 by whoever computes it, to the same bytes. What an interrupted run has finished is kept by the next.
@@ -33,9 +33,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from geoloc_fast.data import cache
 from geoloc_fast.data.manifest import Manifest, Problem
 from geoloc_fast.errors import ImageError, PrepareError
 from geoloc_fast.files import write_atomically
@@ -56,6 +54,7 @@ __all__ = [
     "load_place",
     "photo_columns",
     "prepare",
+    "prepared_size",
     "street_polar",
 ]
 
@@ -65,7 +64,7 @@ POLAR_COLUMN0_DEG = 180.0
 STITCHED_COLUMN0_DEG = 315.0  # the first of four views looks north, its left edge half a view before
 STANDING_OFF = 0.4  # of the side of the satellite image: a street view further away is hardly on it
 _STATE = "prepare.json"
-_TEMPORARY = (".places-", ".places.", ".photos-", ".photos.", ".prepare.json.", ".problems.csv.", ".cache.json.")
+_TEMPORARY = (".places-", ".places.", ".photos-", ".photos.", ".prepare.json.", ".problems.csv.")
 _TURN_DEG = 360.0
 
 
@@ -74,7 +73,7 @@ class Settings:
     """What decides the bytes of the output, beside the manifest.
 
     Attributes:
-        size: (rows, columns) of polar images and panoramas; photos get its rows and its degrees a column.
+        size: (rows, columns) of panoramas; photos get its rows and its degrees a column.
         side_m: side of the satellite crop.
         satellite_px: its side in pixels.
         method: of calibration where the panorama's heading is not known; "known" measures nothing.
@@ -82,7 +81,6 @@ class Settings:
         zoom: of Web-Mercator satellite tiles: gives the ground resolution, which shrinks with the cosine of the
             latitude, of places that do not say theirs. None: such an image is taken to show side_m.
         image_format: "jpeg" (quality 95, full colour resolution) or "png" (the exact pixels, ten times slower).
-        cache: write the packed cache too.
     """
 
     size: tuple[int, int] = (128, 512)
@@ -92,7 +90,6 @@ class Settings:
     assumed_fov_deg: float = 90.0
     zoom: float | None = None
     image_format: str = "jpeg"
-    cache: bool = False
 
     def __post_init__(self) -> None:
         def require(ok: bool, name: str, expected: str) -> None:
@@ -138,6 +135,15 @@ class Prepared:
             lines.append(f"{len(self.problems)} problems with images, all in problems.csv; the first of them:")
             lines += [f"  {problem}" for problem in self.problems[:5]]
         return "\n".join(lines)
+
+
+def prepared_size(folder: Path) -> tuple[int, int] | None:
+    """(rows, columns) of the panoramas of a prepared manifest; None if the folder is none."""
+    try:
+        rows, columns = json.loads((folder / _STATE).read_text())["settings"]["size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(rows), int(columns)
 
 
 # --- one place, one photo ----------------------------------------------------------------------------------
@@ -250,8 +256,6 @@ class _Shard:
     root: Path
     out: Path
     settings: Settings
-    layout: cache.CacheLayout | None
-    content: Path | None  # of the cache, while it is written
 
     @property
     def name(self) -> str:
@@ -259,11 +263,9 @@ class _Shard:
 
 
 def _run(shard: _Shard) -> str:
-    """Computes and writes a shard: cache, then images, then the record that says it is finished."""
+    """Computes and writes a shard: images, then the record that says it is finished."""
     work = _prepare_places if shard.table == "places" else _prepare_photos
-    images, record, pieces = work(shard)
-    if shard.layout is not None:
-        record["spans"] = _write_pieces(shard, pieces)
+    images, record = work(shard)
     shards = io.BytesIO()
     with tarfile.open(fileobj=shards, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in images:
@@ -276,19 +278,12 @@ def _run(shard: _Shard) -> str:
     return shard.name
 
 
-_Outcome = tuple[list[tuple[str, bytes]], dict[str, Any], dict[str, list[np.ndarray | None]]]
+_Outcome = tuple[list[tuple[str, bytes]], dict[str, Any]]
 
 
 def _prepare_places(shard: _Shard) -> _Outcome:
     storage, settings = Storage(shard.root), shard.settings
     found = [_guarded(shard, storage, n, load_place) for n in range(len(shard.rows))]
-    satellites = [place.satellite for place in found if place.satellite is not None]
-    polar: list[np.ndarray | None] = [None] * len(found)
-    if satellites:
-        stack = torch.from_numpy(np.stack(satellites)).permute(0, 3, 1, 2)
-        tensors = polar_resample(stack, settings.size, column0_deg=POLAR_COLUMN0_DEG)
-        ready = iter(tensors.permute(0, 2, 3, 1).contiguous().numpy())
-        polar = [None if place.satellite is None else next(ready) for place in found]
     calibration = _calibrate_places(found, settings)
 
     images: list[tuple[str, bytes]] = []
@@ -297,8 +292,8 @@ def _prepare_places(shard: _Shard) -> _Outcome:
     notes: Counter[str] = Counter()
     for n, place in enumerate(found):
         notes.update(place.notes)
-        update: dict[str, Any] = {"satellite": None, "polar": None, "street": None, "street_views": None}
-        for name, image in (("satellite", place.satellite), ("polar", polar[n]), ("street", place.street)):
+        update: dict[str, Any] = {"satellite": None, "street": None, "street_views": None}
+        for name, image in (("satellite", place.satellite), ("street", place.street)):
             if image is not None:
                 update[name] = _add(images, shard, n, name, image)
         row = shard.rows[n]
@@ -314,7 +309,7 @@ def _prepare_places(shard: _Shard) -> _Outcome:
         updates.append(update if place.satellite is not None or place.street is not None else None)
         problems += [[shard.first + n + 1, column, text] for column, text in place.problems]
     record = {"updates": updates, "problems": problems, "notes": dict(sorted(notes.items()))}
-    return images, record, {"polar": polar, "street": [place.street for place in found]}
+    return images, record
 
 
 def _calibrate_places(found: list[PlaceImages], settings: Settings) -> list[dict[str, Any]]:
@@ -370,7 +365,6 @@ def _prepare_photos(shard: _Shard) -> _Outcome:
     images: list[tuple[str, bytes]] = []
     updates: list[dict[str, Any] | None] = []
     problems: list[list[Any]] = []
-    ready: list[np.ndarray | None] = []
     storage = Storage(shard.root)
     for n in range(len(shard.rows)):
         try:
@@ -378,13 +372,11 @@ def _prepare_photos(shard: _Shard) -> _Outcome:
         except ImageError as error:
             problems.append([shard.first + n + 1, "image", str(error)])
             updates.append(None)
-            ready.append(None)
             continue
-        ready.append(strip)
         strip_fov_deg = strip.shape[1] * _TURN_DEG / shard.settings.size[1]
         path = _add(images, shard, n, "photo", strip)
         updates.append({"image": path, "projection": "cylindrical", "strip_fov_deg": strip_fov_deg})
-    return images, {"updates": updates, "problems": problems, "notes": {}}, {"photo": ready}
+    return images, {"updates": updates, "problems": problems, "notes": {}}
 
 
 def _guarded(shard: _Shard, storage: Storage, n: int, load: Callable[[dict[str, Any], Storage, Settings], Any]) -> Any:
@@ -412,35 +404,6 @@ def _add(images: list[tuple[str, bytes]], shard: _Shard, n: int, name: str, imag
     return f"{shard.name}.tar::{member}"
 
 
-def _write_pieces(shard: _Shard, pieces: dict[str, list[np.ndarray | None]]) -> list[dict[str, Any]]:
-    """Writes the shard's part of the cache, zeros for what is not there."""
-    assert shard.layout is not None and shard.content is not None
-    layout, spans = shard.layout, []
-    handle = os.open(shard.content, os.O_RDWR)
-    try:
-        for name, images in pieces.items():
-            at = layout.photo(shard.first) if name == "photo" else layout.place(name, shard.first)
-            content = bytearray()
-            for n, image in enumerate(images, start=shard.first):
-                size = layout.photo(n + 1) - layout.photo(n) if name == "photo" else layout.place_bytes
-                content += bytes(size) if image is None else image.tobytes()
-            _write_all(handle, bytes(content), at)
-            digest = hashlib.sha256(content).hexdigest()
-            present = [image is not None for image in images]
-            spans.append({"name": name, "offset": at, "bytes": len(content), "sha256": digest, "present": present})
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    return spans
-
-
-def _write_all(handle: int, content: bytes, at: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(handle, view, at)
-        view, at = view[written:], at + written
-
-
 # --- the whole ---------------------------------------------------------------------------------------------
 
 
@@ -450,7 +413,7 @@ def prepare(
     *,
     settings: Settings | None = None,
     workers: int | None = None,
-    progress: bool = True,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Prepared:
     """Prepares all places and photos of a manifest into the folder `out`, or goes on where an earlier run stopped.
 
@@ -459,7 +422,7 @@ def prepare(
         out: a new folder, or that of an interrupted run of the same manifest and settings.
         workers: processes; default one a core. The output is the same for any number. A script that starts this
             needs the usual `if __name__ == "__main__":`.
-        progress: draw a bar on stderr if it is a terminal.
+        progress: called as progress(images done, of how many).
 
     An image that cannot be used is a problem with file and row in the answer and in OUT/problems.csv. A place that has
     another image stays; one that has none is counted as unusable, and listed there.
@@ -483,21 +446,19 @@ def prepare(
         return _prepare(manifest, folder, settings, workers, progress)
 
 
-def _prepare(manifest: Manifest, folder: Path, settings: Settings, workers: int, progress: bool) -> Prepared:
+def _prepare(
+    manifest: Manifest,
+    folder: Path,
+    settings: Settings,
+    workers: int,
+    progress: Callable[[int, int | None], None] | None,
+) -> Prepared:
     places, photos = manifest.places.to_pylist(), manifest.photos.to_pylist()
     _claim(folder, settings, places, photos)
     for stale in folder.glob(".*"):  # of a run that was killed while it wrote
         if stale.name.startswith(_TEMPORARY):
             stale.unlink()
 
-    layout = content = None
-    if settings.cache:
-        layout = cache.CacheLayout(len(places), [photo_columns(row, settings) for row in photos], settings.size)
-        content = folder / cache.CONTENT
-        if not content.exists():
-            content = folder / f"{cache.CONTENT}.partial"
-            content.touch()
-            os.truncate(content, layout.bytes)
     shards = [
         _Shard(
             table,
@@ -507,23 +468,20 @@ def _prepare(manifest: Manifest, folder: Path, settings: Settings, workers: int,
             manifest.root.resolve(),
             folder.resolve(),
             settings,
-            layout,
-            content,
         )
         for table, rows in (("places", places), ("photos", photos))
         for first in range(0, len(rows), SHARD_ROWS)
     ]
-    with tqdm(total=len(places) + len(photos), unit="image", disable=None if progress else True) as bar:
-        todo = []
-        for shard in shards:
-            if _record(shard) is None:
-                todo.append(shard)
-            else:
-                bar.update(len(shard.rows))
-        sizes = {shard.name: len(shard.rows) for shard in todo}
-        for name in _run_all(todo, workers):
-            bar.update(sizes[name])
-    return _finish(manifest, folder, shards, layout, content)
+    todo = [shard for shard in shards if _record(shard) is None]
+    sizes = {shard.name: len(shard.rows) for shard in todo}
+    done, total = len(places) + len(photos) - sum(sizes.values()), len(places) + len(photos)
+    if progress is not None:
+        progress(done, total)
+    for name in _run_all(todo, workers):
+        done += sizes[name]
+        if progress is not None:
+            progress(done, total)
+    return _finish(manifest, folder, shards)
 
 
 def _run_all(shards: list[_Shard], workers: int) -> Iterator[str]:
@@ -574,11 +532,6 @@ def _record(shard: _Shard) -> dict[str, Any] | None:
         record = json.loads((shard.out / f"{shard.name}.json").read_text())
         tar = (shard.out / f"{shard.name}.tar").read_bytes()
         good = record["sha256"] == hashlib.sha256(tar).hexdigest() and len(record["updates"]) == len(shard.rows)
-        if good and shard.content is not None:
-            with open(shard.content, "rb") as file:
-                for span in record["spans"]:
-                    file.seek(span["offset"])
-                    good = good and hashlib.sha256(file.read(span["bytes"])).hexdigest() == span["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if good else None
@@ -624,29 +577,22 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _finish(
-    manifest: Manifest, folder: Path, shards: list[_Shard], layout: cache.CacheLayout | None, content: Path | None
-) -> Prepared:
-    """Joins what the shards say into tables, and seals the cache."""
+def _finish(manifest: Manifest, folder: Path, shards: list[_Shard]) -> Prepared:
+    """Joins what the shards say into tables."""
     result = Prepared(folder)
     notes: Counter[str] = Counter()
     tables: dict[str, list[dict[str, Any]]] = {"places": [], "photos": []}
-    spans, present = [], {name: np.zeros(0, bool) for name in ("polar", "street", "photo")}
     for shard in shards:
         record = _record(shard)
         if record is None:
             raise PrepareError(f"{folder / shard.name}: changed while the rest was prepared; run again")
         notes.update(record["notes"])
         result.problems += [Problem(shard.file, row, column, text) for row, column, text in record["problems"]]
-        for n, (row, update) in enumerate(zip(shard.rows, record["updates"], strict=True)):
+        for row, update in zip(shard.rows, record["updates"], strict=True):
             if update is None:
                 setattr(result, f"unusable_{shard.table}", getattr(result, f"unusable_{shard.table}") + 1)
             else:
-                number = {"cache_row": shard.first + n} if layout is not None else {}
-                tables[shard.table].append({**row, **update, **number})
-        for span in record.get("spans", []):
-            present[span["name"]] = np.append(present[span["name"]], np.array(span["present"], bool))
-            spans.append({name: span[name] for name in ("offset", "bytes", "sha256")})
+                tables[shard.table].append({**row, **update})
 
     there = {row["id"] for row in tables["places"]}
     orphans = [row for row in tables["photos"] if row["place"] is not None and row["place"] not in there]
@@ -667,9 +613,6 @@ def _finish(
     writer.writerow(("file", "row", "column", "problem"))
     writer.writerows((problem.file, problem.row, problem.column, problem.text) for problem in result.problems)
     write_atomically(folder / "problems.csv", text.getvalue())
-    if layout is not None and content is not None:
-        os.replace(content, folder / cache.CONTENT)
-        cache.seal(folder, layout, present, spans)
     prepared.save(format="parquet")
 
     result.places, result.photos = len(tables["places"]), len(tables["photos"])

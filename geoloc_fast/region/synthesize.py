@@ -33,13 +33,13 @@ import torch
 from PIL import Image
 
 from geoloc_fast.data.availability import available, real_street_views
-from geoloc_fast.data.cache import HEADER
 from geoloc_fast.data.manifest import PLACES, STREET_COLUMNS, Manifest
 from geoloc_fast.errors import ImageError
 from geoloc_fast.files import write_atomically
-from geoloc_fast.images.decode import decode_image, read_header
+from geoloc_fast.images.decode import decode_image
 from geoloc_fast.images.satellite import satellite_square
 from geoloc_fast.models.panogan.model import PanoGAN
+from geoloc_fast.region.prepare import prepared_size
 
 __all__ = ["FOLDER", "Synthesized", "synthesize"]
 
@@ -134,21 +134,13 @@ def synthesize(
 
 
 def _check_prepared(manifest: Manifest, model: PanoGAN) -> None:
-    if (manifest.root / HEADER).exists():
+    size = prepared_size(manifest.root)
+    if size is not None and size != model.config.image_size:
+        rows, columns = model.config.image_size
         raise ValueError(
-            f"{manifest.root}: its packed cache holds the street views as they are; complete the manifest that it was "
-            "prepared from, and prepare again"
+            f"{manifest.root}: is prepared at {size[0]} x {size[1]}, but the model makes {rows} x {columns}; "
+            "use a model of that size, or complete the manifest that this was prepared from"
         )
-    prepared = "polar" in manifest.places.column_names
-    for path in manifest.places["polar"].drop_null().to_pylist()[:1] if prepared else ():
-        header = read_header(manifest.open_image(path), path)
-        if (header.height, header.width) != model.config.image_size:
-            rows, columns = model.config.image_size
-            raise ValueError(
-                f"{manifest.root}: is prepared at {header.height} x {header.width}, but the model makes "
-                f"{rows} x {columns}; "
-                "use a model of that size, or complete the manifest that this was prepared from"
-            )
 
 
 def _check_folder(root: Path, model: PanoGAN) -> None:
