@@ -39,7 +39,7 @@ native-test: install
 	$(BIN)/ctest --test-dir build/native-$(SANITIZE) --output-on-failure
 
 python-test: install
-	GEOLOC_FAST_REQUIRE=cpu $(BIN)/python -m pytest -q -m "not slow"
+	OMP_WAIT_POLICY=passive GEOLOC_FAST_REQUIRE=cpu $(BIN)/python -m pytest -q -n auto -m "not slow"
 
 test-full: test  ## adds the long grids, the thread sanitizer, and the oldest and newest torch
 	$(MAKE) native-test SANITIZE=thread
@@ -50,7 +50,7 @@ test-full: test  ## adds the long grids, the thread sanitizer, and the oldest an
 # The operators' tests with one version of torch (empty: the newest) in an environment of its own.
 torch-test:
 	$(PYTHON) -m venv build/venv-torch$(TORCH)
-	build/venv-torch$(TORCH)/bin/python -m pip install --quiet torch$(addprefix ==,$(TORCH)) torchvision$(addprefix ==,$(TORCHVISION)) '$(NUMPY)' '.[test]'
+	build/venv-torch$(TORCH)/bin/python -m pip install --quiet torch$(addprefix ==,$(TORCH)) torchvision$(addprefix ==,$(TORCHVISION)) '$(NUMPY)' '.[all,test]'
 	cd python_tests && GEOLOC_FAST_REQUIRE=cpu ../build/venv-torch$(TORCH)/bin/python -m pytest -q -m "not slow and not checkout" .
 
 # PAIRS is a manifest of panoramas with their satellite images; FLOORS are models that must not be better.

@@ -4,6 +4,9 @@ Places and photos are strips: small feature maps with one axis that is azimuth. 
 idea (`polar_resample`, `azimuth_match`, `strip_topk`); docs/conventions.md says what every axis means.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from geoloc_fast import _native
 
 _native.check_required()
@@ -27,9 +30,30 @@ from geoloc_fast.retrieval import (  # noqa: E402
 )
 from geoloc_fast.signature import TileSignature, tile_signature  # noqa: E402
 
+if TYPE_CHECKING:
+    from geoloc_fast.data.manifest import Manifest
+    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.locate.locator import Answer, Locator
+    from geoloc_fast.models.contract import Photo, load_model
+
+# Imported when first asked for: they need the extra [system], the operators need torch alone.
+_SYSTEM = {
+    "Answer": "geoloc_fast.locate.locator",
+    "Locator": "geoloc_fast.locate.locator",
+    "Manifest": "geoloc_fast.data.manifest",
+    "Photo": "geoloc_fast.models.contract",
+    "PlaceIndex": "geoloc_fast.index",
+    "load_model": "geoloc_fast.models.contract",
+}
+
 __all__ = [
+    "Answer",
     "AzimuthCrop",
     "AzimuthMatch",
+    "Locator",
+    "Manifest",
+    "Photo",
+    "PlaceIndex",
     "StripBank",
     "StripScore",
     "StripTopK",
@@ -38,6 +62,7 @@ __all__ = [
     "azimuth_crop",
     "azimuth_match",
     "build_info",
+    "load_model",
     "polar_resample",
     "shift_to_heading",
     "strip_curve",
@@ -45,3 +70,22 @@ __all__ = [
     "strip_topk",
     "tile_signature",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SYSTEM:
+        raise AttributeError(f"module 'geoloc_fast' has no attribute {name!r}")
+    try:
+        found = getattr(importlib.import_module(_SYSTEM[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("geoloc_fast"):
+            raise
+        raise ImportError(
+            f"geoloc_fast.{name} needs {error.name}, which is not installed: pip install 'geoloc_fast[system]'"
+        ) from error
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

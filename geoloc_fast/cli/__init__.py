@@ -1,5 +1,15 @@
 """The command `geoloc-fast`, a file a group of commands. Begin with `main`."""
 
-from geoloc_fast.cli.main import main
+import sys
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Runs the command; says what to install where only the operators are."""
+    try:
+        from geoloc_fast.cli.main import main as run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("geoloc_fast"):
+            raise
+        print(f"geoloc-fast: {error.name} is not installed; pip install 'geoloc_fast[all]' brings it", file=sys.stderr)
+        sys.exit(1)
+    run()
