@@ -202,7 +202,7 @@ def test(report: Report, device: str) -> None:
     for backend in ("cuda", "triton"):
         env = {**options["env"], "GPU_ROWS": str(report.path.with_suffix(f".{backend}.jsonl"))}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_rows", "-p", "no:cacheprovider", "--no-header"]
-        command += ["test_gpu_operators.py", "-k", backend if backend == "cuda" else "not cuda"]
+        command += ["ops/test_gpu_operators.py", "-k", backend if backend == "cuda" else "not cuda"]
         if importlib.util.find_spec("xdist") is not None:  # Triton compiles for most of the time
             command += ["-n", str(min(8, os.cpu_count() or 1))]
         share = report.left() * 0.5 if backend == "cuda" else report.left()

@@ -9,7 +9,7 @@ import torch
 
 from geoloc_fast.testing import observe_calls
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "drop_in.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "drop_in.md"
 
 pytestmark = [
     pytest.mark.checkout,

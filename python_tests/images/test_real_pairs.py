@@ -7,7 +7,7 @@ import torch
 
 import geoloc_fast
 
-PAIRS = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_pairs"
+PAIRS = Path(__file__).resolve().parents[3] / "shared" / "data" / "real_pairs"
 COLUMNS = 64
 
 pytestmark = pytest.mark.skipif(not PAIRS.is_dir(), reason=f"no real pairs at {PAIRS}: their imagery cannot be shipped")

@@ -249,7 +249,7 @@ def test_preparation_stopped_by_ctrl_c_goes_on_to_the_same_bytes(run: Run, regio
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
-DATA_MD = Path(__file__).resolve().parents[1] / "docs/data.md"
+DATA_MD = Path(__file__).resolve().parents[2] / "docs/data.md"
 
 
 @pytest.mark.checkout

@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, on CPU tensors. Run by test_triton.py in a process of its own, since
 TRITON_INTERPRET must be set before the kernels are defined; or by hand:
 
-    TRITON_INTERPRET=1 pytest python_tests/triton_cases.py
+    TRITON_INTERPRET=1 pytest python_tests/ops/triton_cases.py
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from PIL import Image
 from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.exif import PhotoExif, orientation_of, parse_exif
 
-GEOTAGGED = Path(__file__).resolve().parents[2] / "shared" / "data" / "geotagged"
+GEOTAGGED = Path(__file__).resolve().parents[3] / "shared" / "data" / "geotagged"
 SIZE = (3000, 4000)
 LUND: dict[int, Any] = {
     1: "N", 2: (55.0, 42.0, 18.0), 3: "E", 4: (13.0, 11.0, 24.0), 16: "T", 17: 123.5, 29: "2020:06:01",

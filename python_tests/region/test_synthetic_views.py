@@ -45,7 +45,7 @@ from geoloc_fast.region.show import contact_sheet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "train"
 NETWORK: dict[str, Any] = {
     "image_size": [32, 128],

@@ -126,7 +126,7 @@ def test_demo_writes_a_report_of_a_sane_size(demo_run: tuple[dict, Path]) -> Non
     assert '"image_url"' in page or "ImageURL" in page  # the map has its background
 
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 @pytest.mark.checkout

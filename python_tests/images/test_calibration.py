@@ -15,7 +15,7 @@ from geoloc_fast.images.calibration import LOW_QUALITY, METHODS, Calibration, ca
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PAIRS = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_pairs"
+PAIRS = Path(__file__).resolve().parents[3] / "shared" / "data" / "real_pairs"
 BIN_DEG = 360 / 16
 COLUMNS = 512
 # Cities 101 to 104 chose the features and fitted the quality; these are others.
