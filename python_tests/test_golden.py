@@ -84,13 +84,14 @@ def golden_losses(folder: Path) -> list[float]:
         "backbone_kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 32], "ls_init_value": None},
         "image_size": [32, 128],
         "strip": [8, 2, 8],
+        "satellite_px": 96,
     }
     settings = read_settings(
         [
             {
                 "out": str(folder / "run"),
                 "model": network,
-                "data": {"manifest": str(region), "train": {"area": "train"}, "satellite_size": 96},
+                "data": {"manifest": str(region), "train": {"area": "train"}},
                 "step": {"bf16": False},
                 "train": {
                     "steps": 3,

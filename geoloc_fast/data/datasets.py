@@ -483,6 +483,7 @@ def finish(
     device: str | torch.device,
     *,
     size: tuple[int, int] | None = None,
+    border: str = "replicate",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
@@ -493,6 +494,7 @@ def finish(
 
     Args:
         size: (H, W) of the polar image; default that of the panoramas.
+        border: of `polar_resample`, beyond the satellite image.
         mean, std: per channel, of bytes.
     """
     device = torch.device(device)
@@ -513,7 +515,7 @@ def finish(
             center=middle,
             max_radius=satellite.shape[-1] / 2,
             heading_deg=done["turn_deg"],
-            border="replicate",
+            border=border,
             mean=mean,
             std=std,
             dtype=dtype,

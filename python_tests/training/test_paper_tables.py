@@ -33,7 +33,7 @@ def test_tables_run_once_go_on_and_print(
     config = tmp_path / "toy.yaml"
     toy = {
         "model": NETWORK,
-        "data": {"satellite_size": 64, "in_memory": True, "street": "azimuth"},
+        "data": {"in_memory": True, "street": "azimuth"},
         "step": {"bf16": False},
         "train": {"steps": 2, "batch": 8, "device": "cpu", "evaluate_every": 0},
     }

@@ -22,6 +22,7 @@ NETWORK: dict[str, Any] = {
     "backbone_kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 32], "ls_init_value": None},
     "image_size": [32, 128],
     "strip": [8, 2, 8],
+    "satellite_px": 64,
 }
 
 
@@ -88,7 +89,6 @@ def given(region: Path, out: Path, *more: str) -> list[str]:
         f"model={json.dumps(NETWORK)}",
         "data.train={split: train}",
         "data.evaluate={split: train}",
-        "data.satellite_size=64",
         "step.bf16=false",
         "train.device=cpu",
         "train.batch=8",

@@ -31,8 +31,8 @@ def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig)
     }
     places = PlaceDataset(
         manifest,
-        satellite_size=data.satellite_size,
-        extent_m=data.extent_m,
+        satellite_size=config.satellite_px,
+        extent_m=None if config.range_m is None else config.range_m[1],
         column0_deg=config.column0_deg,
         **shared,
     )
@@ -58,6 +58,7 @@ def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig)
             readings,
             augment,
             street=data.street,
+            border=config.border,
             cut=data.cut,
             seed=settings.step.seed,
             workers=data.workers,

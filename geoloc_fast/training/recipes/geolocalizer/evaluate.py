@@ -31,9 +31,9 @@ def place_batches(
 ) -> Iterator[dict[str, Any]]:
     places = PlaceDataset(
         manifest,
-        satellite_size=data.satellite_size,
+        satellite_size=config.satellite_px,
         panorama_size=config.image_size,
-        extent_m=data.extent_m,
+        extent_m=None if config.range_m is None else config.range_m[1],
         column0_deg=config.column0_deg,
     )
     for batch in loader(places, ENCODE_BATCH, workers=data.workers):
@@ -42,14 +42,14 @@ def place_batches(
                 data.street,
                 batch["panorama"],
                 polar_resample(
-                    batch["satellite"], config.image_size, column0_deg=config.column0_deg, border="replicate"
+                    batch["satellite"], config.image_size, column0_deg=config.column0_deg, border=config.border
                 ),
                 has_panorama=batch["has_panorama"],
                 has_satellite=batch["has_satellite"],
                 heading_known=batch["heading_known"],
                 column0_deg=config.column0_deg,
             )
-        yield finish(batch, device)
+        yield finish(batch, device, border=config.border)
 
 
 @torch.inference_mode()

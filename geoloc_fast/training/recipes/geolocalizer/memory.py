@@ -36,6 +36,7 @@ class PairsInMemory:
     pairs: without augmentation.
     readings: photo datasets over the same manifest, without augmentation; every sample takes one of them.
     street: which street view a place has, see `street_choice`.
+    border: of the polar images, beyond the satellite image.
     cut: the largest share of a photo's columns that is cut off, anew in every epoch.
     """
 
@@ -46,6 +47,7 @@ class PairsInMemory:
         augment: Augmentation,
         *,
         street: str = "known",
+        border: str = "replicate",
         cut: float = 0.0,
         seed: int = 0,
         workers: int = 0,
@@ -65,9 +67,7 @@ class PairsInMemory:
         ):
             part = slice(begin, begin + len(batch["satellite"]))
             begin = part.stop
-            above = polar_resample(
-                batch["satellite"], (rows, columns), column0_deg=self.column0_deg, border="replicate"
-            )
+            above = polar_resample(batch["satellite"], (rows, columns), column0_deg=self.column0_deg, border=border)
             batch["panorama"], batch["has_panorama"], batch["heading_known"] = chosen_street(
                 street,
                 batch["panorama"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class GeolocalizerRecipe:
         elif self._loader is not None:
             self.pairs.set_epoch(epoch)
             for batch in self._loader:
-                yield finish(batch, self.device)
+                yield finish(batch, self.device, border=self.model.config.border)
 
     def epoch_begins(self, epoch: int) -> None:
         """From `similar_after` on, every `similar_every` epochs, negatives are what the model confuses."""
@@ -156,8 +157,9 @@ def held_out_of(manifest: Manifest, settings: Settings) -> Manifest:
 
 
 def config_of(settings: Settings) -> GeolocalizerConfig:
+    """That of `model`; trained on the folder of the manifest, unless it says something else."""
     try:
-        return GeolocalizerConfig(**settings.model)
+        return GeolocalizerConfig(**{"trained_on": Path(settings.data.manifest).resolve().name, **settings.model})
     except TypeError as error:
         raise ValueError(f"model: expected settings of GeolocalizerConfig, got {error}") from error
 
@@ -170,10 +172,11 @@ def first_model(settings: Settings, config: GeolocalizerConfig) -> Geolocalizer:
     if settings.pretrained is not None:
         raise ValueError(f"pretrained: expected none beside start, got {settings.pretrained}")
     model = Geolocalizer.load(settings.start)
-    if model.config != config:
-        theirs, ours = (json.loads(one.to_json()) for one in (model.config, config))
+    theirs = replace(model.config, name=config.name, trained_on=config.trained_on)
+    if theirs != config:
+        theirs, ours = (json.loads(one.to_json()) for one in (theirs, config))
         raise ValueError(f"start: expected a model of these settings, got one with {first_difference(theirs, ours)}")
-    model.fingerprint = None
+    model.config, model.fingerprint = config, None
     return model
 
 

@@ -64,10 +64,9 @@ class StepSettings:
 
 @dataclass
 class DataSettings(EveryDataSettings):
-    """`train` and `evaluate` choose photos; without any: split train, and split val."""
+    """`train` and `evaluate` choose photos; without any: split train, and split val. What a place is shown as is
+    settings of the model: `satellite_px`, `range_m`, `border`."""
 
-    satellite_size: int = 256
-    extent_m: float | None = None
     field_of_view: str = "assumed"  # or "known", or, in memory, "mixed": batches of either; prepared photos have theirs
     views: str = "given"  # which street views there are: see `street_choice`
     street: str = "known"  # how they lie: see there; others than known train in memory
