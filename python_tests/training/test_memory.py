@@ -35,7 +35,14 @@ def test_pairs_in_memory_are_those_of_the_loader(region: Path) -> None:
     rows = [3, 0, 21]
     expected = finish(collate([pairs[row] for row in rows]), "cpu")
     got = drawn(ready, rows)
-    assert got.keys() == expected.keys() - {"calibration", "column0_deg", "fov_deg", "fov_known", "shown_m"}
+    assert got.keys() == expected.keys() - {
+        "calibration",
+        "column0_deg",
+        "fov_deg",
+        "fov_known",
+        "metres_per_pixel",
+        "shown_m",
+    }
     for name, value in got.items():
         if isinstance(value, Tensor):
             # Bytes of the polar image are rounded before they are normalised.
