@@ -32,6 +32,21 @@ def city_make(
     typer.echo(f"{manifest.places.num_rows} places and {manifest.photos.num_rows} photos of {cities} cities in {out}")
 
 
+@city_app.command("describe")
+def city_describe(
+    folder: Annotated[Path, typer.Argument(help="Folder of synthetic cities.")],
+    out: Annotated[Path, typer.Argument(help="CSV to write, with the columns place and text.")],
+    draws: Annotated[int, typer.Option(min=1, max=100, help="Pairs of a long and a short description a place.")] = 1,
+) -> None:
+    """Describe the places of synthetic cities in words, as witnesses would.
+
+    Example: geoloc-fast city describe cities/ captions.csv --draws 2
+    """
+    from geoloc_fast.city.captions import describe_cities
+
+    typer.echo(f"{describe_cities(folder, out, draws=draws)} descriptions in {out}")
+
+
 @app.command()
 def read(
     kind: Annotated[
