@@ -44,14 +44,14 @@ class Salad(nn.Module):
         def network(out: int) -> nn.Sequential:
             return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out))
 
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.BatchNorm1d(channels)
         self.score, self.reduce = network(clusters), network(cluster_dim)
         self.scene = network(global_dim) if global_dim else None
         self.dustbin = nn.Parameter(torch.ones(()))
         self.dim = clusters * cluster_dim + global_dim
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = self.norm(tokens.float())
+        tokens = self.norm(tokens.float().transpose(1, 2)).transpose(1, 2)
         plan = transport(self.score(tokens), self.dustbin)
         gathered = F.normalize(plan.transpose(1, 2) @ self.reduce(tokens).float(), dim=-1).flatten(1)
         if self.scene is None:

@@ -1,0 +1,225 @@
+"""Indexes of cells, and from a continent to a spot."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from geoloc_fast.city.continent import write_continent
+from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.geo import s2
+from geoloc_fast.geo.regions import Circle
+from geoloc_fast.geo.sphere import great_circle_m, move_m
+from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.layers import Rows
+from geoloc_fast.locate.coarse_to_fine import CoarseToFine, covered_share, fit_sharpness, spots_of
+from geoloc_fast.locate.locator import Locator
+from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig
+from geoloc_fast.models.contract import Photo
+from geoloc_fast.region.cells import build_cell_index, refresh_cells
+
+CONFIG = CellsConfig(
+    prototype_level=16, cell_level=17, clusters=6, cluster_dim=4, global_dim=8, hidden=16, photo_size=(48, 64),
+    tile_px=48, kappa=1.5, temperature=0.05,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def continent(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("continent") / "small"
+    return write_continent(folder, cities=2, places=40, photos_per_cell=3.0, photo_size=(48, 64), tile_px=48)
+
+
+@pytest.fixture(scope="module")
+def model(continent: Manifest, tmp_path_factory: pytest.TempPathFactory) -> CellGeolocalizer:
+    photos = continent.photos
+    cells = s2.from_lat_lon(photos["lat"].to_numpy(), photos["lon"].to_numpy(), 16)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "cells.safetensors"
+    CellGeolocalizer(CONFIG, cells[np.array(photos["split"].to_pylist()) == "train"]).save(path)
+    return CellGeolocalizer.load(path)
+
+
+@pytest.fixture(scope="module")
+def index(continent: Manifest, model: CellGeolocalizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("index") / "cells.index"
+    build_cell_index(path, model, continent, dtype="fp32")
+    return path
+
+
+def rgb(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image[..., ::-1].copy()
+
+
+def test_an_index_has_every_cell_of_which_something_is_known(
+    continent: Manifest, model: CellGeolocalizer, index: Path
+) -> None:
+    tiles = set(continent.places["id"].to_pylist())
+    below = {s2.token(cell) for cell in s2.children(model.prototypes.ids).reshape(-1)}
+    with PlaceIndex.open(index, model=model.fingerprint) as opened:
+        assert set(opened.keys()) == tiles | below
+        places = opened.places(opened.ids())
+    only = [place for place in places if place.key not in tiles]
+    assert only
+    assert all("tile_date" not in place.attributes and place.attributes["prototype"] for place in only)
+    split = np.array(continent.photos["split"].to_pylist())
+    at = s2.from_lat_lon(continent.photos["lat"].to_numpy(), continent.photos["lon"].to_numpy(), 16)
+    for place in places[::7]:
+        cell = s2.from_token(place.key)
+        assert great_circle_m(place.lat, place.lon, *s2.center(cell)) < 1e-3
+        assert place.attributes["level"] == 17
+        assert place.attributes["area_m2"] == pytest.approx(float(s2.area_m2(cell)))
+        assert place.attributes["photos"] == int(((at == s2.parent(cell, 16)) & (split == "train")).sum())
+        known = place.attributes["photos"] > 0  # type: ignore[operator]
+        assert ("prototype" in place.attributes) == known
+
+
+def test_a_search_is_the_dot_product_with_all_codes(continent: Manifest, model: CellGeolocalizer, index: Path) -> None:
+    image = rgb(continent.root / continent.photos["image"][0].as_py())
+    query = model.encode_queries([Photo(image)])
+    with PlaceIndex.open(index) as opened:
+        found = opened.search(query, len(opened), layers=model.layers).photo(0)
+        keys = {number: key for key, number in opened.keys().items()}
+    ids = np.array([s2.from_token(keys[number]) for number in found.id.tolist()], np.uint64)
+    files = dict(zip(continent.places["id"].to_pylist(), continent.places["satellite"].to_pylist(), strict=True))
+    for cell, score in list(zip(ids, found.score.tolist(), strict=True))[::9]:
+        expected = CONFIG.kappa * model.prototypes.of([cell])[0]
+        if s2.token(cell) in files:
+            tile = rgb(continent.root / files[s2.token(cell)])
+            expected = (
+                expected + model.aerial(model.tokens(torch.from_numpy(tile).permute(2, 0, 1)[None], aerial=True))[0]
+            )
+        assert score == pytest.approx(float(expected @ query["cell"].strips.flatten()), abs=2e-3)
+
+
+def test_a_build_that_was_begun_goes_on(continent: Manifest, model: CellGeolocalizer, tmp_path: Path) -> None:
+    half = continent.replace(places=continent.places.slice(0, 40), photos=continent.photos)
+    path = tmp_path / "cells.index"
+    first = build_cell_index(path, model, half)
+    with PlaceIndex.open(path) as opened:
+        before = opened.keys()
+    assert first == len(before)
+    assert build_cell_index(path, model, half) == first
+    with PlaceIndex.open(path) as opened:
+        assert opened.keys() == before
+
+
+def test_a_changed_tile_changes_its_cell_alone(
+    continent: Manifest, model: CellGeolocalizer, index: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "continent"
+    shutil.copytree(continent.root, root)
+    copy = Manifest.load(root)
+    shutil.copytree(index, tmp_path / "index")
+    token = copy.places["id"][3].as_py()
+    cv2.imwrite(str(root / copy.places["satellite"][3].as_py()), np.full((48, 48, 3), 200, np.uint8))
+    with PlaceIndex.open(tmp_path / "index", "write") as opened:
+        before = opened.keys()
+        assert refresh_cells(opened, model, copy, [token]) == 1
+        after = opened.keys()
+        assert after.keys() == before.keys()
+        assert {key for key in after if after[key] != before[key]} == {token}
+        with pytest.raises(KeyError, match="has no cell"):
+            refresh_cells(opened, model, copy, ["4b"])
+
+
+def test_places_that_are_no_cells_make_no_index(continent: Manifest, model: CellGeolocalizer, tmp_path: Path) -> None:
+    named = continent.places.set_column(0, "id", [[f"place {n}" for n in range(len(continent.places))]])
+    coarse = continent.places.set_column(
+        0, "id", [[s2.token(s2.parent(s2.from_token(one), 12)) + "" for one in continent.places["id"].to_pylist()]]
+    )
+    for table, words in ((named, "places that are S2 cells"), (coarse, "cells of level 17, got levels \\[12\\]")):
+        places = table.slice(0, 1)
+        with pytest.raises(ValueError, match=words):
+            build_cell_index(
+                tmp_path / "x", model, continent.replace(places=places, photos=continent.photos.slice(0, 0))
+            )
+        assert not (tmp_path / "x").exists()
+
+
+# --- from a continent to a spot ---
+
+
+def neighbours(lat: list[float], lon: list[float], score: list[float]) -> Neighbours:
+    count = len(score)
+    at, nowhere = (np.array(lat), np.array(lon)), np.full(count, np.nan)
+    parts = np.zeros((count, 1), np.float32)
+    shift = np.full(count, -1)
+    return Neighbours(np.arange(count), np.array(score, np.float32), shift, nowhere, *at, *at, parts, np.array(True))
+
+
+def test_spots_are_apart_and_share_one_probability() -> None:
+    lat, lon = (list(map(float, part)) for part in move_m(50.0, 8.0, np.array([0, 100, 1000, 5000.0]), np.zeros(4)))
+    found = spots_of(neighbours(lat, lon, [0.9, 0.8, 0.7, 0.1]), 4, 0.1, 2, 300.0)
+    assert [(spot.place, spot.cells) for spot in found] == [(0, 2), (2, 1)]
+    share = np.exp(np.array([0, -1, -2, -8.0]))
+    assert found[0].probability == pytest.approx((share[0] + share[1]) / share.sum())
+    assert found[1].probability == pytest.approx(share[2] / share.sum())
+    more = spots_of(neighbours(lat, lon, [0.9, 0.8, 0.7, 0.1]), 1004, 0.1, 2, 300.0)
+    assert more[0].probability < found[0].probability  # a thousand cells that were not looked at may be as good
+
+
+def fine_index(
+    path: Path, model: CellGeolocalizer, lat: np.ndarray, lon: np.ndarray, codes: torch.Tensor
+) -> PlaceIndex:
+    PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers, dtype="fp32").close()
+    with PlaceIndex.open(path, "write") as opened:
+        opened.add({"cell": Rows(codes[:, :, None, None])}, model=model.fingerprint, lat=lat, lon=lon)
+    return PlaceIndex.open(path)
+
+
+def test_the_share_that_is_covered(model: CellGeolocalizer, tmp_path: Path) -> None:
+    at = np.arange(-500, 501, 40.0)
+    east, north = (one.ravel() for one in np.meshgrid(at, at))
+    region = Circle(50.0, 8.0, 300.0)
+    for name, kept, expected in (("all", east > -1e9, 1.0), ("half", east <= -50, 0.5), ("none", east > 480, 0.0)):
+        lat, lon = move_m(50.0, 8.0, east[kept], north[kept])
+        with fine_index(tmp_path / name, model, lat, lon, torch.ones(int(kept.sum()), 32)) as opened:
+            assert covered_share(region, [opened]) == pytest.approx(expected, abs=0.04)
+    assert covered_share(region, []) == 0.0
+
+
+def test_from_a_photo_to_a_place_and_what_is_left(
+    continent: Manifest, model: CellGeolocalizer, index: Path, tmp_path: Path
+) -> None:
+    photo = continent.root / continent.photos["image"][0].as_py()
+    code = model.encode_queries([Photo(rgb(photo))])["cell"].strips.flatten()
+    with PlaceIndex.open(index) as cells:
+        best = next(Locator(cells, model).locate([photo], candidates=1)).neighbours
+        assert best is not None
+        middle = float(best.lat[0]), float(best.lon[0])
+        lat, lon = move_m(*middle, np.array([0.0, 150.0, 4000.0]), np.array([0.0, 150.0, 0.0]))
+        codes = torch.stack([code, -code, code])
+        with fine_index(tmp_path / "city-a.index", model, lat, lon, codes) as fine:
+            finder = CoarseToFine(Locator(cells, model), [Locator(fine, model)], spots=3)
+            (answer, bad) = list(finder.locate([photo, b"no photo"]))
+        first = answer.candidates[0]
+        assert (first.spot, first.found_in, first.candidate.place) == (0, "city-a.index", 0)
+        assert 0 < answer.spots[0].covered < 0.5
+        assert answer.spots[0].key in set(cells.keys())
+        together = sum(one.probability for one in answer.candidates) + answer.not_covered + answer.elsewhere
+        assert together == pytest.approx(1, abs=1e-6)
+        apart = great_circle_m(*[answer.spots[0][2:4][n] for n in (0, 1)], *[answer.spots[1][2:4][n] for n in (0, 1)])
+        assert apart >= 300
+        assert bad.problem
+        assert (bad.candidates, bad.elsewhere) == ((), 1.0)
+        assert answer.as_dict()["candidates"][0]["index"] == "city-a.index"
+        with pytest.raises(ValueError, match="spots, spacing_m, sharpness: expected above 0"):
+            CoarseToFine(Locator(cells, model), [], spots=0)
+
+
+def test_the_sharpness_that_made_the_truth_is_found() -> None:
+    rng = np.random.default_rng(4)
+    shares = [np.exp(rng.normal(0, 1.5, 8)) for _ in range(1500)]
+    shares = [share / share.sum() for share in shares]
+    right = [int(rng.choice(8, p=share**0.5 / (share**0.5).sum())) for share in shares]
+    assert fit_sharpness(shares, right) == pytest.approx(0.5, rel=0.12)
+    with pytest.raises(ValueError, match="got none"):
+        fit_sharpness(shares[:2], [-1, -1])
