@@ -124,7 +124,7 @@ class ReplacedIndexError(PlaceIndexError):
 
 
 class UnsureCommitError(GeolocError, OSError):
-    """The commit was made, but the disk does not say that it will last. Any other error leaves the state before.
+    """The disk failed when a commit was made: it may last or not. Any other error leaves the state before.
 
     The index that raised it refuses to write until `refresh`, or until it is opened anew. `commit` is the number of
     the commit in doubt.

@@ -71,7 +71,7 @@ def encode(
         return None, ()
     if len(kinds) > 1 or None in kinds or kind not in (None, *kinds):
         wanted = kind or "texts, dates, integers or floats, of one kind"
-        got = next(value for value in listed if value is not None and _kind(value) != kind)
+        got = next(value for value in listed if value is not None and _kind(value) in (None, *kinds - {kind}))
         raise ValueError(f"{what}: expected {wanted}, got {got!r}")
     (found,) = kinds
     assert found is not None

@@ -56,7 +56,7 @@ def add(index: PlaceIndex, count: int, seed: int) -> list[int]:
     return [int(number) for number in index.add(rows(count, seed), **values(count, seed))]
 
 
-def query(index: PlaceIndex, k: int = 100) -> Any:
+def query(index: PlaceIndex, k: int = 1000) -> Any:
     return index.search({"street": QueryStrips(random_strips(1, *SHAPE, seed=1))}, k)
 
 
@@ -206,7 +206,8 @@ def errors(root: Path, every: int) -> dict[str, Any]:
                     assert done == n + 1 or n == 6
                 elif isinstance(caught, UnsureCommitError):
                     told["unsure"] += 1
-                    assert commits.last(folder.Folder(path)) == caught.commit
+                    made = commits.last(folder.Folder(path)) == caught.commit
+                    assert made or (caught.commit == before + 1 and "may be there or not" in str(caught))
                 elif mode != 3 and n < 6:
                     assert commits.last(folder.Folder(path)) == before, (
                         f"{at} of {calls} in {STORY[n]}: an error that does not say so: {caught!r}"
@@ -641,9 +642,11 @@ def replayed(root: Path) -> dict[str, Any]:
             for name, content in files.items():
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 (path / name).write_bytes(content)
-            problems = PlaceIndex.verify(path)
+            try:
+                problems, index = PlaceIndex.verify(path), PlaceIndex.open(path)
+            except (PlaceIndexError, OSError) as error:
+                raise AssertionError(f"{told}: does not open") from error
             assert problems == [], problems
-            index = PlaceIndex.open(path)
             found = index.ids().tolist()
             between = set(acknowledged) <= set(found) or set(found) <= set(acknowledged)
             assert found in allowed or (several and between), f"{told}: neither acknowledged nor being made"
@@ -701,14 +704,12 @@ def mutate(name: str) -> None:
         commits.publish = late
     elif name == "the writer does not read the last commit again":
         module.PlaceIndex._writable = lambda self: self._snapshot.state  # type: ignore[method-assign]
-    elif name == "tidying forgets what older commits name":
-        commits.Kept.drop = lambda self, newest=None: sweep_all(self)  # type: ignore[method-assign]
+    elif name == "tidying does not ask whether a newer commit stands":
+        commits.Kept.sweep = unguarded(commits.Kept.sweep)  # type: ignore[method-assign]
     elif name == "a failed link is taken at its word":
         folder.Folder.links = lambda self, name: 1  # type: ignore[method-assign]
     elif name == "an I/O error is damage":
         folder._NO_FILE = tuple(range(1, 200))
-    elif name == "no digest of a commit":
-        commits.hashlib = Without(__import__("hashlib"))  # type: ignore[attr-defined]
     elif name:
         raise ValueError(name)
 
@@ -724,12 +725,15 @@ class Without:
         return getattr(self._module, name)
 
 
-def sweep_all(kept: Any) -> None:
-    newest = kept.newest
-    for number in [each for each in kept._files if each != newest]:
-        del kept._files[number]
-    kept._uses.clear()
-    kept.sweep()
+def unguarded(sweep: Callable[[Any], None]) -> Callable[[Any], None]:
+    def act(kept: Any) -> None:
+        real, commits.numbers = commits.numbers, lambda names: []
+        try:
+            sweep(kept)
+        finally:
+            commits.numbers = real
+
+    return act
 
 
 if __name__ == "__main__":

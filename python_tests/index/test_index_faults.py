@@ -63,10 +63,10 @@ def child(env: dict[str, str], task: str, *arguments: object, mutant: str = "") 
 # --- faults ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_call_that_fails_or_is_interrupted_loses_nothing(folder: Path, preload: dict[str, str], every: int) -> None:
     told = child(preload, "errors", folder, every)
-    assert told["tries"] > 2000 // every and min(told["calls"].values()) > 20
+    assert told["tries"] > 1800 // every and min(told["calls"].values()) > 20
     assert told["unsure"] > 0 and told["interrupted"] > 0
 
 
@@ -112,11 +112,10 @@ def test_power_lost_after_any_operation_leaves_a_committed_state(
     [
         ("no sync of content", ("power", 0)),
         ("no sync of names before the link", ("power", 0)),
-        ("no sync of the commit's name", ("power", 0)),
-        ("tidying forgets what older commits name", ("power", 0)),
-        ("the writer does not read the last commit again", ("errors", 11)),
-        ("a failed link is taken at its word", ("errors", 11)),
         ("an I/O error is damage", ("reading",)),
+        pytest.param("no sync of the commit's name", ("power", 0), marks=pytest.mark.slow),
+        pytest.param("the writer does not read the last commit again", ("errors", 5), marks=pytest.mark.slow),
+        pytest.param("tidying does not ask whether a newer commit stands", ("errors", 5), marks=pytest.mark.slow),
     ],
 )
 def test_a_program_with_one_sync_or_one_check_less_is_found_out(
