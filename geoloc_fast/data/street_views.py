@@ -67,7 +67,7 @@ class StreetViewDataset(PlaceDataset):
             manifest,
             satellite_size=satellite_size,
             panorama_size=image_size,
-            extent_m=self.extent_m or 50.0,
+            extent_m=extent_m,
             column0_deg=column0_deg,
             augment=augment,
             seed=seed,

@@ -214,7 +214,7 @@ def test_every_problem_of_a_csv_is_listed(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         Manifest.load(tmp_path)
     assert {str(problem) for problem in caught.value.problems} == {
-        "places.csv, column lon: is missing",
+        *(f"places.csv, row {row}, column lon: is empty" for row in (1, 2, 3)),
         "places.csv, row 1, column lat: expected a number, got '1_0'",
         "places.csv, row 2: expected 3 cells as in the header, got 4",
         "places.csv, row 2, column id: has a control character in it",
