@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
+BACKENDS = ("cpu", "cuda", "triton", "reference")
 
 
 def _load(name: str) -> tuple[ModuleType | None, str]:
@@ -52,8 +53,16 @@ def _triton_reason() -> str:
     return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels on CPU tensors)"
 
 
-def check_required() -> None:
-    """GEOLOC_FAST_REQUIRE=cpu,cuda makes a module that is missing an import error."""
+def checked_backend(name: str | None, source: str) -> str | None:
+    if name and name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name or None
+
+
+def check_environment() -> None:
+    """What is misspelt in the environment is an import error, and so is a module that GEOLOC_FAST_REQUIRE=cpu,cuda asks
+    for and that is missing."""
+    checked_backend(os.environ.get("GEOLOC_FAST_BACKEND"), "GEOLOC_FAST_BACKEND")
     loaded = {"cpu": native_cpu is not None, "cuda": native_cuda is not None}
     problem = {"cpu": cpu_problem, "cuda": cuda_problem}
     for name in filter(None, os.environ.get("GEOLOC_FAST_REQUIRE", "").split(",")):

@@ -1,10 +1,14 @@
 """The command `geoloc-fast`, a file a group of commands. Begin with `main`."""
 
+import os
 import sys
 
 
 def main() -> None:
     """Runs the command; says what to install where only the operators are."""
+    # A network is a hundred short parallel regions. By default torch's threads spin at the end of each, and beside
+    # another busy process they spin away the core that their partner waits for. Torch reads this once, when it loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from geoloc_fast.cli.main import main as run
     except ModuleNotFoundError as error:

@@ -20,7 +20,6 @@ from torch import Tensor
 from geoloc_fast import _native
 from geoloc_fast.triton_kernels import INTERPRETED
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 log = logging.getLogger("geoloc_fast")
@@ -28,20 +27,14 @@ _logged: set[tuple[str, str, str]] = set()
 _observers: list[Callable[[str, str, str], None]] = []
 
 
-def _checked(name: str | None, source: str) -> str | None:
-    if name and name not in BACKENDS:
-        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    return name or None
-
-
-_forced = _checked(os.environ.get("GEOLOC_FAST_BACKEND"), "GEOLOC_FAST_BACKEND")
+_forced = _native.checked_backend(os.environ.get("GEOLOC_FAST_BACKEND"), "GEOLOC_FAST_BACKEND")
 
 
 @contextmanager
 def force_backend(name: str | None) -> Iterator[None]:
     """Inside the `with`, every operator runs on backend `name` or fails (None: free choice again)."""
     global _forced
-    before, _forced = _forced, _checked(name, "backend")
+    before, _forced = _forced, _native.checked_backend(name, "backend")
     try:
         yield
     finally:

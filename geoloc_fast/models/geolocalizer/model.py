@@ -26,6 +26,7 @@ from geoloc_fast.models.bundle import load_bundle, write_bundle
 from geoloc_fast.models.contract import AzimuthColumns, Photo, PlaceBatch, PlaceInput, Query, QueryInput
 from geoloc_fast.models.geolocalizer.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, normalise_image
 from geoloc_fast.models.geolocalizer.fusion import FUSIONS
+from geoloc_fast.models.threads import threads_for
 from geoloc_fast.polar import polar_resample
 
 __all__ = ["Geolocalizer", "GeolocalizerConfig", "PhotoStrips"]
@@ -241,7 +242,10 @@ class Geolocalizer(nn.Module):
         batch = np.zeros((len(shown), rows, max((image.shape[1] for image in shown), default=1), 3), np.uint8)
         for row, image in zip(batch, shown, strict=True):
             row[:, : image.shape[1]] = image
-        found = self.encode_photo(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device), widths)
+        # About: every weight at every position of the features.
+        positions = batch.size // 3 // self.config.backbone_stride**2
+        with threads_for(positions * sum(weights.numel() for weights in self.parameters())):
+            found = self.encode_photo(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device), widths)
         return {self.layers[0].name: QueryStrips(found.strips.cpu(), found.width.cpu())}
 
     def _columns(self, query: Query) -> np.ndarray:
