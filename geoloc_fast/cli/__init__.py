@@ -1,4 +1,4 @@
-"""The command `geoloc-fast`, a file a group of commands. Begin with `main`."""
+"""The command `geoloc-fast`, a file a group of commands. Begin with `run`."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ def main() -> None:
     # another busy process they spin away the core that their partner waits for. Torch reads this once, when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        from geoloc_fast.cli.main import main as run
+        from geoloc_fast.cli.run import run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("geoloc_fast"):
             raise

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from geoloc_fast.cli.app import app
+from geoloc_fast.cli.run import app
 from geoloc_fast.demo import summary
 from geoloc_fast.models.contract import shipped_model
 

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from geoloc_fast import cli
 from geoloc_fast.city.views import TIDY, Sizes
 from geoloc_fast.city.write import write_city
+from geoloc_fast.cli import main as command_line
 from geoloc_fast.data.availability import real_street_views
 from geoloc_fast.data.datasets import PlaceDataset
 from geoloc_fast.data.manifest import Manifest
@@ -516,7 +516,7 @@ def test_training_and_synthesis_end_to_end(
         monkeypatch.setattr(sys, "argv", ["geoloc-fast", "synthesize", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            command_line()
         return int(caught.value.code or 0), *capsys.readouterr()
 
     code, text, _ = run(gaps, "--model", bundle, "--date", NEW)

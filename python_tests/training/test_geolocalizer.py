@@ -140,7 +140,7 @@ def test_a_region_of_ones_own_trains_as_the_readme_says(
 ) -> None:
     """Prepared photos have the field of view they were prepared with, whatever the configuration says of others."""
     settings = PrepareSettings(size=(32, 128), satellite_px=64)
-    prepare(Manifest.load(region), tmp_path / "ready", settings=settings, workers=1, progress=False)
+    prepare(Manifest.load(region), tmp_path / "ready", settings=settings, workers=1)
     recipe = trained(tmp_path / "ready", tmp_path / "run", "train.steps=2", "train.evaluate_every=2")
     assert "photos have the field of view that they were prepared with" in capsys.readouterr().err
     (found,) = [line["evaluation"] for line in log_of(tmp_path / "run") if "evaluation" in line]

@@ -34,7 +34,7 @@ def info() -> None:
     typer.echo(json.dumps(build_info(), indent=1))
 
 
-def main() -> None:
+def run() -> None:
     """Runs the command; a mistake is one line on stderr, not a traceback."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
