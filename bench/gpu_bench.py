@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geoloc_fast import StripBank, azimuth_match, polar_resample, strip_score, strip_topk
+from geoloc_fast import StripBank, azimuth_match, polar_resample, strip_curve, strip_score, strip_topk
 from geoloc_fast.reference.strip_bank import HEADER_BYTES, BankLayout
 from geoloc_fast.testing import force_backend, observe_calls
 
@@ -302,6 +302,31 @@ def made_bank(count: int, values: tuple[int, int], columns: int) -> tuple[StripB
     return StripBank(torch.cat([header, *blocks])), layout, strips
 
 
+def search_otherwise(case: str, query: Tensor, bank: StripBank, facts: dict[str, Any]) -> None:
+    """By dot, by groups, and the curves of some rows."""
+    rows = torch.arange(len(bank), device=DEVICE)
+    some = rows[: 32 * query.shape[0]].view(query.shape[0], -1)
+    forms: dict[str, dict[str, Any]] = {'score="dot"': {"score": "dot"}, "groups of 4 rows": {"group": rows // 4}}
+    for form, options in forms.items():
+
+        def check(found: Any, kind: str = options.get("score", "cosine")) -> float:
+            with force_backend("reference"):
+                own = strip_score(query[:4], bank, found[1][:4], score=kind).score
+            return float((found[0][:4] - own).abs().max())
+
+        for backend in ours():
+            run = on(backend, lambda options=options: strip_topk(query, bank, K, **options))  # type: ignore[misc]
+            measure(f"{case}, {form}", f"geoloc_fast {backend}", run, check, **facts)
+
+    def check_curve(found: Tensor) -> float:
+        with force_backend("reference"):
+            return float((found[:4] - strip_curve(query[:4], bank, some[:4])).abs().max())
+
+    for backend in ours():
+        run = on(backend, lambda: strip_curve(query, bank, some))
+        measure(f"{case}, strip_curve of {some.shape[1]} rows", f"geoloc_fast {backend}", run, check_curve)
+
+
 def search(tiny: bool) -> None:
     full = [
         ("one query", 1, 4_000_000, 16, 16),
@@ -334,6 +359,9 @@ def search(tiny: bool) -> None:
         case = f"strip_topk, {name}, {layout.count} strips {values[0]}x{values[1]}x{columns} bf16"
         for backend in ours():
             measure(case, f"geoloc_fast {backend}", on(backend, lambda: strip_topk(query, bank, K)), check, **facts)  # noqa: B023
+
+        if name in ("one query", "64 queries"):
+            search_otherwise(case, query, bank, facts)
 
         moved = rolled(query, columns).bfloat16()
         norms = [inverse_norms(piece, width) for piece in strips]

@@ -8,6 +8,9 @@ namespace geoloc_fast::bindings {
 
 void bind_azimuth_crop_cuda(py::module_& m) {
   m.def("azimuth_crop_workspace", &cuda::azimuth_crop_workspace);
+  m.def("azimuth_crop_shared_bytes", [](const Sizes& query, const Sizes& strips) {
+    return cuda::azimuth_crop_shared_bytes(query[1] * query[2], query[3], strips[3]);
+  });
   m.def("azimuth_crop",
         [](uintptr_t query, int query_dtype, const Sizes& query_size, const Sizes& query_stride, uintptr_t strips,
            int strips_dtype, const Sizes& strips_size, const Sizes& strips_stride, uintptr_t query_width, int select,

@@ -87,6 +87,7 @@ void bind_strip_bank_cuda(py::module_& m) {
   m.def("strip_topk_fits", [](const BankSize& size, bool bf16, const Limits& limits) {
     return cuda::strip_topk_fits(view_of(0, size, bf16), {limits.first, limits.second});
   });
+  m.def("strip_topk_list_bytes", &cuda::strip_topk_list_bytes);
   // `has_width` and `limits` as in the call this is for.
   m.def("strip_topk_workspace", [](const BankSize& size, bool bf16, int64_t batch, int64_t padded_width, bool has_width,
                                    int64_t k, const Limits& limits) {

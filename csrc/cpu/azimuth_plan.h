@@ -2,6 +2,7 @@
 // as pure functions of the sizes. Internal linkage throughout, because kernel sources include it (see cpu/simd.h).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "common/work_space.h"
 #include "geoloc_fast/azimuth_match.h"
 
 namespace geoloc_fast::cpu {
@@ -66,22 +67,5 @@ static inline double correlation_error(AzimuthPlan plan, int64_t values, int64_t
   const double transform = has_fast_transform(columns) ? 4 * levels : static_cast<double>(columns) + 4;
   return kUnit * (2 * block + blocks + 3 * transform + 4);
 }
-
-// Hands out pieces of the work space; with no base it only adds up how much is needed.
-class WorkSpace {
- public:
-  explicit WorkSpace(void* base) : base_(static_cast<char*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
-    bytes_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return piece;
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* base_;
-  int64_t bytes_ = 0;
-};
 
 }  // namespace geoloc_fast::cpu

@@ -8,6 +8,7 @@
 #include <limits>
 #include <new>
 
+#include "common/work_space.h"
 #include "cpu/slots.h"
 #include "cpu/strip_score.h"
 #include "cpu/strip_topk_screen.h"
@@ -62,39 +63,27 @@ struct Search {
   int64_t& count_of(int64_t query, int slot) const { return kept_count[query * plan.slots + slot]; }
 };
 
-// Hands out aligned pieces of a workspace; without memory it only counts.
-struct Carver {
-  uint8_t* memory;
-  int64_t used = 0;
-  template <typename T>
-  T* take(int64_t n) {
-    T* piece = memory ? reinterpret_cast<T*>(memory + used) : nullptr;
-    used += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return piece;
-  }
-};
-
 int64_t carve(Search& s, void* workspace) {
   const StripTopkParams& p = s.params;
   const int64_t pass = s.plan.pass, slots = s.plan.slots, columns = p.bank.columns;
-  Carver carver{static_cast<uint8_t*>(workspace)};
-  s.order = carver.take<int64_t>(p.batch);
-  s.answer_row = carver.take<int64_t>(pass);
-  s.exact = carver.take<ExactQuery>(pass);
-  s.exact_values = carver.take<double>(pass * exact_query_doubles(p.bank.values, p.padded_width));
-  s.job.queries = carver.take<ScreenQuery>(pass);
-  s.job.operands = carver.take<uint32_t>(pass * s.plan.operand_words);
-  s.job.float_circle = carver.take<float>(2 * columns);
-  s.proven = carver.take<std::atomic<float>>(pass);
-  s.threshold = carver.take<float>(slots * ((pass + 15) / 16 * 16));  // no line belongs to two slots
-  s.kept = carver.take<Kept>(pass * slots * s.plan.list);
-  s.kept_count = carver.take<int64_t>(pass * slots);
-  s.held = carver.take<Kept>(pass * slots);
-  s.todo_begin = carver.take<int64_t>(pass);
-  s.todo_end = carver.take<int64_t>(pass);
-  s.score_scratch = carver.take<uint8_t>(slots * s.score_bytes);
-  s.screen_scratch = carver.take<uint8_t>(slots * s.screen_bytes);
-  return carver.used;
+  WorkSpace space(workspace);
+  s.order = space.take<int64_t>(p.batch);
+  s.answer_row = space.take<int64_t>(pass);
+  s.exact = space.take<ExactQuery>(pass);
+  s.exact_values = space.take<double>(pass * exact_query_doubles(p.bank.values, p.padded_width));
+  s.job.queries = space.take<ScreenQuery>(pass);
+  s.job.operands = space.take<uint32_t>(pass * s.plan.operand_words);
+  s.job.float_circle = space.take<float>(2 * columns);
+  s.proven = space.take<std::atomic<float>>(pass);
+  s.threshold = space.take<float>(slots * ((pass + 15) / 16 * 16));  // no line belongs to two slots
+  s.kept = space.take<Kept>(pass * slots * s.plan.list);
+  s.kept_count = space.take<int64_t>(pass * slots);
+  s.held = space.take<Kept>(pass * slots);
+  s.todo_begin = space.take<int64_t>(pass);
+  s.todo_end = space.take<int64_t>(pass);
+  s.score_scratch = space.take<uint8_t>(slots * s.score_bytes);
+  s.screen_scratch = space.take<uint8_t>(slots * s.screen_bytes);
+  return space.bytes();
 }
 
 float* threshold_of(const Search& s, int slot) { return s.threshold + slot * ((s.plan.pass + 15) / 16 * 16); }

@@ -23,6 +23,10 @@ Status refused(const Params& p) {
 
 int64_t azimuth_crop_workspace(int64_t batch, int64_t columns) { return crop_space(batch, columns, nullptr).bytes; }
 
+int64_t azimuth_crop_shared_bytes(int64_t values, int64_t query_columns, int64_t columns) {
+  return crop_launch(values, query_columns, columns).shared_bytes + int64_t{sizeof(CropShared)};
+}
+
 Status azimuth_crop(const AzimuthCropParams& p, int device, void* stream) {
   Status status = refused(p);
   if (status != Status::kOk) return status;

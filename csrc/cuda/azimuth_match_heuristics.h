@@ -32,7 +32,7 @@
 // Predicted, not yet measured: the first run is to be held against twice these.
 #pragma once
 #include "common/host_device.h"
-#include "cuda/work_space.h"
+#include "common/work_space.h"
 #include "geoloc_fast/azimuth_match.h"
 
 namespace geoloc_fast::cuda {

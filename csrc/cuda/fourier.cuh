@@ -8,31 +8,13 @@
 // so that every index and every factor is known to the compiler.
 #pragma once
 #include "cuda/device.h"
+// after device.h
+#include "common/azimuth_transform.h"
 
 namespace geoloc_fast::cuda {
 
 // cos(2 pi i / 64), i = 0 .. 16
-__device__ __forceinline__ constexpr float cosine64(int i) {
-  switch (i) {
-    case 0: return 1.0f;
-    case 1: return 0.99518472667219693f;
-    case 2: return 0.98078528040323043f;
-    case 3: return 0.95694033573220882f;
-    case 4: return 0.92387953251128674f;
-    case 5: return 0.88192126434835505f;
-    case 6: return 0.83146961230254524f;
-    case 7: return 0.77301045336273699f;
-    case 8: return 0.70710678118654757f;
-    case 9: return 0.63439328416364549f;
-    case 10: return 0.55557023301960229f;
-    case 11: return 0.47139673682599781f;
-    case 12: return 0.38268343236508978f;
-    case 13: return 0.29028467725446233f;
-    case 14: return 0.19509032201612833f;
-    case 15: return 0.098017140329560604f;
-    default: return 0.0f;
-  }
-}
+__device__ __forceinline__ constexpr float cosine64(int i) { return static_cast<float>(quarter_cosine(i)); }
 
 // re, im hold N/2 + 1 values; im[0] and im[N/2] are not touched.
 template <int N, int kStep>

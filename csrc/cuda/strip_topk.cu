@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 
+#include "common/work_space.h"
 #include "cuda/device_guard.h"
 #include "cuda/strip_topk_screen.cuh"
 #include "cuda/strip_topk_select.cuh"
@@ -21,38 +22,27 @@ int64_t rescore_blocks(const TopkPlan& plan, const StripTopkParams& p, const Dev
   return std::min((p.batch * plan.slots + kExactWarps - 1) / kExactWarps, int64_t{4} * limits.multiprocessors);
 }
 
-// Hands out aligned pieces of a workspace; without memory it only counts.
-struct Carver {
-  uint8_t* memory;
-  int64_t used = 0;
-  template <typename T>
-  void take(T** piece, int64_t n) {
-    *piece = memory ? reinterpret_cast<T*>(memory + used) : nullptr;
-    used += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-  }
-};
-
 int64_t carve(TopkWork& work, void* workspace) {
   const StripTopkParams& p = work.p;
   const TopkPlan& plan = work.plan;
   const int64_t query_slots = plan.tiles * kTileQueries;
-  Carver carver{static_cast<uint8_t*>(workspace)};
-  carver.take(&work.proven, query_slots + 1);  // first: these begin as zeros
+  WorkSpace space(workspace);
+  work.proven = space.take<uint32_t>(query_slots + 1);  // first: these begin as zeros
   work.longest = work.proven + query_slots;
-  carver.take(&work.energy, p.batch);
-  carver.take(&work.slot_of, p.batch);
-  carver.take(&work.slot_query, query_slots);
-  carver.take(&work.tile_width, plan.tiles);
-  carver.take(&work.known, p.batch);
-  carver.take(&work.known_row, p.batch);
-  carver.take(&work.best, p.batch * p.k);
-  carver.take(&work.bound, query_slots);
-  carver.take(&work.operands, plan.tiles * p.bank.columns * plan.steps * 64);
-  carver.take(&work.count, query_slots * plan.slots);
-  carver.take(&work.lists, query_slots * plan.slots * plan.list);
+  work.energy = space.take<double>(p.batch);
+  work.slot_of = space.take<int32_t>(p.batch);
+  work.slot_query = space.take<int32_t>(query_slots);
+  work.tile_width = space.take<int32_t>(plan.tiles);
+  work.known = space.take<uint32_t>(p.batch);
+  work.known_row = space.take<uint64_t>(p.batch);
+  work.best = space.take<Kept>(p.batch * p.k);
+  work.bound = space.take<QueryBound>(query_slots);
+  work.operands = space.take<uint32_t>(plan.tiles * p.bank.columns * plan.steps * 64);
+  work.count = space.take<int32_t>(query_slots * plan.slots);
+  work.lists = space.take<Kept>(query_slots * plan.slots * plan.list);
   // Where a full list is scored; the rescoring happens in shared memory.
-  carver.take(&work.space, plan.grid_x * plan.grid_y * plan.warps * exact_doubles(p.bank.columns, true));
-  return carver.used;
+  work.space = space.take<double>(plan.grid_x * plan.grid_y * plan.warps * exact_doubles(p.bank.columns, true));
+  return space.bytes();
 }
 
 template <int kColumns, int kTiles>
@@ -93,6 +83,8 @@ bool strip_topk_fits(const StripBankView& bank, const DeviceLimits& limits) {
   p.batch = p.k = p.padded_width = 1;
   return sizes_fit(p) && strip_topk_plan(p, limits).form != TopkForm::kNone;
 }
+
+int64_t strip_topk_list_bytes(int64_t k) { return list_length(k) * int64_t{sizeof(Kept)}; }
 
 int64_t strip_topk_workspace(const StripTopkParams& p, const DeviceLimits& limits) {
   if (!sizes_fit(p) || p.batch == 0) return 0;

@@ -73,6 +73,8 @@ struct Kept {
 };
 static_assert(sizeof(Kept) == 24, "");
 
+constexpr int64_t list_length(int64_t k) { return 2 * k + 64; }
+
 enum class TopkForm { kNone, kSpectral, kFlat };
 
 struct TopkPlan {
@@ -137,7 +139,7 @@ inline TopkPlan strip_topk_plan(const StripTopkParams& p, const DeviceLimits& li
   const int64_t widths = p.width ? std::min(p.padded_width, p.batch) : 1;
   plan.tiles = std::min((p.batch + kTileQueries - 1) / kTileQueries + widths - 1, p.batch);
   plan.steps = (bank.words + 7) / 8;
-  plan.list = 2 * p.k + 64;
+  plan.list = list_length(p.k);
   plan.epsilon = static_cast<float>(screening_epsilon(plan.steps, bank.columns, bank.bf16));
   const int64_t blocks = (bank.count + kStripLanes - 1) / kStripLanes;
   const int split = screen_split(bank.columns), most_warps = kScreenWarps / split;

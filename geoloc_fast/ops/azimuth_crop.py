@@ -22,6 +22,7 @@ from geoloc_fast.ops.azimuth_match import (
     device_scale,
     fake_gradients,
     native_tensor,
+    shared_problem,
 )
 from geoloc_fast.ops.library import register, without_autocast
 from geoloc_fast.ops.workspace import workspace
@@ -39,7 +40,7 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
         query.device.type,
         {
             "cpu": lambda: can_run_cpu(query, strips),
-            "cuda": lambda: can_run_cuda(query, strips),
+            "cuda": lambda: can_run_cuda(query, strips) or shared_problem("azimuth_crop", query, strips),
             "triton": lambda: can_run_triton(query, strips),
         },
     )

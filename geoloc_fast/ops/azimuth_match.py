@@ -67,15 +67,11 @@ def _shared_bytes(device: int) -> int:
     return int(_native.native_cuda.device_shared_bytes(device))  # type: ignore[union-attr]
 
 
-def _can_match_cuda(query: Tensor, strips: Tensor) -> str:
-    reason = can_run_cuda(query, strips)
-    if reason:
-        return reason
-    wanted = _native.native_cuda.azimuth_match_shared_bytes(query.shape, strips.shape)  # type: ignore[union-attr]
+def shared_problem(op: str, query: Tensor, strips: Tensor) -> str:
+    """Empty if a block of `op` fits the GPU's shared memory."""
+    wanted = getattr(_native.native_cuda, f"{op}_shared_bytes")(query.shape, strips.shape)
     there = _shared_bytes(query.device.index)
-    if wanted > there:
-        return f"this shape wants {wanted} bytes of shared memory a block, this GPU has {there}"
-    return ""
+    return "" if wanted <= there else f"this shape wants {wanted} bytes of shared memory a block, this GPU has {there}"
 
 
 def can_run_triton(query: Tensor, strips: Tensor) -> str:
@@ -109,7 +105,7 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
         query.device.type,
         {
             "cpu": lambda: can_run_cpu(query, strips),
-            "cuda": lambda: _can_match_cuda(query, strips),
+            "cuda": lambda: can_run_cuda(query, strips) or shared_problem("azimuth_match", query, strips),
             "triton": lambda: can_run_triton(query, strips),
         },
     )

@@ -24,6 +24,7 @@ MAX_K = 1024
 # Packed at a time, so that a conversion to float32 stays small.
 _BLOCKS_AT_ONCE = 256
 _BLOCKS_AT_ONCE_CUDA = 16384
+_LIST_BYTES_CUDA = 1 << 30  # one list for each query of a search
 _reference_score = without_autocast(strip_score.strip_score)
 _reference_curve = without_autocast(strip_score.strip_curve)
 _reference_topk = without_autocast(strip_topk.strip_topk)
@@ -446,16 +447,22 @@ def _topk_cuda(
     index = torch.empty((batch, k), dtype=torch.int64, device=device)
     shift = torch.empty((batch, k), dtype=torch.int64, device=device)
     limits = _limits(device)
-    memory = _memory_on(
-        device,
-        native.strip_topk_workspace(size, bf16, batch, padded_width, query_width is not None, k, limits),
-    )
-    plan = native.strip_topk(
-        _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
-        batch, padded_width, select == "cosine", k, 0 if alive is None else alive.data_ptr(), score.data_ptr(),
-        index.data_ptr(), shift.data_ptr(), _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(),
-        limits, *choose.cuda_place(query), kind == "dot", 0 if group is None else group.data_ptr(),
-    )  # fmt: skip
+    # A query has one list at least, of which its share of the work space grows with k.
+    at_once, plan = max(1, _LIST_BYTES_CUDA // native.strip_topk_list_bytes(k)), ""
+    for first in range(0, max(batch, 1), at_once):
+        part = slice(first, min(first + at_once, batch))
+        queries, widths = part.stop - first, None if query_width is None else query_width[part]
+        memory = _memory_on(
+            device,
+            native.strip_topk_workspace(size, bf16, queries, padded_width, query_width is not None, k, limits),
+        )
+        plan = native.strip_topk(
+            _address(blocks, layout), size, bf16, query[part].data_ptr(), 0 if widths is None else widths.data_ptr(),
+            queries, padded_width, select == "cosine", k, 0 if alive is None else alive.data_ptr(),
+            score[part].data_ptr(), index[part].data_ptr(), shift[part].data_ptr(),
+            _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), limits, *choose.cuda_place(query),
+            kind == "dot", 0 if group is None else group.data_ptr(),
+        )  # fmt: skip
     choose.ran("strip_topk", "cuda", plan)
     return score, index, shift
 

@@ -66,6 +66,8 @@ Status azimuth_crop_backward(const AzimuthCropBackwardParams& params, int thread
 // Everything on `device`, work space (256-byte aligned) included; only launches, on `stream`.
 namespace cuda {
 int64_t azimuth_crop_workspace(int64_t batch, int64_t columns);
+// What a block wants; more than the device has is a launch that fails.
+int64_t azimuth_crop_shared_bytes(int64_t values, int64_t query_columns, int64_t columns);
 Status azimuth_crop(const AzimuthCropParams& params, int device, void* stream);
 Status azimuth_crop_backward(const AzimuthCropBackwardParams& params, int device, void* stream);
 }  // namespace cuda

@@ -91,6 +91,8 @@ Status strip_topk(const StripTopkParams& params, const DeviceLimits& limits, int
                   char plan[kMaxPlanName]);
 // Whether there is a kernel for such a bank: W is 1, 16 or 64, and a tile of queries fits beside the ring.
 bool strip_topk_fits(const StripBankView& bank, const DeviceLimits& limits);
+// Of one list; a query of a batch has one at least, whatever that takes.
+int64_t strip_topk_list_bytes(int64_t k);
 // For the same sizes, limits, and presence of `width`.
 int64_t strip_topk_workspace(const StripTopkParams& params, const DeviceLimits& limits);
 }  // namespace cuda

@@ -3,11 +3,12 @@
 #pragma once
 #include <cstdint>
 
-namespace geoloc_fast::cuda {
+namespace geoloc_fast {
+namespace {  // each instruction set's build has its own
 
 class WorkSpace {
  public:
-  static constexpr int64_t kAlignment = 256;  // of every piece, and asked of the base
+  static constexpr int64_t kAlignment = 128;  // of every piece, counted from the base: a line of a GPU
 
   explicit WorkSpace(void* base) : base_(static_cast<char*>(base)) {}
   template <typename T>
@@ -23,4 +24,5 @@ class WorkSpace {
   int64_t bytes_ = 0;
 };
 
-}  // namespace geoloc_fast::cuda
+}  // namespace
+}  // namespace geoloc_fast
