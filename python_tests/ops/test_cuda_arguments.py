@@ -1,4 +1,4 @@
-"""The CUDA backend of azimuth_match, azimuth_crop and gumbel_noise as torch sees it.
+"""The CUDA backend of azimuth_match, azimuth_crop, gumbel_noise and the bank as torch sees it.
 
 Without a GPU a stand-in for the native module hands every call on to the CPU kernels: what is checked then is that
 each argument reaches its place. The kernels themselves run in the emulator (csrc/tests/simt). With a GPU: that calls
@@ -68,6 +68,9 @@ class StandIn:
         if grad_scale:
             double_at(grad_scale).value = number
 
+    def azimuth_crop_shared_bytes(self, query: tuple[int, ...], strips: tuple[int, ...]) -> int:
+        return 32 * strips[3]
+
     def azimuth_crop_workspace(self, batch: int, columns: int) -> int:
         return 1 << 20
 
@@ -84,6 +87,61 @@ class StandIn:
     def gumbel_noise(self, seed: int, out: int, count: int, device: None, stream: int) -> None:
         assert device is None and stream == 77
         self.native.gumbel_noise(ctypes.c_int64.from_address(seed).value, out, count, 1)
+
+    # The bank: all memory is the CPU's, and what CUDA takes in another place is moved.
+
+    max_strip_columns = 64
+
+    def device_limits(self, device: None) -> tuple[int, int]:
+        return 2, 1 << 17
+
+    def strip_topk_fits(self, size: tuple[int, ...], bf16: bool, limits: tuple[int, int]) -> bool:
+        return size[2] in (1, 16, 64) and limits == (2, 1 << 17)
+
+    def strip_topk_list_bytes(self, k: int) -> int:
+        return 1 << 29  # two queries at once
+
+    def strip_pack_workspace(self, size: tuple[int, ...], bf16: bool) -> int:
+        return int(self.native.strip_pack_workspace(size[2], 1))
+
+    def strip_unpack_workspace(self, size: tuple[int, ...], bf16: bool, rows: int) -> int:
+        return int(self.native.strip_unpack_workspace(size[2], 1))
+
+    def strip_score_workspace(self, size: tuple[int, ...], bf16: bool, batch: int, rows: int) -> int:
+        return int(self.native.strip_score_workspace(batch, size[1], size[2], size[2], 1))
+
+    def strip_topk_workspace(
+        self,
+        size: tuple[int, ...],
+        bf16: bool,
+        batch: int,
+        width: int,
+        has_width: bool,
+        k: int,
+        limits: tuple[int, int],
+    ) -> int:
+        return int(self.native.strip_topk_workspace(size, bf16, batch, width, k, 1))
+
+    def strip_pack(self, *arguments: Any) -> None:
+        *leading, device, stream = arguments
+        assert device is None and stream == 77
+        self.native.strip_pack(*leading, 1)
+
+    def strip_unpack(self, *arguments: Any) -> None:
+        *leading, device, stream = arguments
+        assert device is None and stream == 77
+        self.native.strip_unpack(*leading, 1)
+
+    def strip_score(self, *arguments: Any) -> None:
+        *leading, device, stream, dot, curve = arguments
+        assert device is None and stream == 77
+        self.native.strip_score(*leading, 1, dot, curve)
+
+    def strip_topk(self, *arguments: Any) -> str:
+        *leading, limits, device, stream, dot, group = arguments
+        assert device is None and stream == 77 and limits == (2, 1 << 17)
+        self.native.strip_topk(*leading, 1, dot, group)
+        return "a plan"
 
 
 @pytest.fixture
@@ -105,6 +163,26 @@ def test_arguments_arrive(select: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("select", "kind", "group", "columns"),
+    [
+        ("cosine", "cosine", 0, 16),
+        ("correlation", "dot", 0, 1),
+        ("correlation", "cosine", 3, 16),
+        ("cosine", "dot", 2, 7),
+    ],
+)
+def test_bank_arguments_arrive(select: str, kind: str, group: int, columns: int, dtype: str) -> None:
+    calls = contracts.check_bank(
+        "cuda", CPU, dtype, select, shape=(70, 3, 2, columns), query_columns=min(columns, 5), batch=5, mixed=True,
+        alive=group != 3, kind=kind, group=group,
+    )  # fmt: skip
+    assert {name for name, _, _ in calls} >= {"strip_pack", "strip_unpack", "strip_score", "strip_curve"}
+    assert [plan for name, _, plan in calls if name == "strip_topk"] == ["a plan"] * (columns != 7)
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_noise_arguments_arrive() -> None:
     contracts.check_noise("cuda", CPU, 1000)
     query, strips = random_strips(3, 2, 2, 4), random_strips(5, 2, 2, 8)
@@ -120,7 +198,13 @@ def test_the_module_takes_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -
 
     def on_device_99(name: str) -> Any:
         call = getattr(native, name)
-        if name in ("max_columns", "azimuth_match_plan", "azimuth_match_shared_bytes", "azimuth_crop_workspace"):
+        if name in (
+            "max_columns",
+            "azimuth_match_plan",
+            "azimuth_match_shared_bytes",
+            "azimuth_crop_workspace",
+            "azimuth_crop_shared_bytes",
+        ):
             return call
         return lambda *arguments: call(*arguments[:-2], 99, 0)
 
