@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -27,18 +28,19 @@ _logged: set[tuple[str, str, str]] = set()
 _observers: list[Callable[[str, str, str], None]] = []
 
 
-_forced = _native.checked_backend(os.environ.get("GEOLOC_FAST_BACKEND"), "GEOLOC_FAST_BACKEND")
+_FROM_START = _native.checked_backend(os.environ.get("GEOLOC_FAST_BACKEND"), "GEOLOC_FAST_BACKEND")
+# Of this thread or task: what one forces, another that shares the process does not see.
+_forced: ContextVar[str | None] = ContextVar("forced", default=_FROM_START)
 
 
 @contextmanager
 def force_backend(name: str | None) -> Iterator[None]:
-    """Inside the `with`, every operator runs on backend `name` or fails (None: free choice again)."""
-    global _forced
-    before, _forced = _forced, _native.checked_backend(name, "backend")
+    """Inside the `with`, in this thread, every operator runs on backend `name` or fails (None: free choice again)."""
+    token = _forced.set(_native.checked_backend(name, "backend"))
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
 
 
 @contextmanager
@@ -78,7 +80,7 @@ def ran(op: str, backend: str, plan: str = "") -> None:
 
 def cpu_is_free(tensor: Tensor) -> bool:
     """True where the CPU kernels come first for this tensor: spares small calls the collection of reasons."""
-    return _forced is None and tensor.is_cpu and _native.native_cpu is not None
+    return _forced.get() is None and tensor.is_cpu and _native.native_cpu is not None
 
 
 def can_run_cpu(tensor: Tensor) -> str:
@@ -126,11 +128,12 @@ def _triton_problem(device: torch.device) -> str:
 
 def choose_backend(op: str, device_type: str, can_run: dict[str, Callable[[], str]]) -> str:
     """`can_run[backend]()` is empty if that backend can take the call, else the reason why not."""
-    if _forced is not None:
-        reason = "" if _forced == "reference" else can_run[_forced]()
+    forced = _forced.get()
+    if forced is not None:
+        reason = "" if forced == "reference" else can_run[forced]()
         if reason:
-            raise RuntimeError(f"{op}: backend {_forced!r} is forced (GEOLOC_FAST_BACKEND) but cannot run: {reason}")
-        return _forced
+            raise RuntimeError(f"{op}: backend {forced!r} is forced (GEOLOC_FAST_BACKEND) but cannot run: {reason}")
+        return forced
     for backend in _PREFERENCE.get(device_type, ("reference",)):
         if backend == "reference":
             return backend

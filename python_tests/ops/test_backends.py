@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,10 @@ def test_source_tree_in_front_says_so(tmp_path: Path) -> None:
     done = run_python(code, GEOLOC_FAST_REQUIRE="cpu")
     assert done.returncode != 0
     assert "GEOLOC_FAST_REQUIRE asks for cpu, but _native_cpu is not in" in done.stderr
+
+
+def test_what_one_thread_forces_another_does_not_see() -> None:
+    with force_backend("reference"), observe_calls() as calls, ThreadPoolExecutor(1) as pool:
+        geoloc_fast.polar_resample(IMAGES, (4, 8))
+        pool.submit(geoloc_fast.polar_resample, IMAGES, (4, 8)).result()
+    assert [backend for _, backend, _ in calls] == ["reference", "cpu"]
