@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "build" / "gpu-site"
 SECONDS = {"test": 285.0, "bench": 285.0, "sanitize": 285.0, "all": 700.0}
 NO_DEVICE = 3  # exit code
-GROUPS = ("limits", "profile", "search", "match", "polar")  # of gpu_bench.py, which needs the package: own processes
+# Of gpu_bench.py, which needs the package and so processes of its own: what each may have of the time, in parts.
+GROUPS = {"limits": 1, "profile": 3, "search": 7, "match": 3, "polar": 2}
 
 PROOF = """
 import torch, geoloc_fast
@@ -224,18 +225,23 @@ def bench(report: Report, device: str) -> None:
     """Each group of cases in a process of its own, which prints a row of JSON after each case."""
     from gpu_report import render
 
-    for n, group in enumerate(GROUPS):
-        share = report.left() / (len(GROUPS) - n)
+    parts = sum(GROUPS.values())
+    for group, part in GROUPS.items():
+        share, parts = report.left() * part / parts, parts - part
         # The process asks for no more of its time between two entries; an entry that does not end is ended.
         command = [sys.executable, str(ROOT / "bench" / "gpu_bench.py"), group, device, str(0.9 * share)]
         begun = time.monotonic()
         printed: list[str] = []
 
         def take(line: str, group: str = group, printed: list[str] = printed) -> None:
-            if line.startswith("{"):
-                report.row(group=group, **json.loads(line))
-            else:
+            try:
+                row = json.loads(line) if line.startswith("{") else None
+            except ValueError:
+                row = None  # something else that begins like a row
+            if row is None:
                 printed.append(line)
+            else:
+                report.row(group=group, **row)
 
         code = watched(command, share, take, env=environment(device), cwd=ROOT / "bench")
         if code != 0:
