@@ -8,8 +8,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -31,6 +31,7 @@ __all__ = [
     "fan",
     "find_photos",
     "locate_folder",
+    "of_dict",
     "passed_over",
     "printable",
 ]
@@ -74,6 +75,17 @@ def as_dict(answer: Answer) -> dict[str, Any]:
 
 def _degrees(value: float | None) -> float | None:
     return None if value is None else round(value, 7)
+
+
+def of_dict(values: Mapping[str, Any]) -> Answer:
+    """The answer that `as_dict` made these values of, as far as they say."""
+    names = {field.name for field in fields(Candidate)}
+    found = tuple(
+        Candidate(**{name: value for name, value in candidate.items() if name in names})
+        for candidate in values["candidates"]
+    )
+    same = ("image", "status", "radius_m", "problem", "fov_deg", "fov_from", "exif_agrees")
+    return Answer(candidates=found, **{name: values[name] for name in same})
 
 
 def _heading(candidate: Candidate) -> float | None:

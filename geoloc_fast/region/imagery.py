@@ -28,7 +28,7 @@ from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.images.decode import decode_rgba
 from geoloc_fast.images.storage import MAX_FILE_BYTES, ImageError, Storage
 
-__all__ = ["KINDS", "Ground", "ImageryError", "RasterGround", "Square", "TileGround", "open_imagery"]
+__all__ = ["KINDS", "Ground", "ImageryError", "RasterGround", "Square", "TileGround", "open_imagery", "wanted"]
 
 DEEPEST_ZOOM = 24
 _TILE_PX = (128, 4096)
@@ -261,7 +261,7 @@ class PmTiles:
     """A PMTiles archive, version 3."""
 
     def __init__(self, path: Path) -> None:
-        self._reader = _wanted("pmtiles.reader")
+        self._reader = wanted("pmtiles.reader")
         self._path = path
         with path.open("rb") as file:
             if file.read(8) != b"PMTiles\x03":
@@ -309,10 +309,10 @@ class RasterGround:
     def __init__(self, path: Path) -> None:
         # Read once, when the first block is; else its cache takes a twentieth of the machine's memory.
         os.environ.setdefault("GDAL_CACHEMAX", str(_CACHE_MB))
-        rasterio = _wanted("rasterio")
-        self._warp = _wanted("rasterio.warp")
-        self._windows = _wanted("rasterio.windows")
-        resampling = _wanted("rasterio.enums").Resampling
+        rasterio = wanted("rasterio")
+        self._warp = wanted("rasterio.warp")
+        self._windows = wanted("rasterio.windows")
+        resampling = wanted("rasterio.enums").Resampling
         self._averaged, self._as_it_is = resampling.average, resampling.nearest
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such file")
@@ -435,7 +435,7 @@ def _lon(x: float) -> float:
     return x * 360.0 - 180.0
 
 
-def _wanted(module: str) -> Any:
+def wanted(module: str) -> Any:
     """A module of the extra that imagery needs."""
     import importlib
 

@@ -1,0 +1,107 @@
+"""Commands around the service: serve, tiles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from geoloc_fast.cli.app import app
+from geoloc_fast.cli.locate import pictures_of
+from geoloc_fast.cli.options import ModelOption, confidence_of, model_at, named
+from geoloc_fast.cli.output import progress
+
+_TOKEN = "GEOLOC_FAST_TOKEN"
+
+
+@app.command()
+def serve(
+    index: Annotated[list[Path], typer.Option(help="Folder of an index; may be repeated.")],
+    model: ModelOption = None,
+    region: Annotated[
+        list[Path] | None,
+        typer.Option(help="Manifest whose images the places of an index have, in the order of --index."),
+    ] = None,
+    tiles: Annotated[Path | None, typer.Option(help="Map tiles of the region (.pmtiles), made by `tiles`.")] = None,
+    cases: Annotated[Path | None, typer.Option(help="Folder to keep cases in; without it nothing is kept.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Host name it is reached by, beside that of --host; may be repeated.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Threads that locate; default one a core.")] = len(
+        os.sched_getaffinity(0)
+    ),
+) -> None:
+    """Serve a page and an HTTP interface where people locate photos. Beyond this machine it asks for a token, which it
+    takes from the environment variable GEOLOC_FAST_TOKEN.
+
+    Example: geoloc-fast serve --index demo/index --region demo/region --cases cases/
+    """
+    import ipaddress
+    import logging
+
+    try:
+        import uvicorn
+
+        from geoloc_fast.serve.app import Service, create_app
+    except ImportError as error:
+        raise RuntimeError(f"{error.name} is not installed; pip install 'geoloc_fast[serve]' brings it") from error
+    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.region.imagery import PmTiles
+    from geoloc_fast.serve.engine import Served
+
+    token = os.environ.get(_TOKEN)
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and not token:
+        raise typer.BadParameter(f"--host {host} is reached from other machines: set a token in {_TOKEN} first")
+    if token is not None and len(token) < 16:
+        raise typer.BadParameter(f"{_TOKEN}: expected at least 16 letters")
+    if region is not None and len(region) > len(index):
+        raise typer.BadParameter("--region: expected at most one an --index, in the same order")
+    named(tiles, "--tiles", ".pmtiles")
+    network = model_at(model)
+    confidence = confidence_of(model, network)
+    served, pictures = {}, {}
+    for n, path in enumerate(index):
+        opened = PlaceIndex.open(path)
+        opened.check_model(network.fingerprint)
+        called = path.resolve().name.removesuffix(".index")
+        if called in served:
+            raise typer.BadParameter(f"--index: two are called {called}")
+        served[called] = Served(opened, network, confidence)
+        if region is not None and n < len(region):
+            pictures[called] = pictures_of(region[n], opened)
+    names = {"127.0.0.1", "localhost", "[::1]"} if local else {host.lower()}
+    service = Service(
+        served=served, cases=cases, pictures=pictures, tiles=None if tiles is None else PmTiles(tiles),
+        hosts=frozenset(names | {each.lower() for each in name or []}), token=token, workers=workers,
+    )  # fmt: skip
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    typer.echo(f"Open http://{host}:{port}/ (ctrl-C ends it)", err=True)
+    uvicorn.run(
+        create_app(service), host=host, port=port, access_log=False, log_level="warning", server_header=False,
+        timeout_keep_alive=15, limit_concurrency=512, h11_max_incomplete_event_size=32 << 10,
+    )  # fmt: skip
+
+
+@app.command("tiles")
+def make_tiles(
+    region: Annotated[Path, typer.Argument(help="Manifest of the index's places, with satellite images.")],
+    out: Annotated[Path, typer.Argument(help="The .pmtiles file to write.")],
+) -> None:
+    """Make map tiles of a region's own satellite images, for the page: no map of anybody else is asked for anything.
+
+    Example: geoloc-fast tiles demo/region region.pmtiles
+    """
+    from geoloc_fast.region.tiles import make_tiles as run
+
+    named(out, "OUT", ".pmtiles")
+    with progress("tiles") as shown:
+        made = run(region, out, progress=shown)
+    typer.echo(f"{made} tiles written to {out}")

@@ -1,0 +1,5 @@
+"""The service and its page: `geoloc-fast serve`. Extra [serve]; nothing of it is imported elsewhere.
+
+Begin with `engine` (photos in, answers out, from any number of threads), then `guard` (who may ask, and how much at
+once), `app` (the addresses), `cases` (what a person keeps of it), `static/` (the page).
+"""

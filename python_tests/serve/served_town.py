@@ -1,0 +1,74 @@
+"""A small town to serve: the model that ships, places with random strips, photos and images of plain shapes."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from geoloc_fast.evaluation.report.pictures import Tile
+from geoloc_fast.geo.sphere import move_m
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.layers import Rows
+from geoloc_fast.locate.confidence import Confidence
+from geoloc_fast.models.contract import load_model, shipped_model
+from geoloc_fast.serve.engine import Served
+from geoloc_fast.testing import random_strips
+
+LAT, LON = 48.0, 11.0
+
+
+def make_served(path: Path, places: int) -> Served:
+    """Places 40 m apart on a square."""
+    model = load_model(shipped_model())
+    side = int(np.ceil(np.sqrt(places)))
+    number = np.arange(places)
+    lat, lon = move_m(np.full(places, LAT), np.full(places, LON), number % side * 40.0, number // side * 40.0)
+    torch.manual_seed(0)
+    layer = model.layers[0]
+    with PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers) as index:
+        rows = {layer.name: Rows(random_strips(places, *layer.strip))}
+        index.add(rows, model=model.fingerprint, lat=lat, lon=lon, key=[f"place-{n}" for n in range(places)])
+    confidence = Confidence.load(Confidence.path_for(shipped_model()), model=model.fingerprint)
+    return Served(PlaceIndex.open(path), model, confidence)
+
+
+@lru_cache(maxsize=64)
+def photo_bytes(seed: int) -> bytes:
+    """A JPEG of a street with houses, different for each seed."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((240, 320, 3), np.uint8)
+    image[:120] = (150 + seed % 50, 180, 220)
+    image[120:] = (90, 90, 95)
+    for _ in range(8):
+        left, top, wide = rng.integers(0, 280), rng.integers(30, 110), rng.integers(15, 60)
+        image[top:150, left : left + wide] = rng.integers(40, 220, 3)
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, "jpeg", quality=90)
+    return sink.getvalue()
+
+
+class FakePictures:
+    """Places 0 to 59 have a tile and a street view, of a colour of their own."""
+
+    def photo(self, n: int) -> np.ndarray | None:
+        return None
+
+    def tile(self, place: int) -> Tile | None:
+        if place >= 60:
+            return None
+        return Tile(np.full((64, 64, 3), (40 + 3 * place, 120, 60), np.uint8), 50.0)
+
+    def street(self, place: int) -> np.ndarray | None:
+        if place >= 60:
+            return None
+        image = np.full((64, 256, 3), (60, 40 + 3 * place, 160), np.uint8)
+        image[:, 120:136] = 250  # north
+        return image
+
+    def synthetic(self, place: int) -> bool:
+        return place % 2 == 1
