@@ -54,7 +54,8 @@ def test_every_command_is_there_and_shows_an_example(capsys: pytest.CaptureFixtu
         # What it shows is what there is: every option of the example is an option of the command.
         for option in re.findall(r" (--[a-z-]+)", example):
             assert option in said.replace(example, ""), f"{name}: {option}"
-        if name not in ("info", "city make", "read", "prepare", "show"):  # info is JSON; those speak to people alone
+        for_people = ("city make", "city describe", "read", "prepare", "show", "serve", "tiles")
+        if name not in ("info", *for_people):  # info is JSON always
             assert "--json" in said, name
 
 
