@@ -42,7 +42,7 @@ from geoloc_fast.index import search as searching
 from geoloc_fast.index.arguments import checked_ids, checked_layers, checked_places, checked_query, same_layers
 from geoloc_fast.index.attributes import Value, joined, values_of
 from geoloc_fast.index.commits import LAST_ID, IndexState, Kept
-from geoloc_fast.index.folder import Folder, Lock
+from geoloc_fast.index.folder import Folder, Lock, damaged
 from geoloc_fast.index.merge import Neighbours
 from geoloc_fast.index.search import Query
 from geoloc_fast.index.segment import Segment, merge_segments, write_segment
@@ -340,6 +340,9 @@ class PlaceIndex:
                 )
         for number, place in zip(wanted.tolist(), result, strict=True):
             if place is None:
+                for segment in self._snapshot.segments:
+                    if not segment.ids_ascend():  # then nothing is found in it
+                        raise damaged(segment.path, "its ids do not ascend")
                 raise KeyError(f"ids: there is no place {number}")
         return [place for place in result if place is not None]
 

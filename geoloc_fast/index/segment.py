@@ -27,6 +27,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
@@ -215,6 +216,15 @@ class Segment:
         """Ids of some places, by their rows in the table."""
         return np.add(self._table["id"][places], self.entry.first_id)
 
+    def ids_ascend(self) -> bool:
+        ids = self._table["id"]
+        return bool(np.all(np.diff(ids) > 0) and ids[0] >= 0 and ids[-1] < self.entry.span)
+
+    @property
+    def path(self) -> Path:
+        """Of its table."""
+        return self._table.file.path
+
     def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(which of these ids are here and not removed, their rows in the table)"""
         wanted = ids - self.entry.first_id
@@ -280,8 +290,7 @@ class Segment:
     def problems(self) -> list[str]:
         """What is wrong with the values, files whose checksums are right included."""
         found = []
-        ids = self._table["id"]
-        if not (np.all(np.diff(ids) > 0) and ids[0] >= 0 and ids[-1] < self.entry.span):
+        if not self.ids_ascend():
             found.append("ids are not ascending, or beyond those of the segment")
         nowhere = np.isnan(self.lat)
         on_earth = (np.abs(self.lat) <= 90) & (np.abs(self.lon) <= 180)

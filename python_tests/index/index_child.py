@@ -155,9 +155,8 @@ def gone_on_with(index: PlaceIndex, n: int) -> None:
     """The same object goes on to the end of the step."""
 
     def act(index: PlaceIndex) -> None:
-        if index.ids()[-1] == 60:
-            index.remove([60])
-        elif not is_at(index, n + 1):
+        index.remove([60])  # of the last step; where it is not there, only the last commit is looked at
+        if not is_at(index, n + 1):
             step(index, n)
 
     willing(index, act)
