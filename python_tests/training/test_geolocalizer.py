@@ -25,10 +25,9 @@ from geoloc_fast.region.prepare import Settings as PrepareSettings
 from geoloc_fast.region.prepare import prepare
 from geoloc_fast.training.recipes.geolocalizer import GeolocalizerRecipe, evaluate_model, read_settings
 from geoloc_fast.training.recipes.geolocalizer.evaluate import (
-    encode_places,
     evaluate,
     photo_batches,
-    place_batches,
+    place_bank,
 )
 from geoloc_fast.training.region import chosen
 from geoloc_fast.training.trainer import Trainer
@@ -78,7 +77,7 @@ def test_a_tiny_run_learns_about_photos_it_has_not_seen(tmp_path: Path) -> None:
     recipe.model.eval()
     data, held_out = recipe.settings.data, recipe.held_out
     assert held_out is not None and set(held_out.photos["split"].to_pylist()) == {"test"}
-    bank = encode_places(recipe.model, place_batches(held_out, recipe.model.config, data, recipe.device))
+    bank = place_bank(recipe.model, held_out)
     photos = list(photo_batches(recipe.model, held_out, data, recipe.device, known=True))
     readings = [photo.readings[0] for photo in photos]
     index = torch.cat([strip_topk(strips, bank, 200, query_width=width).index for strips, width in readings])

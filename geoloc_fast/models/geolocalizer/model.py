@@ -119,6 +119,19 @@ class GeolocalizerConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected above 0, got {getattr(self, name)}")
 
+    @property
+    def place_input(self) -> PlaceInput:
+        """What a place is shown as, in training and ever after."""
+        takes = {"both": ("satellite", "street"), "satellite": ("satellite",), "street": ("street",)}[self.sources]
+        return PlaceInput(
+            takes=takes,
+            satellite_px=self.satellite_px,
+            range_m=self.range_m,
+            border=self.border,
+            panorama_size=self.image_size,
+            column0_deg=self.column0_deg,
+        )
+
     def to_json(self) -> str:
         """Canonical JSON: equal configs give equal text."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
@@ -196,16 +209,7 @@ class Geolocalizer(nn.Module):
 
     @property
     def place_input(self) -> PlaceInput:
-        config = self.config
-        takes = {"both": ("satellite", "street"), "satellite": ("satellite",), "street": ("street",)}[config.sources]
-        return PlaceInput(
-            takes=takes,
-            satellite_px=config.satellite_px,
-            range_m=config.range_m,
-            border=config.border,
-            panorama_size=config.image_size,
-            column0_deg=config.column0_deg,
-        )
+        return self.config.place_input
 
     @property
     def query_input(self) -> QueryInput:

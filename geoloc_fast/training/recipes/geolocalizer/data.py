@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset
+from geoloc_fast.data.datasets import PairDataset, PhotoDataset
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.images.augment import Augmentation
 from geoloc_fast.models import GeolocalizerConfig
+from geoloc_fast.region.encode import place_dataset
 from geoloc_fast.training.recipes.geolocalizer.memory import PairsInMemory
 from geoloc_fast.training.recipes.geolocalizer.settings import Settings
 from geoloc_fast.training.region import prepared
@@ -24,24 +25,15 @@ def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig)
         augment = Augmentation(**data.augment)
     except TypeError as error:
         raise ValueError(f"data.augment: expected settings of Augmentation, got {error}") from error
-    shared: dict[str, Any] = {
-        "panorama_size": config.image_size,
-        "augment": None if data.in_memory else augment,
-        "seed": settings.step.seed,
-    }
-    places = PlaceDataset(
-        manifest,
-        satellite_size=config.satellite_px,
-        extent_m=None if config.range_m is None else config.range_m[1],
-        column0_deg=config.column0_deg,
-        **shared,
-    )
+    shared: dict[str, Any] = {"augment": None if data.in_memory else augment, "seed": settings.step.seed}
+    places = place_dataset(manifest, config.place_input, **shared)
     how = {"assumed": [False], "known": [True], "mixed": [False, True]}[data.field_of_view]
     if prepared(manifest):  # their field of view was decided then
         how = [True]
     readings = [
         PhotoDataset(
             manifest,
+            panorama_size=config.image_size,
             assumed_fov_deg=config.assumed_fov_deg,
             use_fov=known,
             crop_fov_deg=data.crop_fov_deg,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from geoloc_fast import StripBank
-from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset, finish, loader
+from geoloc_fast.data.datasets import PairDataset, PhotoDataset, finish, loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.evaluation.protocol import PhotoBatch, measure
-from geoloc_fast.models import Geolocalizer, GeolocalizerConfig, PhotoStrips
+from geoloc_fast.layers import QueryStrips, Rows
+from geoloc_fast.models import Geolocalizer, PhotoStrips
+from geoloc_fast.models.contract import Model, PlaceBatch, Query
 from geoloc_fast.polar import polar_resample
+from geoloc_fast.region.encode import encode_places
 from geoloc_fast.training.recipes.geolocalizer.memory import PairsInMemory
 from geoloc_fast.training.recipes.geolocalizer.settings import DataSettings, Settings
 from geoloc_fast.training.recipes.geolocalizer.street_choice import chosen_street
@@ -21,54 +25,54 @@ from geoloc_fast.training.recipes.geolocalizer.terms import fixed_window, strip_
 from geoloc_fast.training.region import own_places, prepared
 from geoloc_fast.training.sampling import most_similar
 
-__all__ = ["encode_places", "evaluate", "photo_batches", "place_batches", "similar_places"]
+__all__ = ["evaluate", "photo_batches", "place_bank", "similar_places"]
 
 ENCODE_BATCH = 64
 
 
-def place_batches(
-    manifest: Manifest, config: GeolocalizerConfig, data: DataSettings, device: torch.device
-) -> Iterator[dict[str, Any]]:
-    places = PlaceDataset(
-        manifest,
-        satellite_size=config.satellite_px,
-        panorama_size=config.image_size,
-        extent_m=None if config.range_m is None else config.range_m[1],
-        column0_deg=config.column0_deg,
-    )
-    for batch in loader(places, ENCODE_BATCH, workers=data.workers):
-        if data.street != "known":
-            batch["panorama"], batch["has_panorama"], batch["heading_known"] = chosen_street(
-                data.street,
-                batch["panorama"],
-                polar_resample(
-                    batch["satellite"], config.image_size, column0_deg=config.column0_deg, border=config.border
-                ),
-                has_panorama=batch["has_panorama"],
-                has_satellite=batch["has_satellite"],
-                heading_known=batch["heading_known"],
-                column0_deg=config.column0_deg,
-            )
-        yield finish(batch, device, border=config.border)
-
-
-@torch.inference_mode()
-def encode_places(model: Geolocalizer, batches: Iterable[dict[str, Any]], *, window: str = "best") -> StripBank:
-    strips = []
-    for batch in batches:
-        known = batch["has_panorama"] & batch["heading_known"]
-        strips.append(
-            model.encode_place(
-                batch["polar"], batch["panorama"], has_satellite=batch["has_satellite"], has_panorama=known
-            )
-        )
-    whole = torch.cat(strips)
+def place_bank(model: Geolocalizer, manifest: Manifest, *, street: str = "known", window: str = "best") -> StripBank:
+    """A strip for each place of the manifest, in its order; zeros where the model sees nothing of a place."""
+    (layer,) = model.layers
+    strips = torch.zeros(len(manifest.places), *layer.strip)
+    shown: Model = model if street == "known" else OtherStreetViews(model, street)
+    problems = 0
+    for part in encode_places(shown, manifest):
+        found = part.layers.get(layer.name)
+        if found is not None and found.place is not None:
+            strips[np.array(part.rows)[found.place]] = found.strips
+        problems += len(part.problems)
+    if problems:
+        print(f"train: {problems} of {len(strips)} places show nothing that the model looks at", file=sys.stderr)
     if window == "fixed":
         config = model.config
         columns = config.assumed_fov_deg / 360 * config.image_size[1]
-        width = strip_widths(model, torch.tensor([round(columns)]))
-        whole = fixed_window(whole, int(width))
-    return StripBank.pack(whole, column0_deg=model.config.column0_deg)
+        strips = fixed_window(strips, int(strip_widths(model, torch.tensor([round(columns)]))))
+    return StripBank.pack(strips, column0_deg=model.config.column0_deg, device=model.log_scale.device)
+
+
+class OtherStreetViews:
+    """A model that is shown street views as `data.street` says, instead of those whose heading is known."""
+
+    def __init__(self, model: Geolocalizer, street: str) -> None:
+        self._model, self._street = model, street
+        self.kind, self.name, self.fingerprint, self.trained_on = "", model.config.name, None, model.config.trained_on
+        self.layers, self.place_input, self.query_input = model.layers, model.place_input, model.query_input
+
+    def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
+        config = self._model.config
+        panorama, _, known = chosen_street(
+            self._street,
+            batch.panorama,
+            polar_resample(batch.satellite, config.image_size, column0_deg=config.column0_deg, border=config.border),
+            has_panorama=batch.panorama.amax((1, 2, 3)) > 0,  # of unknown heading too; where there is none it is black
+            has_satellite=batch.has_satellite,
+            heading_known=batch.has_panorama,
+            column0_deg=config.column0_deg,
+        )
+        return self._model.encode_places(batch._replace(panorama=panorama, has_panorama=known))
+
+    def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
+        return self._model.encode_queries(queries)
 
 
 @torch.inference_mode()
@@ -126,7 +130,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        bank = encode_places(model, place_batches(manifest, model.config, data, device), window=window)
+        bank = place_bank(model, manifest, street=data.street, window=window)
         lat, lon = (manifest.places[name].to_numpy() for name in ("lat", "lon"))
         ways: dict[str, dict[str, Any]] = {"assumed": {}, "known": {"known": True}}
         if prepared(manifest):
@@ -156,10 +160,19 @@ def similar_places(
     model.eval()
     lat, lon = (manifest.places[name].to_numpy() for name in ("lat", "lon"))
     if isinstance(pairs, PairsInMemory):
-        bank = encode_places(model, pairs.all_places(ENCODE_BATCH, device))
+        places = [
+            model.encode_place(
+                batch["polar"],
+                batch["panorama"],
+                has_satellite=batch["has_satellite"],
+                has_panorama=batch["has_panorama"] & batch["heading_known"],
+            )
+            for batch in pairs.all_places(ENCODE_BATCH, device)
+        ]
+        bank = StripBank.pack(torch.cat(places), column0_deg=model.config.column0_deg)
         photos = (model.encode_photo(b["photo"], b["photo_width"]) for b in pairs.all_photos(ENCODE_BATCH, device))
     else:
-        bank = encode_places(model, place_batches(manifest, model.config, settings.data, device))
+        bank = place_bank(model, manifest)
         known = settings.data.field_of_view == "known" or prepared(manifest)
         batches = photo_batches(model, manifest, settings.data, device, known=known)
         photos = (PhotoStrips(*batch.readings[0]) for batch in batches)
