@@ -28,8 +28,21 @@ from geoloc_fast.cli.output import bar, progress, say
 @app.command()
 def locate(
     photos: Annotated[list[Path] | None, typer.Argument(help="Photos, and folders of them.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A description of the place, instead of photos or beside them.")
+    ] = None,
+    text_file: Annotated[
+        Path | None, typer.Option(help="Descriptions, one a line of this UTF-8 file, instead of photos.")
+    ] = None,
     index: Annotated[Path, typer.Option(help="Folder of the index to search.")] = Path("index"),
     model: ModelOption = None,
+    text_index: Annotated[
+        Path | None, typer.Option(help="For photos and --text together: an index of the same places for descriptions.")
+    ] = None,
+    text_model: Annotated[Path | None, typer.Option(help="The model bundle that --text-index was made with.")] = None,
+    text_weight: Annotated[
+        float | None, typer.Option(min=0, help="What a text's score counts beside a photo's, as fit_scales gives it.")
+    ] = None,
     device: DeviceOption = "cpu",
     box: BoxOption = None,
     near: NearOption = None,
@@ -60,20 +73,33 @@ def locate(
         Path | None, typer.Option(help="Manifest of the index's places, whose images the page of --report shows.")
     ] = None,
 ) -> None:
-    """Where were these photos taken, which way did they look, and how sure is that?
+    """Where were these photos taken, which way did they look, and how sure is that? Or: which place is described?
 
     Example: geoloc-fast locate photo.jpg --index region.index --near lat=48.137,lon=11.575,metres=5000
+
+    Example: geoloc-fast locate --text "a white church on a corner, trees" --index text.index --model text.safetensors
     """
     from geoloc_fast.index import PlaceIndex
     from geoloc_fast.locate import answers
     from geoloc_fast.locate.locator import Locator
+    from geoloc_fast.models.contract import Text
 
     given = "json" if as_json else output
     if given is not None and given not in answers.FORMATS:
         raise typer.BadParameter(f"--format: expected one of {', '.join(answers.FORMATS)}, got {given}")
     output = given or "table"
-    if not photos:
-        raise typer.BadParameter("give photos, or folders of them")
+    texts = _texts_of(text, text_file)
+    together = bool(photos and texts)
+    if not photos and not texts:
+        raise typer.BadParameter("give photos, or folders of them, or --text")
+    if together and (len(texts) != 1 or text_file is not None or None in (text_index, text_model, text_weight)):
+        raise typer.BadParameter(
+            "photos and --text together: expected one --text, --text-index, --text-model, --text-weight"
+        )
+    if not together and (text_index, text_model, text_weight) != (None, None, None):
+        raise typer.BadParameter("--text-index, --text-model, --text-weight: expected with photos and --text together")
+    if not photos and (report is not None or fov_deg is not None):
+        raise typer.BadParameter("--report, --fov-deg: expected photos, got descriptions alone")
     if region is not None and report is None:
         raise typer.BadParameter("--region says what the page of --report shows; give that too")
     named(report, "--report", ".html")
@@ -86,20 +112,28 @@ def locate(
         if output != kind and output != "table":
             raise typer.BadParameter(f"--out {out} is a file of {kind}, --format says {output}; give one of them")
         output = kind
-        if table and (len(photos) != 1 or not photos[0].is_dir() or report is not None):
+        if table and (photos is None or len(photos) != 1 or not photos[0].is_dir() or together or report is not None):
             raise typer.BadParameter(f"--out {out}: expected one folder of photos, and no --report")
     area = region_of(box, near, within)
     opened, network = PlaceIndex.open(index, device=device), model_at(model, device)
     opened.check_model(network.fingerprint)
     confidence = confidence_of(model, network)
-    locator = Locator(opened, network, confidence=confidence, within=area, least_probability=least_probability)
+    beside = None
+    if together and text_index is not None and text_model is not None and text_weight is not None:
+        from geoloc_fast.locate.together import Beside
+
+        words = PlaceIndex.open(text_index, device=device)
+        beside = Beside(words, model_at(text_model, device), opened, ratio=text_weight)
+    locator = Locator(
+        opened, network, confidence=confidence, within=area, least_probability=least_probability, beside=beside
+    )
     if "synthetic" in network.trained_on:
         typer.echo(
             f"geoloc-fast locate: model {network.name} was trained on {network.trained_on} only; its answers say "
             "nothing about real places",
             err=True,
         )
-    found, left_out = _photos_of(photos, answers)
+    found, left_out = _photos_of(photos, answers) if photos else ([], [])
     if left_out:
         names = ", ".join(answers.printable(name) for name in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
         typer.echo(
@@ -108,7 +142,9 @@ def locate(
             err=True,
         )
     options: dict[str, Any] = {"fov_deg": fov_deg, "candidates": candidates}
-    if table and out is not None:
+    if together:
+        options["text"] = texts[0]
+    if table and out is not None and photos:
         with progress("photos") as shown:
             counts = answers.locate_folder(locator, photos[0], out, progress=shown, **options)
         counts["passed_over"] = len(left_out)
@@ -118,8 +154,9 @@ def locate(
     done = []
     if out is None and output == "table":
         typer.echo(answers.TABLE_HEAD)
-    with bar(len(found), "photos", disable=True if out is None else None) as shown_bar:
-        for answer in locator.locate(found, **options):
+    queries: list[Any] = found if photos else [Text(line) for line in texts]
+    with bar(len(queries), "photos" if photos else "texts", disable=True if out is None else None) as shown_bar:
+        for answer in locator.locate(queries, **options):
             done.append(answer)
             shown_bar.update(1)
             if out is not None:
@@ -151,6 +188,21 @@ def locate(
     if said:
         typer.echo(said, err=True)
     raise typer.Exit(1 if left_out or any(answer.status == "unreadable" for answer in done) else 0)
+
+
+def _texts_of(texts: list[str] | None, path: Path | None) -> list[str]:
+    """The descriptions that are given, and those of a file, one a line that is not empty."""
+    if path is None:
+        return list(texts or [])
+    if texts:
+        raise typer.BadParameter("--text and --text-file: give one of them")
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"--text-file: expected UTF-8, got {error}") from error
+    if not lines:
+        raise typer.BadParameter(f"--text-file: expected descriptions, got none in {path}")
+    return lines
 
 
 def _photos_of(given: list[Path], answers: Any) -> tuple[list[Path], list[str]]:

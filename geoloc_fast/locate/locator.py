@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from geoloc_fast._native import __version__
-from geoloc_fast.errors import ImageError, PlaceIndexError
+from geoloc_fast.errors import ImageError, PlaceIndexError, WordError
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import pixels_across
@@ -36,7 +36,9 @@ from geoloc_fast.locate.candidates import (
     with_probabilities,
 )
 from geoloc_fast.locate.confidence import Confidence
+from geoloc_fast.locate.together import DEPTH, Beside, add_up
 from geoloc_fast.models.contract import AzimuthColumns, Model, Photo, Query, Text
+from geoloc_fast.models.text.words import checked_text
 
 __all__ = ["Answer", "Given", "Locator", "Provenance", "usable_fov"]
 
@@ -120,6 +122,7 @@ class Locator:
         within: search this region only.
         least_probability: below it the answer is "unknown"; default what `confidence` says.
         neighbours: how many of the nearest places are looked up; candidates are made of the first `NEIGHBOURS`.
+        beside: an index of descriptions of the same places, for `locate(..., text=...)`.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class Locator:
         within: Region | None = None,
         least_probability: float | None = None,
         neighbours: int = NEIGHBOURS,
+        beside: Beside | None = None,
     ) -> None:
         index.check_model(model.fingerprint)
         if least_probability is not None and not 0 <= least_probability <= 1:
@@ -141,6 +145,7 @@ class Locator:
         self.within = within
         self.least_probability = least_probability
         self.neighbours = max(NEIGHBOURS, neighbours)
+        self.beside = beside
         self._places = len(index) if within is None else len(index.ids(within))
         if not self._places:
             where = "has no places" if within is None else f"has no places within {within}"
@@ -153,6 +158,7 @@ class Locator:
         fov_deg: float | Sequence[float | None] | None = None,
         candidates: int = 5,
         batch: int = 1,
+        text: str | None = None,
     ) -> Iterator[Answer]:
         """An answer for each query, in order, as they come.
 
@@ -163,7 +169,12 @@ class Locator:
                 its file, else the model's assumption. Azimuth columns have their own.
             candidates: at most this many each.
             batch: queries that are encoded and searched together: faster, but the first answer comes later.
+            text: a description of where they were taken, which counts beside each of them (`beside`). The confidence
+                of the photos' model says nothing of such an answer: it has no probability.
         """
+        if text is not None and self.beside is None:
+            raise ValueError("text: expected a locator with an index of descriptions beside it, got none")
+        said = None if text is None or self.beside is None else self.beside.search(text)
         given = [fov_deg] if fov_deg is None or isinstance(fov_deg, (int, float)) else fov_deg
         for value in given:
             if value is not None and not usable_fov(value):
@@ -172,9 +183,11 @@ class Locator:
             raise ValueError(f"candidates, batch: expected at least 1, got {candidates} and {batch}")
         numbered = enumerate(queries)
         while part := list(islice(numbered, batch)):
-            yield from self._batch(part, [given[n if len(given) > 1 else 0] for n, _ in part], candidates)
+            yield from self._batch(part, [given[n if len(given) > 1 else 0] for n, _ in part], candidates, said)
 
-    def _batch(self, queries: list[tuple[int, Given]], fov_deg: list[float | None], candidates: int) -> list[Answer]:
+    def _batch(
+        self, queries: list[tuple[int, Given]], fov_deg: list[float | None], candidates: int, said: Neighbours | None
+    ) -> list[Answer]:
         started = time.perf_counter()
         names = [_name(query, number) for number, query in queries]
         shown: dict[int, _Shown] = {}
@@ -184,15 +197,21 @@ class Locator:
                 shown[n] = self._show(query, name, fov_deg[n])
             except ImageError as error:
                 answers[n] = Answer(name, "unreadable", problem=error.reason, provenance=self._provenance())
+            except WordError as error:
+                answers[n] = Answer(name, "unreadable", problem=str(error), provenance=self._provenance())
         decoded = encoded = searched = time.perf_counter()
         if shown:
             strips = self.model.encode_queries([one.query for one in shown.values()])
             encoded = time.perf_counter()
-            found = self.index.search(strips, self.neighbours, layers=self.model.layers, within=self.within)
+            depth = self.neighbours if said is None else max(self.neighbours, min(DEPTH, self._places))
+            found = self.index.search(strips, depth, layers=self.model.layers, within=self.within)
             searched = time.perf_counter()
             share = _share_of_turn(self.model.layers, strips, len(shown))
             for row, (n, one) in enumerate(shown.items()):
-                answers[n] = self._answer(names[n], one, found.photo(row), float(share[row]), candidates)
+                nearest = found.photo(row)
+                if said is not None and self.beside is not None:
+                    nearest = add_up(nearest, said, self.beside.ratio, self.neighbours)
+                answers[n] = self._answer(names[n], one, nearest, float(share[row]), candidates, sure=said is None)
         ends = (started, decoded, encoded, searched, time.perf_counter())
         stages = ("decode", "encode", "search", "answer")
         seconds = {stage: (ends[i + 1] - ends[i]) / len(queries) for i, stage in enumerate(stages)}
@@ -205,7 +224,7 @@ class Locator:
         if kind not in takes.takes:
             raise ValueError(f"queries: model {self.model.name} takes {' and '.join(takes.takes)}, got {kind}")
         if isinstance(query, Text):
-            return _Shown(query)
+            return _Shown(Text(checked_text(query.text)))
         if isinstance(query, AzimuthColumns):
             columns, (rows, turn) = query.columns, takes.size
             shape = list(columns.shape)
@@ -239,12 +258,14 @@ class Locator:
             image = decode_image(content, name, at_least=(1, pixels_across(fov, takes.size[1])))
         return _Shown(Photo(image, fov), fov, source, exif)
 
-    def _answer(self, name: str, shown: _Shown, neighbours: Neighbours, share: float, limit: int) -> Answer:
+    def _answer(
+        self, name: str, shown: _Shown, neighbours: Neighbours, share: float, limit: int, *, sure: bool
+    ) -> Answer:
         nearest = neighbours.first(NEIGHBOURS)
         found = candidates_of(nearest)
         features = features_of(found, nearest, share, self._places)
         status, radius = "located", None
-        if self.confidence is not None:
+        if self.confidence is not None and sure:
             first = float(self.confidence.probability(features[None])[0])
             found = with_probabilities(found, first, self.confidence.further_down)
             least = self.confidence.threshold if self.least_probability is None else self.least_probability
