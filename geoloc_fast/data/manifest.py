@@ -34,6 +34,7 @@ __all__ = ["CALIBRATION_STATUS", "SPLITS", "Manifest", "Problem"]
 CALIBRATION_STATUS = ("known", "measured", "low quality", "none")
 SPLITS = ("train", "val", "test")
 MAX_ROWS = 100_000_000
+MAX_TEXT_BYTES = 1 << 16  # of a cell
 _LIST_SEPARATOR = ";"  # of street_views in a CSV cell
 
 TEXT, NUMBER, DATE, TEXTS = pa.string(), pa.float64(), pa.date32(), pa.list_(pa.string())
@@ -305,11 +306,38 @@ def _read_parquet(path: Path, problems: list[Problem]) -> pa.Table:
                 Problem(path.name, None, None, f"{file.metadata.num_rows} rows; at most {MAX_ROWS} are read")
             )
             return pa.table({})
-        table = file.read()
+        # A text that is stored once can stand in every row: it is measured before it is written out.
+        paths = [column.path for column in map(file.schema.column, range(len(file.schema.names)))
+                 if column.physical_type == "BYTE_ARRAY"]  # fmt: skip
+        table = pq.ParquetFile(path, read_dictionary=paths).read()
+        for name in dict.fromkeys(path.split(".")[0] for path in paths):
+            at = table.column_names.index(name)
+            longest = max((_longest_text(chunk) for chunk in table[name].chunks), default=0)
+            if longest > MAX_TEXT_BYTES:
+                found = f"a text of {longest} bytes; at most {MAX_TEXT_BYTES} are read"
+                problems.append(Problem(path.name, None, name, found))
+                return pa.table({})
+            table = table.set_column(at, name, table[name].cast(_plain(table[name].type)))
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         problems.append(Problem(path.name, None, None, f"is not a readable Parquet file: {error}"))
         return pa.table({})
     return _positions_from_geometry(path.name, table, problems)
+
+
+def _longest_text(values: pa.Array) -> int:
+    """Bytes of the longest text in an array of texts, or of lists of them, each different one looked at once."""
+    if pa.types.is_list(values.type):
+        return _longest_text(values.flatten())
+    if pa.types.is_dictionary(values.type):
+        return _longest_text(values.dictionary)
+    return int(pc.max(pc.binary_length(values)).as_py() or 0)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without dictionaries."""
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _positions_from_geometry(name: str, table: pa.Table, problems: list[Problem]) -> pa.Table:

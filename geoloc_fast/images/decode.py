@@ -1,7 +1,9 @@
 """Images from files that nobody vouches for, to uint8 RGB arrays.
 
 JPEG, PNG, WebP and TIFF, nothing else. The size a header claims is checked before any pixel is decoded. A file
-that is truncated, or is not what it says, is an ImageError with the file's name in it, never half an image.
+that is truncated, or is not what it says, is an ImageError with the file's name in it, never half an image. What
+decoding can cost is bounded before it begins: `MAX_PIXELS`, `MAX_DECODED_BYTES` (16-bit colours count twice),
+`MAX_SCANS` of a progressive JPEG, each of which goes over all of it; what follows the end of a JPEG is not read.
 
 - EXIF orientation is applied: arrays are upright.
 - Grey becomes RGB; 16-bit grey is scaled to 8 bits; CMYK, YCbCr and palettes are converted. Colour profiles are not
@@ -25,7 +27,9 @@ from geoloc_fast.images.exif import orientation_of
 
 __all__ = [
     "FORMATS",
+    "MAX_DECODED_BYTES",
     "MAX_PIXELS",
+    "MAX_SCANS",
     "ImageHeader",
     "decode_image",
     "decode_rgba",
@@ -37,6 +41,9 @@ __all__ = [
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow warns beyond this; here it is an error
+MAX_DECODED_BYTES = 3 * MAX_PIXELS
+MAX_SCANS = 64  # cameras and libraries write 1 to 12
+_BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "La": 4, "RGB": 3, "YCbCr": 3, "LAB": 3, "HSV": 3}
 _POLE_TO_POLE_DEG = 187.2  # 180, and what rounding to pixels and stitching add
 _GEO_KEYS = 34735  # tag of a GeoTIFF: its georeference would be lost here without a word
 _UPRIGHT = {
@@ -117,6 +124,12 @@ def decode_rgba(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.n
 def _open(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, ImageHeader]:
     if not data:
         raise ImageError(name, "is empty")
+    if data[:3] == b"\xff\xd8\xff":
+        end = data.rfind(b"\xff\xd9")
+        data = data[: end + 2] if end > 0 else data  # without what follows the last end of image
+        # In coded data a marker's first byte is followed by 0: these are scans, or those of a preview.
+        if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+            raise ImageError(name, f"has {scans} scans; at most {MAX_SCANS} of a JPEG are decoded")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -130,6 +143,10 @@ def _open(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, ImageHe
         raise ImageError(name, f"claims a size of {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError(name, f"claims {width} x {height} pixels; at most {max_pixels} are decoded")
+    wide = 2 if image.format == "PNG" and data[24:25] == b"\x10" else 1  # bits a colour, in the header of every PNG
+    if (needed := width * height * wide * _BYTES_A_PIXEL.get(image.mode, 4)) > MAX_DECODED_BYTES:
+        image.close()
+        raise ImageError(name, f"needs {needed} bytes when it is decoded; at most {MAX_DECODED_BYTES} are given")
     if image.format == "TIFF" and _GEO_KEYS in image.tag_v2:  # type: ignore[attr-defined]
         image.close()
         raise ImageError(name, "is a map (GeoTIFF); cut places out of it with `geoloc-fast read raster`")

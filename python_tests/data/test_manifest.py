@@ -402,3 +402,13 @@ def test_validate_images_knows_panoramas(tmp_path: Path) -> None:
         "photos.parquet, row 2, column image: photo.png: 64 x 48 pixels are no panorama of the whole circle",
         "photos.parquet, row 4, column image: square.png: 128 x 128 pixels are no panorama of 200 degrees",
     ]
+
+
+def test_a_text_that_stands_in_every_row_is_refused_before_it_is_written_out(tmp_path: Path) -> None:
+    rows = 40
+    huge = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["x" * 1_000_000]))
+    number = pa.array(np.zeros(rows))
+    table = pa.table({"id": huge, "lat": number, "lon": number})
+    pq.write_table(table, tmp_path / "places.parquet", use_dictionary=["id"])
+    with pytest.raises(ManifestError, match="column id: a text of 1000000 bytes; at most 65536 are read"):
+        Manifest.load(tmp_path)

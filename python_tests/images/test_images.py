@@ -55,6 +55,29 @@ def webp_claiming(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
 
 
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    data = encode(Image.fromarray(PICTURE), "JPEG", progressive=True)
+    assert decode_image(data, "a").shape == (20, 30, 3)
+    first = data.index(b"\xff\xda")
+    scan = data[first : data.index(b"\xff\xda", first + 2)]
+    with pytest.raises(ImageError, match=r"a: has [0-9]+ scans; at most 64"):
+        read_header(data[:first] + 70 * scan + data[first:], "a")
+
+
+def test_what_follows_a_jpeg_is_not_decoded() -> None:
+    data = encode(Image.fromarray(PICTURE), "JPEG")
+    assert (decode_image(data + bytes(1 << 20), "a") == decode_image(data, "a")).all()
+    with pytest.raises(ImageError, match=r"cannot be decoded|truncated"):
+        decode_image(data[:300] + bytes(1 << 20), "a")
+
+
+def test_colours_of_16_bits_count_twice() -> None:
+    header = struct.pack(">IIBBBBB", 7000, 7000, 16, 6, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match="a: needs 392000000 bytes when it is decoded"):
+        read_header(data, "a")
+
+
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
 def test_lossless_formats(format: str) -> None:
     options = {"lossless": True} if format == "WEBP" else {}
