@@ -26,7 +26,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geoloc_fast import StripBank, strip_topk
+from geoloc_fast import StripBank, strip_curve, strip_topk
 from geoloc_fast.reference.strip_bank import HEADER_BYTES, BankLayout
 from geoloc_fast.testing import force_backend, observe_calls, random_strips
 
@@ -92,21 +92,28 @@ def best_shift(correlation: Tensor, inverse_norm: Tensor, same: bool) -> Tensor:
     return value * inverse_norm.expand_as(correlation).gather(1, shift[:, None])[:, 0]
 
 
-def gemm(strips: Tensor, query: Tensor, dtype: torch.dtype, at_once: int = 16384) -> Search:
+def gemm_scores(
+    strips: Tensor, query: Tensor, dtype: torch.dtype, at_once: int = 16384
+) -> Callable[[], Tensor]:  # [B, N]
     columns = strips.shape[3]
     flat = strips.flatten(1).to(dtype)
     many = rolled(query, columns).to(dtype)
     inverse_norm = inverse_window_norm(strips, query.shape[3])
 
-    def search() -> tuple[Tensor, Tensor]:
+    def search() -> Tensor:
         scores = []
         for begin in range(0, flat.shape[0], at_once):
             product = (many @ flat[begin : begin + at_once].T).view(query.shape[0], columns, -1)
             norms = inverse_norm[:, begin : begin + at_once]
             scores.append(best_shift(product, norms, query.shape[3] == columns).float())
-        return tuple(torch.cat(scores, 1).topk(K))  # type: ignore[return-value]
+        return torch.cat(scores, 1)
 
     return search
+
+
+def gemm(strips: Tensor, query: Tensor, dtype: torch.dtype) -> Search:
+    scores = gemm_scores(strips, query, dtype)
+    return lambda: tuple(scores().topk(K))  # type: ignore[return-value]
 
 
 def fft(strips: Tensor, query: Tensor, at_once: int = 4096) -> Search:
@@ -289,3 +296,95 @@ def test_gallery(benchmark: Any, count: int, batch: int, contestant: str) -> Non
     )
     seconds = timeit.timeit(search, number=1)
     benchmark.pedantic(search, rounds=max(3, min(30, int(1 / seconds))), warmup_rounds=1)
+
+
+# --- places of several rows, scores by dot, curves -------------------------------------------------------------------
+
+ROWS_A_PLACE = 19  # standpoints
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("contestant", ["geoloc_fast, group=", "geoloc_fast, no places", "torch GEMM, bf16"])
+def test_search_by_place(benchmark: Any, batch: int, contestant: str) -> None:
+    """The best row of each place; beside it the same bank with every row for itself, which is less to find out."""
+    strips, query = inputs(Case((16, 4), 16, 5, batch, 100_000))
+    group = torch.arange(len(strips)) // ROWS_A_PLACE
+    bank = StripBank.pack(strips)
+    scores = gemm_scores(strips, query, torch.bfloat16) if contestant.startswith("torch") else None
+
+    def by_gemm() -> tuple[Tensor, Tensor]:
+        assert scores is not None
+        best = torch.full((batch, int(group[-1]) + 1), -math.inf)
+        best.scatter_reduce_(1, group.expand(batch, -1), scores(), "amax")
+        return tuple(best.topk(K))  # type: ignore[return-value]
+
+    search: Search = {
+        "geoloc_fast, group=": lambda: strip_topk(query, bank, K, group=group)[:2],
+        "geoloc_fast, no places": lambda: strip_topk(query, bank, K)[:2],
+        "torch GEMM, bf16": by_gemm,
+    }[contestant]
+    score, index = search()
+    if contestant == "geoloc_fast, group=":
+        exact = exact_scores(query[:2], bank.unpack(index[:2].reshape(-1)), torch.arange(2 * K).view(2, K)[:batch])
+        assert float((score[:2].double() - exact).abs().max()) < 1e-6
+        assert all(len(set(group[rows].tolist())) == K for rows in index)
+    photos = "one query" if batch == 1 else f"{batch} queries"
+    benchmark.group = f"strip_topk, places of {ROWS_A_PLACE} rows, {photos}, Wq=5, 100k strips 16x4x16 bf16"
+    benchmark.extra_info.update(entry=contestant, queries=batch)
+    benchmark.pedantic(search, rounds=15 if contestant != "torch GEMM, bf16" or batch == 1 else 3)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("contestant", [*OURS, "FAISS flat", "torch GEMM, fp32"])
+def test_search_by_dot(benchmark: Any, batch: int, contestant: str) -> None:
+    """Codes that are not of unit length, such as those of cells."""
+    generator = torch.Generator().manual_seed(3)
+    codes = random_strips(100_000, 256, 2, 1, seed=1) * (0.5 + torch.rand(100_000, 1, 1, 1, generator=generator))
+    query = random_strips(batch, 256, 2, 1, seed=2)
+    flat, one = codes.flatten(1), query.flatten(1)
+    if contestant in OURS:
+        bank = StripBank.pack(codes, dtype=OURS[contestant])
+        search: Search = lambda: strip_topk(query, bank, K, score="dot")[:2]  # noqa: E731
+        flat = bank.unpack().flatten(1)
+    elif contestant == "FAISS flat":
+        if faiss is None:
+            pytest.skip("faiss is not installed")
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        index = faiss.IndexFlatIP(flat.shape[1])
+        index.add(flat.numpy())
+        search = lambda: tuple(map(torch.from_numpy, index.search(one.numpy(), K)))  # type: ignore[assignment] # noqa: E731
+    else:
+        search = lambda: tuple((one @ flat.T).topk(K))  # type: ignore[assignment,return-value] # noqa: E731
+    score, rows = search()
+    error = float((score.double() - (flat[rows].double() * one[:, None].double()).sum(2)).abs().max())
+    assert error < 1e-5
+    benchmark.group = f'strip_topk, score="dot", {batch} quer{"y" if batch == 1 else "ies"}, 100k codes of 512'
+    benchmark.extra_info.update(entry=contestant, max_error=error, queries=batch)
+    benchmark.pedantic(search, rounds=15, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("contestant", ["geoloc_fast, bf16 bank", "reference", "torch GEMM, fp32"])
+def test_curves(benchmark: Any, batch: int, contestant: str) -> None:
+    """The cosine at every shift of 100 rows a query, as a search over several layers asks for the best places."""
+    rows, case = 100, Case((16, 4), 16, 5, batch, 20_000)
+    strips, query = inputs(case)
+    bank = StripBank.pack(strips)
+    index = torch.randint(case.strips, (batch, rows), generator=torch.Generator().manual_seed(4))
+
+    def by_gemm() -> Tensor:  # unpacked rows, every query at every shift
+        some = bank.unpack(index.view(-1))
+        many = rolled(query, case.columns).view(batch, case.columns, -1)
+        product = many @ some.flatten(1).view(batch, rows, -1).mT
+        return product.mT * inverse_window_norm(some, case.width).T.reshape(batch, rows, -1)
+
+    def ours() -> Tensor:
+        with force_backend("reference" if contestant == "reference" else "cpu"):
+            return strip_curve(query, bank, index)
+
+    run = by_gemm if contestant.startswith("torch") else ours
+    error = float((run() - strip_curve(query, bank, index)).abs().max())
+    assert error < 1e-5
+    benchmark.group = f"strip_curve, {batch} quer{'y' if batch == 1 else 'ies'}, 100 rows each, Wq=5, 16x4x16 bf16"
+    benchmark.extra_info.update(entry=contestant, max_error=error, queries=batch)
+    benchmark.pedantic(run, rounds=15, warmup_rounds=1)
