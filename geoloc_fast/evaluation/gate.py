@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoloc_fast.data.datasets import PlaceDataset
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import GeolocError, ManifestError, WeightsError
 from geoloc_fast.evaluation.floor import ground_strip
@@ -35,6 +34,7 @@ from geoloc_fast.models import load_model
 from geoloc_fast.models.backbones import Backbone
 from geoloc_fast.models.contract import AzimuthColumns, Model, PlaceBatch, PlaceInput
 from geoloc_fast.polar import polar_resample
+from geoloc_fast.region.encode import place_dataset
 from geoloc_fast.retrieval import StripBank, strip_curve
 
 __all__ = ["FIELDS_DEG", "Comparison", "Curves", "Pairs", "compare", "curves_of", "frozen", "hand_made", "ranks"]
@@ -89,12 +89,7 @@ class Pairs:
         return [np.roll(image, -start, axis=1)[:, :width] for image in self.panoramas(size) for start in starts]
 
     def places(self, wanted: PlaceInput) -> PlaceBatch:
-        dataset = PlaceDataset(
-            self.manifest,
-            satellite_size=wanted.satellite_px,
-            panorama_size=wanted.panorama_size,
-            extent_m=None if wanted.range_m is None else wanted.range_m[1],
-        )
+        dataset = place_dataset(self.manifest, wanted)
         samples = [dataset[row] for row in self.rows]
         count = len(samples)
         return PlaceBatch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors.torch
@@ -17,8 +18,12 @@ from geoloc_fast.city.write import write_city
 from geoloc_fast.data.datasets import PairDataset, PhotoDataset, PlaceDataset
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import TrainingStopped
+from geoloc_fast.geo.sphere import great_circle_m
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.models import load_model
 from geoloc_fast.models.contract import AzimuthColumns, PlaceBatch
 from geoloc_fast.models.layered import Layered, LayeredConfig
+from geoloc_fast.region.encode import build_index
 from geoloc_fast.training.feature_cache import FeatureCache, content_key
 from geoloc_fast.training.fit import FitReport, fit_region
 
@@ -87,6 +92,32 @@ def test_photos_find_the_places_they_were_fitted_on(region: Manifest, fitted: Fi
         assert right.float().mean() > (0.8 if layer == "street" else 0.4), layer
         assert away[right].abs().median() < 12, layer
         assert away[right].mean().abs() < 6, layer
+
+
+def test_files_to_index_to_answer(region: Manifest, fitted: Fitted, tmp_path: Path) -> None:
+    """Both layers and their standpoints through an index: one heading, one place."""
+    fitted[0].save(tmp_path / "m.safetensors", dtype=torch.float32)
+    model = load_model(tmp_path / "m.safetensors")
+    added = build_index(tmp_path / "index", model, region)
+    assert (added.added, added.problems) == (24, [])
+    photos = PhotoDataset(region, panorama_size=CONFIG.level_size)
+    samples = [photos[n] for n in range(24)]
+    query = model.encode_queries([AzimuthColumns(s["photo"].permute(1, 2, 0).contiguous().numpy()) for s in samples])
+    with PlaceIndex.open(tmp_path / "index", model=model.fingerprint) as index:
+        assert {name: part["rows"] for name, part in index.info()["layers"].items()} == {"street": 24, "satellite": 456}
+        found = index.search(query, 1, layers=model.layers)
+        above = index.search({"satellite": query["satellite"]}, 1, layers=model.layers)
+    lat, lon = (region.places[name].to_numpy() for name in ("lat", "lon"))
+    right = great_circle_m(found.lat[:, 0], found.lon[:, 0], lat, lon) < 1
+    assert right.mean() > 0.8
+    truth = np.array([sample["heading_deg"] for sample in samples])
+    away = (found.heading_deg[:, 0] - truth + 180) % 360 - 180
+    assert np.median(np.abs(away[right])) < 12
+    right = great_circle_m(above.lat[:, 0], above.lon[:, 0], lat, lon) < 1
+    taken = [np.array([sample[name] for sample in samples])[right] for name in ("photo_lat", "photo_lon")]
+    off = great_circle_m(above.standpoint_lat[right, 0], above.standpoint_lon[right, 0], *taken)
+    centre = great_circle_m(lat[right], lon[right], *taken)
+    assert np.median(off) < np.median(centre)  # an answer stands where the photographer stood, not in the middle
 
 
 def test_the_cache_gives_the_same_model_and_computes_nothing_twice(
