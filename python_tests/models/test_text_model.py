@@ -18,7 +18,7 @@ from geoloc_fast.training.losses import info_nce
 
 pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")
 
-SIZES = {"channels": 12, "squeezed": 4, "heads": 2, "learned_layers": 1}
+SIZES = {"channels": 12, "heads": 2, "learned_layers": 1}
 TEXTS = ("red roofs on the left", "a white church on the corner of the park, trees")
 
 

@@ -16,12 +16,13 @@ from geoloc_fast.data.shards import Pair, write_shards
 from geoloc_fast.errors import ManifestError
 from geoloc_fast.evaluation.described import PRIOR, found, paired_interval, recall
 from geoloc_fast.testing.text_encoder import write_text_encoder
+from geoloc_fast.training.canonical import closed_form
 from geoloc_fast.training.recipes.text import evaluate_model, make_recipe, read_settings
 from geoloc_fast.training.trainer import Trainer
 
 pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")
 
-MODEL = {"channels": 16, "squeezed": 4, "heads": 2, "learned_layers": 1, "satellite_px": 224}
+MODEL = {"channels": 16, "heads": 2, "learned_layers": 1, "satellite_px": 224}
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +161,24 @@ def test_an_interval_over_the_same_queries() -> None:
     assert low < 0 < high
     with pytest.raises(ValueError, match="same queries"):
         paired_interval(base, base[:3])
+
+
+def test_the_closed_form_finds_what_words_and_images_share() -> None:
+    """Images that show two hidden traits, texts of two words for each: other words and other directions are noise."""
+    draw = torch.Generator().manual_seed(0)
+    trait = torch.randint(2, (300, 2), generator=draw)
+    features = torch.randn(300, 40, generator=draw)
+    features[:, :2] += 4.0 * trait
+    noise = torch.randint(8, 14, (300, 5), generator=draw)
+    numbers = [torch.cat([2 + 2 * torch.arange(2) + one, other]) for one, other in zip(trait, noise, strict=True)]
+    form = closed_form(features, range(300), numbers, 16, 20)
+    assert form.column[:2].tolist() == [-1, -1] and (form.column[2:6] >= 0).all()
+    image = torch.nn.functional.normalize(features @ form.image.weight + form.image.bias, dim=1)
+    score = form.text_codes(numbers) @ image.T
+    same = (trait[:, None] == trait[None]).all(2)
+    assert score[same].mean() > 0.5 > -0.1 > score[~same].mean()
+    assert form.image.weight.shape == (40, 16) and bool(form.image.weight.isfinite().all())
+    with pytest.raises(ValueError, match="words that some descriptions have"):
+        closed_form(features, range(300), [torch.tensor([3, 4])] * 300, 4, 20)
+    with pytest.raises(ValueError, match="one of each"):
+        closed_form(features, range(3), numbers, 4, 20)

