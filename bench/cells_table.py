@@ -79,6 +79,9 @@ def measured(made: CellsRecipe, loss: str) -> dict[str, Any]:
         codes["aerial"] = database.aerial
         codes["kappa 1"] = database.codes(1.0)
         codes["cosine of the sum"] = unit(hybrid)
+        zeros = made.database(zeros=True)
+        own = fitted(zeros, ground[torch.from_numpy(val)], data.lat[val], data.lon[val])
+        codes["hybrid, zeros for what is missing"] = zeros.codes(own.kappa)
     centres = (database.lat, database.lon)
     train = np.flatnonzero(data.split == "train")
     city = city_of(made, database)
@@ -171,7 +174,12 @@ def run(chosen: argparse.Namespace) -> None:
         with out.open("a") as file:
             file.write(json.dumps(line) + "\n")
         same = line["slices"]["same area"]
-        print(loss, seed, line["seconds"], {row: value[0][2] for row, value in same.items() if row != "photos"})
+        print(
+            loss,
+            seed,
+            line["seconds"],
+            {row: same[row][0][2] for row in ("prototypes", "aerial", "hybrid") if row in same},
+        )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

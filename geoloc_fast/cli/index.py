@@ -41,6 +41,12 @@ def index_build(
 
     places, network = Manifest.load(manifest), model_at(model, device)
     with progress("places") as shown:
+        if network.kind == "cells":
+            from geoloc_fast.region.cells import build_cell_index
+
+            count = build_cell_index(index, network, places, dtype=dtype, progress=shown)
+            say({"places": count}, f"{index} holds {count} cells", as_json)
+            return
         done = build_index(index, network, places, dtype=dtype, progress=shown)
     _say_added(done, index, as_json)
 

@@ -34,7 +34,12 @@ def locate(
     text_file: Annotated[
         Path | None, typer.Option(help="Descriptions, one a line of this UTF-8 file, instead of photos.")
     ] = None,
-    index: Annotated[Path, typer.Option(help="Folder of the index to search.")] = Path("index"),
+    indexes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--index", help='Folder of the index to search, default "index". With --cells any number of them.'
+        ),
+    ] = None,
     model: ModelOption = None,
     text_index: Annotated[
         Path | None, typer.Option(help="For photos and --text together: an index of the same places for descriptions.")
@@ -72,6 +77,11 @@ def locate(
     region: Annotated[
         Path | None, typer.Option(help="Manifest of the index's places, whose images the page of --report shows.")
     ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an index of cells: those first, then the places of --index within the best."),
+    ] = None,
+    cells_model: Annotated[Path | None, typer.Option(help="The model bundle of --cells.")] = None,
 ) -> None:
     """Where were these photos taken, which way did they look, and how sure is that? Or: which place is described?
 
@@ -115,6 +125,20 @@ def locate(
         if table and (photos is None or len(photos) != 1 or not photos[0].is_dir() or together or report is not None):
             raise typer.BadParameter(f"--out {out}: expected one folder of photos, and no --report")
     area = region_of(box, near, within)
+    if (cells is None) != (cells_model is None):
+        raise typer.BadParameter("--cells and --cells-model: give both, or neither")
+    if cells is not None and cells_model is not None:
+        if not photos or area is not None or report is not None or output not in ("table", "json", "jsonl"):
+            raise typer.BadParameter(
+                "--cells: expected photos, --format table, json or jsonl, no --report and no region"
+            )
+        found, left_out = _photos_of(photos, answers)
+        lines = _coarse_to_fine(found, (cells, cells_model), (indexes or [], model), device, candidates, output)
+        _write(lines, out)
+        raise typer.Exit(1 if left_out else 0)
+    if indexes is not None and len(indexes) != 1:
+        raise typer.BadParameter(f"--index: expected one without --cells, got {len(indexes)}")
+    index = indexes[0] if indexes else Path("index")
     opened, network = PlaceIndex.open(index, device=device), model_at(model, device)
     opened.check_model(network.fingerprint)
     confidence = confidence_of(model, network)
@@ -203,6 +227,42 @@ def _texts_of(texts: list[str] | None, path: Path | None) -> list[str]:
     if not lines:
         raise typer.BadParameter(f"--text-file: expected descriptions, got none in {path}")
     return lines
+
+
+def _coarse_to_fine(
+    photos: list[Path],
+    cells: tuple[Path, Path],
+    fine: tuple[list[Path], Path | None],
+    device: str,
+    candidates: int,
+    output: str,
+) -> list[str]:
+    """Lines of the answers; what each index covers of the best cells is among them."""
+    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.locate.coarse_to_fine import CoarseToFine
+    from geoloc_fast.locate.locator import Locator
+
+    coarse = Locator(PlaceIndex.open(cells[0], device=device), model_at(cells[1], device))
+    locators = []
+    if fine[0]:
+        network = model_at(fine[1], device)
+        locators = [Locator(PlaceIndex.open(path, device=device), network) for path in fine[0]]
+    found = list(CoarseToFine(coarse, locators).locate(photos, candidates=candidates))
+    if output == "json":
+        return [json.dumps([answer.as_dict() for answer in found], indent=1)]
+    if output == "jsonl":
+        return [json.dumps(answer.as_dict()) for answer in found]
+    return [line for answer in found for line in answer.as_lines()]
+
+
+def _write(lines: list[str], out: Path | None) -> None:
+    if out is None:
+        typer.echo("\n".join(lines))
+        return
+    from geoloc_fast.files import write_atomically
+
+    write_atomically(out, "\n".join(lines) + "\n")
+    typer.echo(f"Written to {out}", err=True)
 
 
 def _photos_of(given: list[Path], answers: Any) -> tuple[list[Path], list[str]]:

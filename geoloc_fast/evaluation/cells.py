@@ -26,25 +26,30 @@ _AT_ONCE = 256  # photos
 
 @dataclass(frozen=True)
 class CellDatabase:
-    """All cells of which a model knows something, and both of their codes; zero where one is missing."""
+    """All cells of which a model knows something, and both of their codes."""
 
     ids: np.ndarray  # uint64 [C], ascending
     lat: np.ndarray  # float64 [C], of the centres
     lon: np.ndarray
     aerial: Tensor  # [C, D]
     prototype: Tensor  # [C, D]
+    stand_in: Tensor  # [2, D], what both are where they are missing
 
     @classmethod
-    def of(cls, model: CellGeolocalizer, tiles: np.ndarray, codes: Tensor) -> CellDatabase:
-        """Cells with a tile (ids and their z_A) and those below a prototype."""
+    def of(cls, model: CellGeolocalizer, tiles: np.ndarray, codes: Tensor, *, zeros: bool = False) -> CellDatabase:
+        """Cells with a tile (ids and their z_A) and those below a prototype. Means stand in for what is missing, or
+        zeros."""
         below = model.prototypes.ids
         for _ in range(model.config.prototype_level, model.config.cell_level):
             below = s2.children(below).reshape(-1)
         ids = np.union1d(tiles, below)
-        aerial = torch.zeros(len(ids), model.config.dim)
-        aerial[torch.from_numpy(np.searchsorted(ids, tiles))] = codes.detach().float().cpu()
-        prototype = model.prototypes.of(ids).detach().cpu()
-        return cls(ids, *s2.center(ids), aerial, prototype)
+        found, every = codes.detach().float().cpu(), model.prototypes.of(model.prototypes.ids).detach().cpu()
+        stand_in = torch.stack([found.mean(0), every.mean(0)]) * (0.0 if zeros else 1.0)
+        aerial = stand_in[0].repeat(len(ids), 1)
+        aerial[torch.from_numpy(np.searchsorted(ids, tiles))] = found
+        known = torch.from_numpy(np.isin(ids, below))
+        prototype = torch.where(known[:, None], model.prototypes.of(ids).detach().cpu(), stand_in[1])
+        return cls(ids, *s2.center(ids), aerial, prototype, stand_in)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -94,6 +94,26 @@ class CoarseAnswer:
             ],
         }
 
+    def as_lines(self) -> list[str]:
+        """For a terminal: spots, then places within them, then what is left."""
+        if self.problem is not None:
+            return [f"{self.image}: {self.problem}"]
+        lines = [self.image]
+        for number, spot in enumerate(self.spots):
+            lines.append(
+                f"  spot {number}  {spot.lat:.5f} {spot.lon:.5f}  {100 * spot.probability:5.1f} %  cell {spot.key}, "
+                f"{100 * spot.covered:.0f} % of it indexed"
+            )
+        for found in self.candidates:
+            one = found.candidate
+            where = "no position" if one.lat is None or one.lon is None else f"{one.lat:.5f} {one.lon:.5f}"
+            turn = "" if one.heading_deg is None else f"  heading {one.heading_deg:.0f}"
+            lines.append(
+                f"  place   {where}  {100 * found.probability:5.1f} %  {found.found_in}, spot {found.spot}{turn}"
+            )
+        left = f"  not covered {100 * self.not_covered:.1f} %, elsewhere {100 * self.elsewhere:.1f} %"
+        return [*lines, left]
+
 
 class CoarseToFine:
     """Cells first, then places within the best of them.

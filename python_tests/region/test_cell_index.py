@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from geoloc_fast.city.continent import write_continent
+from geoloc_fast.cli.run import app
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.regions import Circle
@@ -213,6 +216,37 @@ def test_from_a_photo_to_a_place_and_what_is_left(
         assert answer.as_dict()["candidates"][0]["index"] == "city-a.index"
         with pytest.raises(ValueError, match="spots, spacing_m, sharpness: expected above 0"):
             CoarseToFine(Locator(cells, model), [], spots=0)
+
+
+def test_one_command_goes_from_cells_to_places(continent: Manifest, model: CellGeolocalizer, tmp_path: Path) -> None:
+    run, bundle, built = CliRunner(), tmp_path / "cells.safetensors", tmp_path / "europe.index"
+    model.save(bundle)
+    done = run.invoke(app, ["index", "build", str(continent.root), str(built), "--model", str(bundle), "--json"])
+    assert done.exit_code == 0, done.output
+    photo = str(continent.root / continent.photos["image"][0].as_py())
+    lat, lon = (continent.places[name].to_numpy() for name in ("lat", "lon"))
+    for name, half in (("city-a.index", slice(0, 60)), ("city-b.index", slice(60, None))):
+        codes = torch.randn(len(lat[half]), 32, generator=torch.Generator().manual_seed(1))
+        fine_index(tmp_path / name, model, lat[half], lon[half], codes).close()
+    asked = ["locate", photo, "--cells", str(built), "--cells-model", str(bundle), "--model", str(bundle)]
+    asked += ["--index", str(tmp_path / "city-a.index"), "--index", str(tmp_path / "city-b.index")]
+    done = run.invoke(app, [*asked, "--json", "--candidates", "64"])
+    assert done.exit_code == 0, done.output
+    (answer,) = json.loads(done.stdout)
+    assert {one["index"] for one in answer["candidates"]} <= {"city-a.index", "city-b.index"}
+    assert max(spot["covered"] for spot in answer["spots"]) > 0.5
+    together = sum(one["probability"] for one in answer["candidates"]) + answer["not_covered"] + answer["elsewhere"]
+    assert together == pytest.approx(1, abs=0.02)
+    done = run.invoke(app, asked)
+    assert "not covered" in done.stdout
+    for wrong, words in (
+        (asked[:4], "--cells and --cells-model"),
+        ([*asked, "--format", "kml"], "--cells: expected photos"),
+        (["locate", photo, "--index", "a", "--index", "b"], "expected one without --cells"),
+    ):
+        done = run.invoke(app, wrong)
+        assert done.exit_code == 2
+        assert words in done.output.replace("\n", " ")
 
 
 def test_the_sharpness_that_made_the_truth_is_found() -> None:

@@ -149,7 +149,14 @@ def test_the_database_holds_tiles_and_what_lies_below_prototypes(continent: Path
     below = s2.children(made.model.prototypes.ids).reshape(-1)
     np.testing.assert_array_equal(database.ids, np.union1d(made.data.tiles, below))
     has_tile = np.isin(database.ids, made.data.tiles)
-    np.testing.assert_array_equal(database.aerial.norm(dim=1).numpy() > 0, has_tile)
-    np.testing.assert_array_equal(database.prototype.norm(dim=1).numpy() > 0, np.isin(database.ids, below))
+    missing = ~torch.from_numpy(has_tile), ~torch.from_numpy(np.isin(database.ids, below))
+    assert missing[0].any()
+    assert missing[1].any()
+    for codes, none, mean in zip((database.aerial, database.prototype), missing, database.stand_in, strict=True):
+        torch.testing.assert_close(codes[none], mean.expand(int(none.sum()), -1))
+        assert float((codes[~none].norm(dim=1) - 1).abs().max()) < 1e-4
+    torch.testing.assert_close(database.stand_in[0], database.aerial[~missing[0]].mean(0))
+    empty = made.database(zeros=True)
+    assert float(empty.aerial[missing[0]].norm() + empty.prototype[missing[1]].norm()) == 0
     assert isinstance(database, CellDatabase)
     assert database.rows(np.array([database.ids[5], s2.from_lat_lon(0, 0, 17)])).tolist() == [5, -1]

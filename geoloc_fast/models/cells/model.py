@@ -5,8 +5,9 @@
     cell  -> row of the prototypes       -> z_P          unit length
     code of a cell: z_A + kappa z_P, compared with z_Q by dot
 
-A cell without a tile has no z_A, one below no prototype no z_P: what is left is its code. The sum is not normalised: a
-cell of which less is known has less to win with.
+A cell without a tile has no z_A, one below no prototype no z_P. The mean of all that are there stands in, so that
+missing speaks neither for a cell nor against it: codes share a direction, and a zero would count as the worst of all.
+The sum is not normalised.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class CellsConfig:
 
 class CellGeolocalizer(nn.Module):
     kind = "cells"
+    stand_in: Tensor
+    """[2, D]: in place of a missing z_A, and of a missing z_P."""
 
     def __init__(self, config: CellsConfig | None = None, cells: np.ndarray | None = None) -> None:
         """`cells`: ids of the prototypes, uint64; None with weights that are about to be loaded."""
@@ -122,6 +125,7 @@ class CellGeolocalizer(nn.Module):
         self.aerial_head = Salad(channels, hidden=config.hidden, **sizes)
         found = config.prototypes if cells is None else cells
         self.prototypes = Prototypes(found, config.dim, config.prototype_level)
+        self.register_buffer("stand_in", torch.zeros(2, config.dim))
         self.fingerprint: str | None = None
         """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
 
@@ -144,15 +148,24 @@ class CellGeolocalizer(nn.Module):
         return self.aerial_head(tokens)
 
     def codes(self, ids: np.ndarray, aerial: Tensor, has_aerial: Tensor) -> Tensor:
-        """z_A + kappa z_P [n, D] of cells; zero where neither is known."""
+        """z_A + kappa z_P [n, D] of cells. `aerial` [n, D] counts where `has_aerial` [n]."""
         level = np.unique(s2.level(ids))
         if len(level) and level.tolist() != [self.config.cell_level]:
             raise ValueError(f"ids: expected cells of level {self.config.cell_level}, got {level.tolist()}")
-        return aerial * has_aerial[:, None] + self.config.kappa * self.prototypes.of(ids)
+        from_above = torch.where(has_aerial[:, None], aerial, self.stand_in[0])
+        prototype = torch.where(self._known(ids)[:, None], self.prototypes.of(ids), self.stand_in[1])
+        return from_above + self.config.kappa * prototype
 
-    def calibrated(self, kappa: float, temperature: float) -> None:
-        """Takes fitted numbers into the config; the model is another one then, and so must its index be."""
+    def _known(self, ids: np.ndarray) -> Tensor:
+        """Whether each cell lies below a prototype: bool [n]."""
+        rows = self.prototypes.rows(s2.parent(ids, self.config.prototype_level))
+        return torch.from_numpy(rows >= 0).to(self.stand_in.device)
+
+    def calibrated(self, kappa: float, temperature: float, stand_in: Tensor | None = None) -> None:
+        """Takes what was fitted; the model is another one then, and so must its index be."""
         self.config = dataclasses.replace(self.config, kappa=kappa, temperature=temperature)
+        if stand_in is not None:
+            self.stand_in.copy_(stand_in)
         self.fingerprint = None
 
     # --- the contract of models/contract.py ---
@@ -187,7 +200,7 @@ class CellGeolocalizer(nn.Module):
         if bool(has.any()):
             aerial[has] = self.aerial(self.tokens(self.tiles(batch.satellite.to(device)[has]), aerial=True))
         codes = self.codes(ids, aerial, has).cpu()
-        place = (codes != 0).any(1).nonzero()[:, 0].numpy()
+        place = (has | self._known(ids)).nonzero()[:, 0].cpu().numpy()
         return {"cell": Rows(codes[torch.from_numpy(place)][:, :, None, None], place)}
 
     @torch.inference_mode()

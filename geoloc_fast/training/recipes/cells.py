@@ -471,8 +471,8 @@ class CellsRecipe:
             parts.append(encode(model.tokens(tokens, aerial=aerial) if part.dtype == torch.uint8 else tokens).cpu())
         return torch.cat(parts)
 
-    def database(self) -> CellDatabase:
-        return CellDatabase.of(self.model, self.data.tiles, self.codes(self.tiles, aerial=True))
+    def database(self, *, zeros: bool = False) -> CellDatabase:
+        return CellDatabase.of(self.model, self.data.tiles, self.codes(self.tiles, aerial=True), zeros=zeros)
 
     def evaluate(self, step: int) -> Evaluation:
         """Fits kappa on the held-out photos, takes it into the model, and says what they find with and without it."""
@@ -481,7 +481,7 @@ class CellsRecipe:
         database = self.database()
         query = self.codes(self.photos[torch.from_numpy(rows)], aerial=False)
         calibration = fitted(database, query, data.lat[rows], data.lon[rows])
-        self.model.calibrated(calibration.kappa, calibration.temperature)
+        self.model.calibrated(calibration.kappa, calibration.temperature, database.stand_in)
         cells, photos = (database.lat, database.lon), (data.lat[rows], data.lon[rows])
         codes = {
             "prototypes": database.prototype,
