@@ -42,7 +42,7 @@ MOST_PHOTOS = 500  # of one batch
 _REGION_LETTERS = 200_000
 _COVERAGE_CELLS = 4000
 _COVERAGE_M = 50.0
-_VIEW = (240, 640)  # rows, columns of a street view that is cut out
+_VIEW = (360, 640)  # rows, columns of a street view that is cut out
 _PROBLEM = {"application/problem+json": {"schema": {"type": "object"}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": what, "content": _PROBLEM}
@@ -383,16 +383,16 @@ def create_app(service: Service) -> Guard:
 
     @app.get("/tiles/{z}/{x}/{y}", response_class=Response)
     def tile(z: int, x: int, y: int) -> Response:
-        """A map tile of the region's own imagery."""
+        """A map tile of the region's own imagery; 204 where there is none, which is most of the world."""
         content = None
         if service.tiles is not None and 0 <= z <= 24 and 0 <= x < 2**z and 0 <= y < 2**z:
             content = service.tiles.read(z, x, y)
         if content is None:
-            raise HTTPException(404, "there is no such tile")
+            return Response(status_code=204)
         kind = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
         media = next((name for start, name in kind.items() if content.startswith(start)), None)
         if media is None:
-            raise HTTPException(404, "there is no such tile")
+            return Response(status_code=204)
         return Response(content, media_type=f"image/{media}", headers={"cache-control": "private, max-age=3600"})
 
     # --- cases -------------------------------------------------------------------------------------------

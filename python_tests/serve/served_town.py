@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import Rows
 from geoloc_fast.locate.confidence import Confidence
 from geoloc_fast.models.contract import load_model, shipped_model
+from geoloc_fast.serve.app import Service, create_app
 from geoloc_fast.serve.engine import Served
 from geoloc_fast.testing import random_strips
 
@@ -72,3 +75,24 @@ class FakePictures:
 
     def synthetic(self, place: int) -> bool:
         return place % 2 == 1
+
+
+class Running:
+    """The service on a socket of its own."""
+
+    def __init__(self, service: Service) -> None:
+        import uvicorn
+
+        self.server = uvicorn.Server(
+            uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="error", access_log=False)
+        )
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()

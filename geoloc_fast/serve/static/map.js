@@ -37,14 +37,17 @@ export class Ground {
   cover(index, tiles) {
     const shapes = index.coverage.coordinates.map(([ring]) => ring.map(([lon, lat]) => [lat, lon]));
     this.rects = shapes.map((ring) => [ring[0], ring[2]]);
-    if (tiles) new Tiles({ minNativeZoom: tiles.min_zoom, maxNativeZoom: tiles.max_zoom, minZoom: 0, maxZoom: 22 }).addTo(this.map);
+    const { south, west, north, east } = index.bounds;
+    if (south !== null) this.map.fitBounds([[south, west], [north, east]], { animate: false, padding: [10, 10] });
+    if (tiles) {
+      const bounds = south === null ? undefined : L.latLngBounds([south, west], [north, east]).pad(0.5);
+      new Tiles({ minZoom: tiles.min_zoom, maxNativeZoom: tiles.max_zoom, maxZoom: 22, bounds }).addTo(this.map);
+    }
     const pane = this.map.createPane("cover");
     pane.style.zIndex = 300;
     for (const ring of shapes) {
       L.polygon(ring, { pane: "cover", stroke: false, fillColor: "#4a90c2", fillOpacity: tiles ? 0.08 : 0.22, interactive: false }).addTo(this.map);
     }
-    const { south, west, north, east } = index.bounds;
-    if (south !== null) this.map.fitBounds([[south, west], [north, east]], { animate: false, padding: [10, 10] });
   }
 
   draw(candidates, { fov, radius, chosen, verdicts, move }) {

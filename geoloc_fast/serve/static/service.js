@@ -45,7 +45,7 @@ export const cut = {
   image: async (address) => {
     if (!kept.has(address)) {
       const response = await send(address);
-      kept.set(address, response.ok ? URL.createObjectURL(await response.blob()) : null);
+      kept.set(address, response.status === 200 ? URL.createObjectURL(await response.blob()) : null);
     }
     return kept.get(address);
   },
