@@ -109,18 +109,20 @@ def test_a_turned_panorama_has_turned_features(whole: torch.nn.Module, tmp_path:
 
 
 def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Path) -> None:
-    other = timm.create_model("tf_efficientnet_lite1")
-    other.state_dict()["blocks.1.0.conv_pw.weight"].fill_(1.0)
-    tensors = other.state_dict()
-    tensors["blocks.2.0.conv_pw.weight"] = torch.zeros(7, 7, 1, 1)
-    safetensors.torch.save_file(tensors, tmp_path / "other.safetensors")
+    other = timm.create_model("tf_efficientnet_lite1").state_dict()  # deeper, of the same widths
+    safetensors.torch.save_file(other, tmp_path / "other.safetensors")
     backbone = Backbone(strides=(8,))
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    with pytest.raises(WeightsError, match=r"tf_efficientnet_lite0.*blocks\.2\.0\.conv_pw.*another network"):
+    with pytest.raises(WeightsError, match=r"tf_efficientnet_lite0, got those of another network.*has no blocks\.1\.2"):
         backbone.load_pretrained(tmp_path / "other.safetensors")
+    wider = timm.create_model("tf_efficientnet_lite2").state_dict()
+    wider = {name: value for name, value in wider.items() if not name.startswith(("blocks.1.2", "blocks.2.2"))}
+    safetensors.torch.save_file(wider, tmp_path / "wider.safetensors")
+    with pytest.raises(WeightsError, match=r"another network.*blocks\.2\.0\.conv_pwl\.weight of shape .* is of shape"):
+        backbone.load_pretrained(tmp_path / "wider.safetensors")
     resnet = {"conv1.weight": torch.zeros(64, 3, 7, 7)}
     safetensors.torch.save_file(resnet, tmp_path / "resnet.safetensors")
-    with pytest.raises(WeightsError, match=r"conv_stem.*got nothing in resnet\.safetensors"):
+    with pytest.raises(WeightsError, match=r"another network in resnet\.safetensors: conv_stem.* is missing"):
         backbone.load_pretrained(tmp_path / "resnet.safetensors")
     tensors = timm.create_model("tf_efficientnet_lite0").state_dict()
     tensors["conv_stem.weight"][0, 0, 0, 0] = float("nan")

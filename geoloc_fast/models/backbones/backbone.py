@@ -55,15 +55,20 @@ class Backbone(nn.Module):
         weights = read_weights(source)
         network, ends = _network(self.name, self.strides)
         kept = ("conv_stem.", "bn1.", *(f"blocks.{n}." for n in range(ends[-1])))
-        own = {name: value for name, value in network.state_dict().items() if name.startswith(kept)}
+        own = {
+            name: value
+            for name, value in network.state_dict().items()
+            if name.startswith(kept) and not name.endswith(".num_batches_tracked")
+        }
+        another = f"pretrained: expected the weights of {self.name}, got those of another network in {weights.source}"
+        deeper = [name for name in weights.tensors if name.startswith(kept) and name not in network.state_dict()]
+        if deeper:
+            raise WeightsError(f"{another}: it has no {deeper[0]}")
         for name, value in own.items():
             found = weights.tensors.get(name)
             if found is None or found.shape != value.shape:
-                got = "nothing" if found is None else f"shape {list(found.shape)}"
-                raise WeightsError(
-                    f"pretrained: expected the weights of {self.name}, with {name} of shape {list(value.shape)}, "
-                    f"got {got} in {weights.source}: they are of another network"
-                )
+                got = "missing" if found is None else f"of shape {list(found.shape)}"
+                raise WeightsError(f"{another}: {name} of shape {list(value.shape)} is {got}")
             if not bool(found.isfinite().all()):
                 raise WeightsError(f"pretrained: expected finite weights, got NaN or infinity in {name}")
         network.load_state_dict({name: weights.tensors[name] for name in own}, strict=False)
