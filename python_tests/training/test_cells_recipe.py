@@ -14,8 +14,9 @@ from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.evaluation.cells import CellDatabase
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import great_circle_m
-from geoloc_fast.models.cells import CellsConfig
+from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig
 from geoloc_fast.training.recipes.cells import CellData, CellsRecipe, losses, read_settings
+from geoloc_fast.training.trainer import Trainer
 
 MODEL: dict[str, Any] = {
     "prototype_level": 16,
@@ -160,3 +161,25 @@ def test_the_database_holds_tiles_and_what_lies_below_prototypes(continent: Path
     assert float(empty.aerial[missing[0]].norm() + empty.prototype[missing[1]].norm()) == 0
     assert isinstance(database, CellDatabase)
     assert database.rows(np.array([database.ids[5], s2.from_lat_lon(0, 0, 17)])).tolist() == [5, -1]
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_model(continent: Path, tmp_path: Path) -> None:
+    how = {"train.log_every": 1, "train.evaluate_every": 0, "train.save_every": 1}
+    whole = recipe(continent, tmp_path / "whole", **{"train.steps": 6, **how})
+    assert whole.batcher.groups < 4  # a new epoch, with new similar cells, lies between
+    Trainer(whole).run()
+    begun = recipe(continent, tmp_path / "parts", **{"train.steps": 6, **how})
+    made, done = begun.gradients, []
+
+    def stopping(batch: dict[str, Any], *, step: int, epoch: int) -> dict[str, float]:
+        done.append(step)
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        return made(batch, step=step, epoch=epoch)
+
+    begun.gradients = stopping  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(begun).run()
+    Trainer(recipe(continent, tmp_path / "parts", **{"train.steps": 6, **how}), resume=True).run()
+    one, two = (CellGeolocalizer.load(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert one.fingerprint == two.fingerprint
