@@ -119,37 +119,57 @@ def fit_confidence_of_model(
     split: SplitOption = None,
     use_fov: UseFovOption = False,
     precision: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the answers to be given.")] = 0.9,
+    foreign: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder with a photos table of other regions, to learn to say no; repeatable."),
+    ] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Learn how sure a model of your own is, from some hundred photos of known position it was not trained on.
 
-    Afterwards `locate` gives probabilities and says "unknown"; `evaluate`, on other photos, says how well they hold.
+    It also learns what was not taken here: from blank images, noise and screenshots, from photos searched in parts of
+    the region where they were not taken, and from --foreign photos. Afterwards `locate` gives probabilities and says
+    "unknown"; `evaluate`, on other photos, says how well they hold.
 
     Example: geoloc-fast fit-confidence region/ --model model.safetensors --index region.index --split val
     """
-    from geoloc_fast.evaluation.evaluate import contents, fit_confidence, truth_of
+    from geoloc_fast.evaluation.elsewhere import blanks, fit, located, trials
+    from geoloc_fast.evaluation.evaluate import truth_of
     from geoloc_fast.index import PlaceIndex
     from geoloc_fast.locate.confidence import Confidence
+    from geoloc_fast.models.contract import Photo
 
     photos = _manifest(manifest)
     opened, network = PlaceIndex.open(index, device=device), model_at(model, device)
     opened.check_model(network.fingerprint)
     known = _known_photos(photos, opened.keys(), split)
-    confidence = fit_confidence(
-        opened,
-        network,
-        lambda rows: contents(photos, [known[row] for row in rows]),
-        truth_of(known, opened.keys()),
-        fov_deg=[row["fov_deg"] for row in known] if use_fov else network.query_input.assumed_fov_deg,
-        precision=precision,
-    )
+    assumed = network.query_input.assumed_fov_deg
+    home, kept = _decoded(photos, known, network, use_fov)
+    strangers = {kind: [Photo(image, assumed) for image in images] for kind, images in blanks(20).items()}
+    for number, other in enumerate(foreign or []):
+        theirs = _manifest(other)
+        shown, _ = _decoded(theirs, theirs.photos.to_pylist(), network, use_fov)
+        strangers[f"foreign {number + 1}"] = shown
+    with progress("regions") as shown_bar:
+        tried = trials(opened, network, home, truth_of(kept, opened.keys()), strangers, progress=shown_bar)
+    confidence = fit(network, tried, precision=precision)
+    elsewhere = located(confidence, tried)
     path = Confidence.path_for(model)
     confidence.save(path)
-    said = {"path": str(path), "photos": len(known), "threshold": confidence.threshold}
+    said = {
+        "path": str(path),
+        "photos": len(kept),
+        "threshold": confidence.threshold,
+        "least_places": confidence.least_places,
+        "located_elsewhere": elsewhere,
+    }
     never = 'no probability is high enough for that: every answer will be "unknown"'
     found = never if confidence.threshold >= 1 else f"answers are given from {100 * confidence.threshold:.0f} % on"
-    say(said, f"{len(known)} photos, {100 * precision:g} % precision: {found}; written to {path}", as_json)
+    worst = max((rate for rates in elsewhere.values() for rate in rates.values()), default=0.0)
+    text = f"{len(kept)} photos, {100 * precision:g} % precision: {found}; at most {100 * worst:.0f} % of what was not "
+    text += f"taken in a region is located there, in regions of {confidence.least_places} places or more"
+    say(said, f"{text}; written to {path}", as_json)
 
 
 def _manifest(path: Path) -> Any:
@@ -183,3 +203,30 @@ def _index_of(photos: Any, path: Path, network: Any) -> None:
         made = build_index(path, network, photos, progress=shown)
     for text in (*made.problems, *(f"{count} {note}" for note, count in made.notes.items())):
         typer.echo(f"geoloc-fast: {text}", err=True)
+
+
+def _decoded(
+    photos: Any, rows: list[dict[str, Any]], network: Any, use_fov: bool
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Photos of these rows as the model takes them, and the rows; what cannot be read is left out and said."""
+    from geoloc_fast.errors import ImageError
+    from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG, pixels_across
+    from geoloc_fast.images.decode import decode_image
+    from geoloc_fast.models.contract import Photo
+
+    found, kept = [], []
+    for row in rows:
+        if (row["fov_deg"] or 0.0) > WIDEST_PHOTO_DEG:
+            continue
+        fov_deg = row["fov_deg"] if use_fov and row["fov_deg"] is not None else network.query_input.assumed_fov_deg
+        try:
+            content = photos.open_image(row["image"])
+            enough = (1, pixels_across(fov_deg, network.query_input.size[1]))
+            found.append(Photo(decode_image(content, row["image"], at_least=enough), fov_deg))
+        except ImageError as error:
+            typer.echo(f"geoloc-fast: {error}", err=True)
+            continue
+        kept.append(row)
+    if not found:
+        raise ValueError(f"{photos.root}: there are no photos that can be read; panoramas are none")
+    return found, kept

@@ -19,17 +19,15 @@ from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ImageError
 from geoloc_fast.evaluation.metrics import heading_error_deg, one_percent
 from geoloc_fast.evaluation.protocol import RADII_M, Measured, Near, table
-from geoloc_fast.geo.regions import Box, Region
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG
-from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate.candidates import NEIGHBOURS, Candidate
-from geoloc_fast.locate.confidence import RIGHT_M, Confidence, calibration_error, ranking_quality
+from geoloc_fast.locate.confidence import RIGHT_M, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import Answer, Given, Locator, usable_fov
-from geoloc_fast.models.contract import AzimuthColumns, Model, QueryInput
+from geoloc_fast.models.contract import AzimuthColumns, QueryInput
 
 __all__ = [
-    "RECALL_K", "Evaluation", "Truth", "Views", "contents", "evaluate", "evaluate_views", "fit_confidence", "fov_label",
+    "RECALL_K", "Evaluation", "Truth", "Views", "contents", "evaluate", "evaluate_views", "fov_label",
     "neighbours_for", "summary", "truth_of", "views_of",
 ]  # fmt: skip
 
@@ -386,57 +384,6 @@ def evaluate_views(
         )
         before += len(way.rows)
     return found
-
-
-def fit_confidence(
-    index: PlaceIndex,
-    model: Model,
-    queries: Callable[[np.ndarray], Iterable[Given]],
-    truth: Truth,
-    *,
-    fov_deg: Sequence[float | None] | float | None = None,
-    precision: float = 0.9,
-) -> Confidence:
-    """How sure the answers of a model are, learned from photos of known position.
-
-    The whole index is searched, its halves and its quarters, each for the photos taken in it: a probability has to hold
-    for regions of any size. How well it does is for `evaluate` to say, on other photos.
-
-    Args:
-        queries: gives the photos of these rows of `truth`; it is asked once for each region.
-        fov_deg: as `Locator.locate` takes it.
-        precision: of the answers that are to be given.
-    """
-    features, away, further_down = [], [], []
-    for region in _regions(*index.positions()):
-        rows = np.arange(len(truth.lat)) if region is None else np.flatnonzero(region.contains(truth.lat, truth.lon))
-        if not len(rows) or not len(index.ids(region)):
-            continue
-        fov = [fov_deg[int(row)] for row in rows] if isinstance(fov_deg, Sequence) else fov_deg
-        answers = Locator(index, model, within=region).locate(queries(rows), fov_deg=fov, candidates=NEIGHBOURS)
-        for row, answer in zip(rows, answers, strict=True):
-            if answer.features is not None:
-                distance = [_away_m(truth, int(row), candidate) for candidate in answer.candidates]
-                features.append(answer.features)
-                away.append(distance[0])
-                further_down.append(min(distance[1:], default=np.inf) <= RIGHT_M)
-    if not features:
-        raise ValueError("queries: expected photos that can be read, got none")
-    return Confidence.fit(
-        str(model.fingerprint), np.array(features), np.array(away), np.array(further_down), precision=precision
-    )
-
-
-def _regions(lat: np.ndarray, lon: np.ndarray) -> list[Region | None]:
-    lon, lat = lon[np.isfinite(lat)], lat[np.isfinite(lat)]
-    if not len(lat):
-        return [None]
-    south, middle, north = np.quantile(lat, (0, 0.5, 1)).tolist()
-    turned = (lon - lon[0] + 180) % 360 - 180  # across the antimeridian too
-    west, centre, east = ((np.quantile(turned, (0, 0.5, 1)) + lon[0] + 180) % 360 - 180).tolist()
-    rows, columns = ((south, middle), (middle, north)), ((west, centre), (centre, east))
-    halves = [Box(low, west, high, east) for low, high in rows]
-    return [None, *halves, *(Box(low, left, high, right) for low, high in rows for left, right in columns)]
 
 
 def summary(metrics: dict[str, Any]) -> str:

@@ -113,20 +113,24 @@ def candidates_of(neighbours: Neighbours) -> list[Candidate]:
     return [found[n] for n in kept]
 
 
-def features_of(candidates: list[Candidate], neighbours: Neighbours, width_share: float, places: int) -> np.ndarray:
-    """What `Confidence` judges an answer by; in the order of FEATURES."""
+def features_of(
+    candidates: list[Candidate], neighbours: Neighbours, width_share: float, content: float, places: int
+) -> np.ndarray:
+    """What `Confidence` judges an answer by; in the order of FEATURES. Where there are no rivals they say nothing."""
     scores = neighbours.score[neighbours.id >= 0].astype(np.float64)
     first = candidates[0]
     runner_up = candidates[1] if len(candidates) > 1 else None
     rest = scores[len(scores) // 4 :]
     values = {
         "score": first.score,
-        "lead": first.score - (runner_up.score if runner_up else 0.0),
-        "stands_out": (first.score - rest.mean()) / (rest.std() + 0.01),
+        "lead": first.score - runner_up.score if runner_up else 0.0,
+        "stands_out": (first.score - rest.mean()) / (rest.std() + 0.01) if len(scores) >= 8 else 0.0,
         "weight": first.weight,
         "runner_up": runner_up.weight if runner_up else 0.0,
         "width": width_share,
+        "content": content,
         "log_places": math.log(places),
+        "few": 1 / places,
     }
     return np.array([values[name] for name in FEATURES])
 

@@ -1,15 +1,18 @@
-"""How sure an answer is: a probability that means what it says, fitted on photos whose place is known.
+"""How sure an answer is: a probability that means what it says, fitted on queries whose place is known.
 
-The probability that the truth lies within `RIGHT_M` of the first candidate is a logistic function of what a search
-shows of itself: how high the best score is and how far it stands out, how much of the neighbours' weight lies
-together, how wide the photo is, how many places were searched. It is fitted on cities that the model never saw, and
-belongs to one model: `small.safetensors` has `small.confidence.json` beside it.
+The probability is that of "taken here, within `RIGHT_M` of the first candidate", not of "best of these": it is fitted
+on photos of the region and on others, in regions of every size, so what says nothing where rivals are few (how far the
+best score stands out) does not decide there. It is a logistic function of what a search shows of itself. It belongs to
+one model and the layers that took part: `small.safetensors` has `small.confidence.json` beside it. A region of fewer
+than `least_places` places is too small to tell: no probability, and the answer is "unknown".
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,8 @@ from geoloc_fast.files import write_atomically
 __all__ = ["FEATURES", "RIGHT_M", "Confidence", "calibration_error", "ranking_quality"]
 
 RIGHT_M = 25.0
-FEATURES = ("score", "lead", "stands_out", "weight", "runner_up", "width", "log_places")
-_FORMAT, _VERSION = "geoloc_fast.confidence", 1
+FEATURES = ("score", "lead", "stands_out", "weight", "runner_up", "width", "content", "log_places", "few")
+_FORMAT, _VERSION = "geoloc_fast.confidence", 2
 _QUANTILES = 21
 _RIDGE = 1e-2  # keeps the fit finite where the features separate right from wrong
 
@@ -32,14 +35,17 @@ _RIDGE = 1e-2  # keeps the fit finite where the features separate right from wro
 class Confidence:
     """Attributes:
     model: fingerprint of the model whose answers it judges.
+    layers: names of the layers that took part.
     mean, scale: of each feature, `FEATURES` in this order.
     weight, bias: of the logistic function of the scaled features.
     threshold: below this probability the answer is "unknown".
     further_down: of the photos whose first candidate is wrong, the share that a later candidate is right about.
     error_m: quantiles, from 0 to 1, of the distance between the truth and a first candidate that is right.
+    least_places: of a region, for a probability.
     """
 
     model: str
+    layers: tuple[str, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     weight: tuple[float, ...]
@@ -47,6 +53,7 @@ class Confidence:
     threshold: float
     further_down: float
     error_m: tuple[float, ...]
+    least_places: int = 1
 
     def probability(self, features: np.ndarray) -> np.ndarray:
         """[N, len(FEATURES)] -> [N]"""
@@ -67,16 +74,23 @@ class Confidence:
         away_m: np.ndarray,
         further_down: np.ndarray,
         *,
+        layers: Sequence[str] = (),
+        here: np.ndarray | None = None,
         precision: float = 0.9,
     ) -> Confidence:
-        """From photos of known position.
+        """From answers to queries of known position.
 
         Args:
             features: [N, len(FEATURES)]
-            away_m: [N] from the truth to the first candidate.
+            away_m: [N] from the truth to the first candidate; inf if it was not taken in the region.
             further_down: bool [N], whether one of the other candidates is right.
-            precision: of the answers that are to be given: sets the threshold.
+            layers: that took part.
+            here: bool [N], whether the query was taken in the region; default all. Those that were not weigh half as
+                much together as those that were.
+            precision: of the answers that are to be given to queries that were: sets the threshold.
         """
+        here = np.ones(len(features), bool) if here is None else here
+        share = np.where(here, 1.0, 0.5 * here.sum() / max(1, (~here).sum()))
         right = away_m <= RIGHT_M
         if not 10 <= right.sum() <= len(right) - 10:
             raise ValueError(
@@ -84,18 +98,33 @@ class Confidence:
                 f"right of {len(right)}; use more photos"
             )
         mean, scale = features.mean(0), features.std(0) + 1e-9
-        weight = _logistic_regression((features - mean) / scale, right)
+        weight = _logistic_regression((features - mean) / scale, right, share)
         fitted = cls(
             model,
+            tuple(layers),
             tuple(mean.tolist()),
             tuple(scale.tolist()),
             tuple(weight[:-1].tolist()),
             float(weight[-1]),
             0.0,
-            float(further_down[~right].mean()),
+            float(further_down[here & ~right].mean()) if (here & ~right).any() else 0.0,
             tuple(np.quantile(away_m[right], np.linspace(0, 1, _QUANTILES)).tolist()),
         )
-        return replace(fitted, threshold=_threshold(fitted.probability(features), right, precision))
+        judged = fitted.probability(features[here])
+        return replace(fitted, threshold=_threshold(judged, right[here], precision))
+
+    def _check(self) -> None:
+        """ValueError unless it can judge."""
+        count = len(FEATURES)
+        if not len(self.mean) == len(self.scale) == len(self.weight) == count or not self.error_m:
+            raise ValueError(f"expected {count} numbers a feature, and distances")
+        scalars = (self.bias, self.threshold, self.further_down)
+        if not np.isfinite([*scalars, *self.mean, *self.scale, *self.weight, *self.error_m]).all():
+            raise ValueError("a number is not finite")
+        if min(self.scale) <= 0 or min(self.error_m) < 0 or list(self.error_m) != sorted(self.error_m):
+            raise ValueError("a scale is not above 0, or distances do not ascend from 0")
+        if not 0 <= self.threshold <= 1 or not 0 <= self.further_down <= 1 or type(self.least_places) is not int:
+            raise ValueError("a share is not between 0 and 1, or least_places no number")
 
     @staticmethod
     def path_for(model_path: str | os.PathLike[str]) -> Path:
@@ -104,6 +133,7 @@ class Confidence:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         content = {"format": _FORMAT, "version": _VERSION, "features": FEATURES, **asdict(self)}
+        content["sha256"] = _digest(content)
         write_atomically(path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -112,15 +142,14 @@ class Confidence:
         text = Path(path).read_bytes()
         try:
             content: dict[str, Any] = json.loads(text)
+            if content.pop("sha256") != _digest(content):
+                raise ValueError("its checksum does not fit: it was altered")
             kind = (content.pop("format"), content.pop("version"), tuple(content.pop("features")))
             if kind != (_FORMAT, _VERSION, FEATURES):
                 raise ValueError(f"expected {_FORMAT} version {_VERSION}, got {kind[0]} version {kind[1]}")
-            numbers = {name: content[name] for name in ("mean", "scale", "weight", "error_m")}
-            found = cls(**{**content, **{name: tuple(map(float, values)) for name, values in numbers.items()}})
-            sizes = {len(found.mean), len(found.scale), len(found.weight)}
-            scalars = (found.bias, found.threshold, found.further_down)
-            if sizes != {len(FEATURES)} or not found.error_m or not np.isfinite([*scalars, *found.weight]).all():
-                raise ValueError("numbers are missing")
+            numbers = {name: tuple(map(float, content[name])) for name in ("mean", "scale", "weight", "error_m")}
+            found = cls(**{**content, **numbers, "layers": tuple(map(str, content["layers"]))})
+            found._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfidenceError(f"{path}: no confidence that can be used ({error}); fit it anew") from error
         if found.model != model:
@@ -150,15 +179,20 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -x))
 
 
-def _logistic_regression(x: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Weights and, last, the bias: Newton's method, which needs a handful of steps."""
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _logistic_regression(x: np.ndarray, right: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Weights and, last, the bias, of rows that count by `share`: Newton's method, which needs a handful of steps."""
     x = np.column_stack([x, np.ones(len(x))])
     ridge = _RIDGE * len(x) * np.eye(x.shape[1]) / 100
     ridge[-1, -1] = 0
     weight = np.zeros(x.shape[1])
     for _ in range(50):
         p = _sigmoid(x @ weight)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + ridge, x.T @ (right - p) - ridge @ weight)
+        curved = (x * (share * p * (1 - p))[:, None]).T @ x
+        step = np.linalg.solve(curved + ridge, x.T @ (share * (right - p)) - ridge @ weight)
         weight += step
         if np.abs(step).max() < 1e-10:
             break

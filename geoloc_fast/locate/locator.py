@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from geoloc_fast._native import __version__
@@ -40,7 +41,7 @@ from geoloc_fast.locate.together import DEPTH, Beside, add_up
 from geoloc_fast.models.contract import AzimuthColumns, Model, Photo, Query, Text
 from geoloc_fast.models.text.words import checked_text
 
-__all__ = ["Answer", "Given", "Locator", "Provenance", "usable_fov"]
+__all__ = ["Answer", "Given", "Locator", "Provenance", "content_of", "share_of_turn", "usable_fov"]
 
 _SMALLEST_PX = 32
 _WIDEST = 2.2  # width by height, from which on it is no perspective photo
@@ -206,7 +207,7 @@ class Locator:
             depth = self.neighbours if said is None else max(self.neighbours, min(DEPTH, self._places))
             found = self.index.search(strips, depth, layers=self.model.layers, within=self.within)
             searched = time.perf_counter()
-            share = _share_of_turn(self.model.layers, strips, len(shown))
+            share = share_of_turn(self.model.layers, strips, len(shown))
             for row, (n, one) in enumerate(shown.items()):
                 nearest = found.photo(row)
                 if said is not None and self.beside is not None:
@@ -263,9 +264,11 @@ class Locator:
     ) -> Answer:
         nearest = neighbours.first(NEIGHBOURS)
         found = candidates_of(nearest)
-        features = features_of(found, nearest, share, self._places)
+        features = features_of(found, nearest, share, content_of(shown.query), self._places)
         status, radius = "located", None
-        if self.confidence is not None and sure:
+        if self.confidence is not None and self._places < self.confidence.least_places:
+            status = "unknown"  # too small a region to tell
+        elif self.confidence is not None and sure:
             first = float(self.confidence.probability(features[None])[0])
             found = with_probabilities(found, first, self.confidence.further_down)
             least = self.confidence.threshold if self.least_probability is None else self.least_probability
@@ -296,12 +299,22 @@ class Locator:
         )
 
 
+def content_of(query: Query) -> float:
+    """How much there is to see, whatever the size: the spread of brightness over 16 x 16 parts, 0 for a blank and next
+    to 0 for noise. Of a text a constant."""
+    if isinstance(query, Text):
+        return 0.25
+    image = query.columns if isinstance(query, AzimuthColumns) else query.image
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    return float(cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA).std() / 255)
+
+
 def usable_fov(degrees: float) -> bool:
     """Whether a perspective photo can be shown with this field of view."""
     return math.isfinite(degrees) and 10 <= degrees <= 150
 
 
-def _share_of_turn(layers: Sequence[Layer], strips: Mapping[str, QueryStrips], batch: int) -> np.ndarray:
+def share_of_turn(layers: Sequence[Layer], strips: Mapping[str, QueryStrips], batch: int) -> np.ndarray:
     """[B] how much of the whole turn each query sees; 1 without a layer that has a heading."""
     for layer in layers:
         if layer.column0_deg is not None and layer.strip[2] > 1:

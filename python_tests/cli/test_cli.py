@@ -49,8 +49,9 @@ def test_every_command_is_there_and_shows_an_example(capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit):
             app([*name.split(), "--help"], prog_name="geoloc-fast")
         said = capsys.readouterr().out
-        (example,) = re.findall(r"Example: geoloc-fast (.*)", said)
-        assert example.startswith(name)
+        examples = re.findall(r"^ *(?:Examples?: )?geoloc-fast (.*)", said, re.M)
+        assert examples and all(example.startswith(name) for example in examples), name
+        example = " ".join(examples)
         # What it shows is what there is: every option of the example is an option of the command.
         for option in re.findall(r" (--[a-z-]+)", example):
             assert option in said.replace(example, ""), f"{name}: {option}"

@@ -117,7 +117,7 @@ def trials(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fitted(seed: int = 0) -> Confidence:
     features, away = trials(4000, seed)
-    return Confidence.fit("m", features, away, np.arange(4000) % 2 == 0)
+    return Confidence.fit("m", features, away, np.arange(4000) % 2 == 0, layers=("place",))
 
 
 def test_the_probability_means_what_it_says() -> None:

@@ -1,0 +1,46 @@
+"""Fits the confidence of the model that ships: python train/confidence.py cities/ [--model MODEL]
+
+Makes five synthetic cities that no model was trained on, indexes each, searches all of it and parts of it for its own
+photos, for those of the others and for images that show nothing, and writes MODEL.confidence.json beside the model.
+"""
+
+import argparse
+from pathlib import Path
+
+from geoloc_fast.city.views import TIDY, Sizes
+from geoloc_fast.city.write import CityRecipe, write_recipes
+from geoloc_fast.evaluation.elsewhere import Trials, blanks, fit, located, trials
+from geoloc_fast.evaluation.evaluate import contents, truth_of
+from geoloc_fast.images.decode import decode_image
+from geoloc_fast.index import PlaceIndex
+from geoloc_fast.locate.confidence import Confidence
+from geoloc_fast.models.contract import Photo, load_model, shipped_model
+from geoloc_fast.region.encode import build_index
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", type=Path, default=shipped_model())
+    given = parser.parse_args()
+    model = load_model(given.model)
+    fov_deg, sizes = model.query_input.assumed_fov_deg, Sizes(256, model.place_input.panorama_size, (96, 128))
+    cities = {}
+    for seed in range(31_000, 31_005):
+        recipe = CityRecipe("city", seed, None, 200, sizes, (70.0, 110.0), TIDY)
+        city = write_recipes(given.folder / str(seed), [recipe], jobs=2)
+        build_index(given.folder / f"{seed}.index", model, city)
+        rows = city.photos.to_pylist()
+        cities[seed] = rows, [Photo(decode_image(content, "photo"), fov_deg) for content in contents(city, rows)]
+    strangers = {kind: [Photo(image, fov_deg) for image in images] for kind, images in blanks(15).items()}
+    tried = []
+    for seed, (rows, photos) in cities.items():
+        index = PlaceIndex.open(given.folder / f"{seed}.index")
+        foreign = [photo for other, (_, theirs) in cities.items() if other != seed for photo in theirs[:12]]
+        tried.append(
+            trials(index, model, photos, truth_of(rows, index.keys()), {"foreign": foreign, **strangers}, seed=seed)
+        )
+    confidence = fit(model, Trials.joined(tried))
+    confidence.save(Confidence.path_for(given.model))
+    print(f"threshold {confidence.threshold:.3f}, from {confidence.least_places} places on; located elsewhere:")
+    for size, rates in located(confidence, Trials.joined(tried)).items():
+        print(size, {kind: round(rate, 3) for kind, rate in rates.items()})
