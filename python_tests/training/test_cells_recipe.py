@@ -15,7 +15,7 @@ from geoloc_fast.evaluation.cells import CellDatabase
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig
-from geoloc_fast.training.recipes.cells import CellData, CellsRecipe, losses, read_settings
+from geoloc_fast.training.recipes.cells import CellData, CellsRecipe, evaluation, losses, read_settings
 from geoloc_fast.training.trainer import Trainer
 
 MODEL: dict[str, Any] = {
@@ -183,3 +183,16 @@ def test_a_run_that_stopped_goes_on_to_the_same_model(continent: Path, tmp_path:
     Trainer(recipe(continent, tmp_path / "parts", **{"train.steps": 6, **how}), resume=True).run()
     one, two = (CellGeolocalizer.load(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert one.fingerprint == two.fingerprint
+
+
+def test_a_model_of_other_cells_is_not_measured(continent: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    CellGeolocalizer(CellsConfig(**MODEL), s2.from_lat_lon([50.0, 51.0], [8.0, 8.0], 16)).save(path)
+    sources: list[str | dict[str, Any]] = [{"out": ".", "pretrained": "", "model": MODEL}]
+    sources += [{"data": {"manifest": str(continent)}, "train": {"device": "cpu"}}]
+    with pytest.raises(ValueError, match="expected a model of these photos' cells, got 2 other prototypes"):
+        evaluation(sources, path)
+    made = recipe(continent, tmp_path / "run")
+    made.model.save(path)
+    found = evaluation([*sources, "data.evaluate={split: test}"], path)
+    assert set(found.numbers) >= {"prototypes", "aerial", "hybrid", "kappa", "temperature"}
