@@ -164,7 +164,9 @@ def trained(chosen: argparse.Namespace, loss: str, seed: int) -> CellsRecipe:
 def run(chosen: argparse.Namespace) -> None:
     out = Path(chosen.out)
     done = {(line["loss"], line["seed"]) for line in lines(out)} if out.exists() else set()
-    todo = [(loss, seed) for loss in chosen.losses for seed in range(chosen.seeds if loss == LOSSES[0] else 1)]
+    todo = [
+        (loss, seed) for loss in chosen.losses or LOSSES for seed in range(chosen.seeds if loss == LOSSES[0] else 1)
+    ]
     for loss, seed in todo:
         if (loss, seed) in done:
             continue
@@ -278,7 +280,7 @@ def main() -> None:
         one.add_argument("--runs", required=True)
         one.add_argument("--out", required=True)
         one.add_argument("--seeds", type=int, default=3)
-        one.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
+        one.add_argument("--loss", action="append", dest="losses", choices=LOSSES, help="default all")
         one.add_argument("settings", nargs="*", help="name=value")
     showing = verbs.add_parser("show")
     showing.add_argument("results")
