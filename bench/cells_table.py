@@ -1,6 +1,6 @@
 """The table of the cell model on the synthetic continent: every way to make a cell's code, on every slice of the test.
 
-    python bench/cells_table.py make --out continent/                 # 8 cities, about 3 hours of one core
+    python bench/cells_table.py make --out continent/                 # 8 cities, 32,000 images
     python bench/cells_table.py run --continent continent/ --runs runs/ --out bench/results/cells.jsonl
     python bench/cells_table.py show bench/results/cells.jsonl
     python bench/cells_table.py pictures --continent continent/ --runs runs/ --out docs/pictures

@@ -17,7 +17,17 @@ from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import great_circle_m, latitude_band_deg
 from geoloc_fast.models.cells import Calibration, CellGeolocalizer, fit_kappa
 
-__all__ = ["CellDatabase", "CellRecall", "fitted", "hit_ranks", "nearby_cells", "recall_of"]
+__all__ = [
+    "CellDatabase",
+    "CellRecall",
+    "fitted",
+    "hit_ranks",
+    "nearby_cells",
+    "oracle_recall",
+    "random_recall",
+    "recall_of",
+    "unit",
+]
 
 METRES = (50.0, 100.0, 200.0)
 FIRST = (1, 5, 10, 100)
