@@ -25,7 +25,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "python_tests" / "serve"))
 
-from served_town import Running, make_served, photo_bytes
+from served_town import Running, make_served, photo_bytes  # type: ignore[import-not-found]
 
 from geoloc_fast.locate.locator import Locator
 from geoloc_fast.serve.app import Service
