@@ -248,8 +248,8 @@ def reading(root: Path) -> dict[str, Any]:
         index.waiting()
 
     for act in (read, lambda: PlaceIndex.verify(path), reader.refresh, lambda: query(reader)):
-        for code in (errno.EIO, errno.ENOMEM, errno.EMFILE):
-            for at in count(1):
+        for code, every in ((errno.EIO, 1), (errno.ENOMEM, 5), (errno.EMFILE, 5)):
+            for at in count(1, every):
                 library.fault_arm(str(path).encode(), at, code, 0)
                 try:
                     result, caught = act(), None
