@@ -15,9 +15,9 @@ from geoloc_fast.city.scene import City, generator
 from geoloc_fast.errors import ManifestError
 from geoloc_fast.files import write_atomically
 
-__all__ = ["describe_cities"]
+__all__ = ["STREAM", "describe_cities"]
 
-_STREAM = 7  # of random numbers, beside those of scene, views and splits
+STREAM = 7  # of random numbers, beside those of scene, views and splits
 
 
 def describe_cities(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, draws: int = 1) -> int:
@@ -47,7 +47,7 @@ def describe_cities(folder: str | os.PathLike[str], out: str | os.PathLike[str],
             x_m, y_m = city.places[n]
             facts = look(city, x_m, y_m, date)
             for draw in range(draws):
-                rng = generator(city.seed, _STREAM, n, draw)
+                rng = generator(city.seed, STREAM, n, draw)
                 heading_deg = None if (n + draw) % 2 == 0 else float(rng.uniform(0, 360))
                 for length in ("long", "short"):
                     table.writerow((place, describe(facts, rng, length=length, heading_deg=heading_deg).text))

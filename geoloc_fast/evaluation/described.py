@@ -32,7 +32,11 @@ class Found(NamedTuple):
 
 
 def found(
-    query: Tensor, gallery: Tensor, truth: Sequence[int], lat: Sequence[float] | None, lon: Sequence[float] | None
+    query: Tensor,
+    gallery: Tensor,
+    truth: Sequence[int] | np.ndarray,
+    lat: Sequence[float] | np.ndarray | None,
+    lon: Sequence[float] | np.ndarray | None,
 ) -> Found:
     """Ranks of the true places `truth [Q]` of `query [Q, C]` among `gallery [R, C]`, codes of unit norm."""
     at = torch.as_tensor(np.asarray(truth, np.int64))
