@@ -149,6 +149,35 @@ def test_dropped_photos_are_located_and_their_fans_drawn_on_the_regions_own_tile
     assert tab.page.locator("#fan path").count() == 1
 
 
+def test_a_description_is_a_question_where_the_model_takes_one(browser: Any, desk: Running) -> None:
+    """The model that ships takes photos alone: what the service says of it is changed on the way."""
+    tab = Tab(browser, desk)
+    assert not tab.page.locator("#words").is_visible()
+    asked = []
+
+    def about(route: Any) -> None:
+        said = route.fetch().json()
+        said["indexes"][0]["takes"] = ["photo", "text"]
+        route.fulfill(json=said)
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.post_data or "")
+        found = {"lat": LAT, "lon": LON, "heading_deg": None, "probability": None, "score": 0.5, "place": 3}
+        said = {"status": "unknown", "problem": None, "radius_m": None, "fov_deg": None, "fov_from": None}
+        route.fulfill(json={"answer": {**said, "candidates": [found]}, "source": {}})
+
+    tab.context.route("**/v1/index", about)
+    tab.context.route("**/v1/locate", answer)
+    tab.page.reload()
+    tab.page.wait_for_selector("html[data-ready]")
+    tab.page.locator("#words").fill("a <b>bridge</b> over a river")
+    tab.page.locator("#words").press("Enter")
+    tab.answered()
+    assert "a <b>bridge</b> over a river" in tab.page.inner_text("#photos") and "bridge" in asked[0]
+    assert "heading unknown" in tab.page.inner_text("#candidates") and not tab.page.locator("#shown").is_visible()
+    tab.close()
+
+
 def test_the_sliders_move_the_candidates(tab: Tab) -> None:
     tab.drop(3)
     tab.answered()

@@ -10,7 +10,7 @@ let ground;
 
 class Photo {
   constructor(name, file) {
-    Object.assign(this, { name, file, sha256: null, answer: null, problem: null, fov: null, roll: 0, decisions: new Map(), asked: 0, source: null });
+    Object.assign(this, { name, file, sha256: null, text: null, answer: null, problem: null, fov: null, roll: 0, decisions: new Map(), asked: 0, source: null });
   }
   get said() {
     if (this.problem) return "problem";
@@ -27,6 +27,15 @@ const addFiles = async (files) => {
   drawPhotos();
   await show(first);
   for (const one of state.photos.slice(first)) if (!one.answer && !one.asked) await locate(one);
+};
+
+// A description is a question like a photo, of a model that takes one; a case keeps photos alone.
+const addText = async (words) => {
+  const one = Object.assign(new Photo(words, null), { text: words });
+  state.photos.push(one);
+  drawPhotos();
+  await show(state.photos.length - 1);
+  await locate(one);
 };
 
 const drawPhotos = () => {
@@ -47,8 +56,9 @@ const show = async (n) => {
   state.chosen = 0;
   const one = photo();
   drawPhotos();
-  $("shown").hidden = one === null;
+  $("shown").hidden = one === null || one.text !== null;
   if (one === null) return;
+  if (one.text !== null) { drawAnswer(true); return; }
   if (!one.bitmap) {
     try {
       if (!one.file) one.file = await cut.blob(`/v1/cases/${state.caseId}/photos/${one.sha256}`);
@@ -88,7 +98,9 @@ const locate = async (one) => {
   if (one === photo()) $("status").textContent = "Looking…";
   try {
     let found;
-    if (state.caseId && !state.sealed) {
+    if (one.text !== null) {
+      found = await ask("/v1/locate", { method: "POST", body: form({ text: one.text, region: fields.region, candidates: 9, index: fields.index }) });
+    } else if (state.caseId && !state.sealed) {
       const given = one.sha256 ? { sha256: one.sha256 } : { photo: one.file };
       found = await ask(`/v1/cases/${state.caseId}/photos`, { method: "POST", body: form({ ...given, ...fields }) });
       one.sha256 = found.sha256;
@@ -106,7 +118,7 @@ const locate = async (one) => {
     one.problem = problemOf(error);
   }
   drawPhotos();
-  if (one === photo()) { drawPhoto(); drawAnswer(false); }
+  if (one === photo()) { if (one.text === null) drawPhoto(); drawAnswer(false); }
 };
 
 let waiting;
@@ -129,7 +141,7 @@ const drawAnswer = (move) => {
       : "unknown: not sure enough. These are the runners-up, to be checked like any answer.";
     status.className = answer.status;
   }
-  const found = one?.problem ? [] : answer?.candidates ?? [];
+  const found = one?.problem ? [] : (answer?.candidates ?? []).filter((candidate) => candidate.lat !== null);
   state.chosen = Math.min(state.chosen, Math.max(0, found.length - 1));
   $("candidates").replaceChildren(...found.map((candidate, n) => {
     const button = document.createElement("button"), verdict = one.decisions.get(n + 1)?.verdict;
@@ -176,6 +188,7 @@ const compare = async () => {
   for (const [id, source] of [["street", street], ["under", street], ["satellite", above]]) if (source) $(id).src = source;
   $("street-view").hidden = $("over").hidden = !street;
   $("satellite-view").hidden = !above;
+  $("taken").parentElement.hidden = one.text !== null;
   drawFan(candidate.heading_deg, one.answer.fov_deg ?? 90);
 };
 
@@ -286,6 +299,13 @@ const begin = async () => {
   ground.cover(state.index, about.tiles);
   $("served").textContent = `${state.index.index}: ${state.index.places} places, commit ${state.index.commit}; the model was trained on ${state.index.trained_on}`;
   $("cases-bar").hidden = !about.cases;
+  $("words-form").hidden = !state.index.takes.includes("text");
+  $("drop").hidden = !state.index.takes.includes("photo");
+  $("words-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const words = $("words").value.trim();
+    if (words) addText(words);
+  });
   setRegion(null);
   if (about.cases) await listCases();
 
