@@ -10,13 +10,17 @@ from typing import Any
 
 __all__ = [
     "BundleError",
+    "BusyError",
+    "CaseError",
     "ConfidenceError",
     "DamagedIndexError",
     "GeolocError",
     "ImageError",
+    "ImageryError",
     "IndexBusyError",
     "IndexVersionError",
     "ManifestError",
+    "NoSuchCaseError",
     "OtherModelError",
     "PlaceIndexError",
     "PrepareError",
@@ -67,6 +71,10 @@ class ManifestError(GeolocError, ValueError):
         if count > self.shown:
             lines.append(f"  and {count - self.shown} more")
         return "\n".join(lines)
+
+
+class ImageryError(GeolocError, ValueError):
+    """Imagery that cannot be used; the message says why, and what to do."""
 
 
 class PrepareError(GeolocError, RuntimeError):
@@ -133,3 +141,19 @@ class UnsureCommitError(GeolocError, OSError):
     def __init__(self, message: str, commit: int) -> None:
         super().__init__(message)
         self.commit = commit
+
+
+class CaseError(GeolocError, ValueError):
+    """A case that is damaged, is sealed, or cannot do what was asked. `status` is what the service answers with."""
+
+    status = 409
+
+
+class NoSuchCaseError(CaseError):
+    """A case that is not there."""
+
+    status = 404
+
+
+class BusyError(GeolocError):
+    """More waits at the service than its queue holds; try again later."""

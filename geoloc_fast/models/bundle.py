@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from geoloc_fast.errors import BundleError
 from geoloc_fast.files import write_atomically
 
-__all__ = ["load_bundle", "write_bundle"]
+__all__ = ["kind_of", "load_bundle", "write_bundle"]
 
+_FORMAT = "geoloc_fast."  # then the kind of the model
 _VERSION = "1"
 _STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -34,7 +36,7 @@ def write_bundle(
     """Writes config and weights to one file, complete or not at all, and returns its fingerprint.
 
     Args:
-        kind: the name of the format, "geoloc_fast.geolocalizer" for instance.
+        kind: of the model, "geolocalizer" for instance: `load_model` finds by it what loads the file.
         config: canonical JSON.
         dtype: what floating-point weights are stored as: float32, float16 or bfloat16.
     """
@@ -45,7 +47,7 @@ def write_bundle(
         for name, value in state.items()
     }
     fingerprint = _fingerprint(kind, config, tensors)
-    metadata = {"format": kind, "version": _VERSION, "config": config, "fingerprint": fingerprint}
+    metadata = {"format": _FORMAT + kind, "version": _VERSION, "config": config, "fingerprint": fingerprint}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
     return fingerprint
 
@@ -74,7 +76,7 @@ def load_bundle(path: str | os.PathLike[str], kind: str, build: Callable[[str], 
 
 
 def _fingerprint(kind: str, config: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(f"{kind} {_VERSION}\n{config}\n".encode())
+    digest = hashlib.sha256(f"{_FORMAT}{kind} {_VERSION}\n{config}\n".encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
@@ -82,18 +84,33 @@ def _fingerprint(kind: str, config: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, kind: str) -> tuple[str, str, dict[str, Any]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     with open(path, "rb"):  # a missing or unreadable file is an OSError, not a bad bundle
         pass
     try:
         with safetensors.safe_open(path, framework="pt") as bundle:
-            metadata = bundle.metadata() or {}
-            tensors = {name: bundle.get_tensor(name) for name in bundle.keys()}  # noqa: SIM118
+            yield bundle
     except safetensors.SafetensorError as error:
         raise BundleError(f"{path}: expected a safetensors file, got {error}") from error
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """The kind of model a bundle says it holds. BundleError if it says none; OSError if it cannot be read."""
+    with _opened(Path(path)) as bundle:
+        form = (bundle.metadata() or {}).get("format", "")
+    if not form.startswith(_FORMAT):
+        raise BundleError(f"{path}: expected a model bundle of this package, got format {form!r}")
+    return str(form.removeprefix(_FORMAT))
+
+
+def _read(path: Path, kind: str) -> tuple[str, str, dict[str, Tensor]]:
+    with _opened(path) as bundle:
+        metadata = bundle.metadata() or {}
+        tensors = {name: bundle.get_tensor(name) for name in bundle.keys()}  # noqa: SIM118
     found = (metadata.get("format"), metadata.get("version"))
-    if found != (kind, _VERSION):
-        raise BundleError(f"{path}: expected {kind} version {_VERSION}, got {found[0]} {found[1]}")
+    if found != (_FORMAT + kind, _VERSION):
+        raise BundleError(f"{path}: expected {_FORMAT}{kind} version {_VERSION}, got {found[0]} {found[1]}")
     config, fingerprint = metadata.get("config", ""), metadata.get("fingerprint", "")
     actual = _fingerprint(kind, config, tensors)
     if actual != fingerprint:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import safetensors
 import torch
 from torch import Tensor
 
 from geoloc_fast.errors import BundleError
 from geoloc_fast.layers import Layer, QueryStrips, Rows
+from geoloc_fast.models.bundle import kind_of
 
 __all__ = [
     "KINDS", "AzimuthColumns", "Model", "Photo", "PlaceBatch", "PlaceInput", "Query", "QueryInput", "Text",
@@ -173,7 +173,7 @@ def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.d
     """The model of a bundle, whatever its kind; default the one that ships. BundleError if it is none that this version
     can load; OSError if it cannot be read."""
     path = shipped_model() if path is None else path
-    kind = _kind_of(Path(path))
+    kind = kind_of(path)
     load = KINDS.get(kind)
     if load is None:
         raise BundleError(f"{path}: expected a model of kind {', '.join(sorted(KINDS))}, got {kind!r}")
@@ -189,19 +189,6 @@ def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.d
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from error
     return model
-
-
-def _kind_of(path: Path) -> str:
-    with open(path, "rb"):  # a missing or unreadable file is an OSError, not a bad bundle
-        pass
-    try:
-        with safetensors.safe_open(path, framework="pt") as bundle:
-            form = (bundle.metadata() or {}).get("format", "")
-    except safetensors.SafetensorError as error:
-        raise BundleError(f"{path}: expected a safetensors file, got {error}") from error
-    if not form.startswith("geoloc_fast."):
-        raise BundleError(f"{path}: expected a model bundle of this package, got format {form!r}")
-    return form.removeprefix("geoloc_fast.")
 
 
 def check_layers(layers: Sequence[Layer]) -> None:

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from geoloc_fast.errors import GeolocError
+from geoloc_fast.errors import ImageryError
 from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 from geoloc_fast.geo.regions import Box
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.images.decode import decode_rgba
 from geoloc_fast.images.storage import MAX_FILE_BYTES, ImageError, Storage
 
-__all__ = ["KINDS", "Ground", "ImageryError", "RasterGround", "Square", "TileGround", "open_imagery", "wanted"]
+__all__ = ["KINDS", "Ground", "RasterGround", "Square", "TileGround", "open_imagery", "wanted"]
 
 DEEPEST_ZOOM = 24
 _TILE_PX = (128, 4096)
@@ -36,10 +36,6 @@ _TILES_OPEN = 96
 _CACHE_MB = 192  # of GDAL's blocks
 _TILE_NAME = re.compile(r"(\d{1,2})/(\d{1,8})/(\d{1,8})(@2x)?\.(png|jpg|jpeg|webp|tif|tiff)", re.IGNORECASE)
 _MAX_TILES = 200_000_000
-
-
-class ImageryError(GeolocError, ValueError):
-    """Imagery that cannot be used; the message says why, and what to do."""
 
 
 class Square(NamedTuple):

@@ -24,15 +24,15 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import geoloc_fast
-from geoloc_fast.errors import GeolocError, ImageError, PlaceIndexError
+from geoloc_fast.errors import BusyError, CaseError, GeolocError, ImageError, PlaceIndexError
 from geoloc_fast.evaluation.report import Pictures
 from geoloc_fast.evaluation.report.views import street_window
 from geoloc_fast.geo.regions import Box, Circle, Region, polygon_of
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate.answers import as_dict, as_features
 from geoloc_fast.locate.locator import Answer
-from geoloc_fast.serve.cases import EXPORTS, Case, CaseError, Cases
-from geoloc_fast.serve.engine import Busy, Engine, Question, Served
+from geoloc_fast.serve.cases import EXPORTS, Case, Cases
+from geoloc_fast.serve.engine import Engine, Question, Served
 from geoloc_fast.serve.guard import Guard, Limits, problem
 from geoloc_fast.serve.jobs import Jobs
 
@@ -241,8 +241,8 @@ def create_app(service: Service) -> Guard:
         where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         return told(422, "Not like that", f"{where}: {first['msg']}", "invalid")
 
-    @app.exception_handler(Busy)
-    async def busy(_: Request, error: Busy) -> Response:
+    @app.exception_handler(BusyError)
+    async def busy(_: Request, error: BusyError) -> Response:
         return told(503, "Busy", str(error), "busy", **{"retry-after": "1"})
 
     @app.exception_handler(CaseError)

@@ -26,13 +26,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from geoloc_fast.errors import GeolocError
+from geoloc_fast.errors import CaseError, NoSuchCaseError
 from geoloc_fast.evaluation.report import PhotoPictures, Pictures, write_located
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.decode import read_header
 from geoloc_fast.locate.answers import as_features, as_text, fan, of_dict
 
-__all__ = ["Case", "CaseError", "Cases"]
+__all__ = ["Case", "Cases"]
 
 VERDICTS = ("accept", "reject")
 EXPORTS = ("geojson", "kml", "csv", "html")
@@ -50,16 +50,6 @@ CREATE TABLE decision (sha256 TEXT NOT NULL, rank INTEGER NOT NULL, verdict TEXT
 CREATE TABLE log (id INTEGER PRIMARY KEY, at TEXT NOT NULL, what TEXT NOT NULL);
 """
 NOTE_LETTERS = 10_000
-
-
-class CaseError(GeolocError, ValueError):
-    """A case that is not there, is damaged, is sealed, or cannot do what was asked."""
-
-    status = 409
-
-
-class NoSuchCase(CaseError):
-    status = 404
 
 
 def _now() -> str:
@@ -104,7 +94,7 @@ class Cases:
     def open(self, case_id: str) -> Case:
         path = self.folder / case_id
         if not _ID.fullmatch(case_id) or path.is_symlink() or not (path / "case.sqlite").is_file():
-            raise NoSuchCase(f"there is no case {case_id[:12]!r}")
+            raise NoSuchCaseError(f"there is no case {case_id[:12]!r}")
         return Case(path)
 
     def delete(self, case_id: str) -> None:
@@ -194,7 +184,7 @@ class Case:
     def photo(self, sha256: str) -> bytes:
         """The file, after checking that it is the one that was brought."""
         if not _SHA256.fullmatch(sha256):
-            raise NoSuchCase("there is no such photo in the case")
+            raise NoSuchCaseError("there is no such photo in the case")
         for suffix in _SUFFIX.values():
             path = self.path / "photos" / f"{sha256}.{suffix}"
             if path.is_file() and not path.is_symlink():
@@ -202,7 +192,7 @@ class Case:
                 if hashlib.sha256(content).hexdigest() != sha256:
                     raise CaseError(f"photo {sha256[:12]}: is not the file that was brought; the case was altered")
                 return content
-        raise NoSuchCase("there is no such photo in the case")
+        raise NoSuchCaseError("there is no such photo in the case")
 
     # --- changes -----------------------------------------------------------------------------------------
 
@@ -236,7 +226,7 @@ class Case:
             raise ValueError(f"rank, note: expected 0 to 64, and at most {NOTE_LETTERS} letters")
         with self._change(did="decide", sha256=sha256, rank=rank, verdict=verdict) as base:
             if base.execute("SELECT 1 FROM photo WHERE sha256 = ?", (sha256,)).fetchone() is None:
-                raise NoSuchCase("there is no such photo in the case")
+                raise NoSuchCaseError("there is no such photo in the case")
             base.execute(
                 "INSERT OR REPLACE INTO decision VALUES (?, ?, ?, ?, ?)", (sha256, rank, verdict, note, _now())
             )

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from geoloc_fast.errors import GeolocError, ImageError
+from geoloc_fast.errors import BusyError, GeolocError, ImageError
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.exif import parse_exif
@@ -29,14 +29,10 @@ from geoloc_fast.locate.confidence import Confidence
 from geoloc_fast.locate.locator import Answer, Locator, usable_fov
 from geoloc_fast.models.contract import Model, Photo, Text
 
-__all__ = ["BATCH", "Busy", "Engine", "Question", "Served"]
+__all__ = ["BATCH", "Engine", "Question", "Served"]
 
 BATCH = 16
 REFRESH_S = 2.0
-
-
-class Busy(GeolocError):
-    """More waits than the queue holds; try again later."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Engine:
     Args:
         served: indexes by the name they are asked for by.
         workers: threads that answer; each computes on one thread of its own.
-        queue: questions that may wait; more are refused with `Busy`.
+        queue: questions that may wait; more are refused with `BusyError`.
     """
 
     def __init__(self, served: Mapping[str, Served], *, workers: int = 2, queue: int = 256) -> None:
@@ -142,9 +138,9 @@ class Engine:
         waiting = _Waiting(question)
         with self._turn:
             if self._closed.is_set():
-                raise Busy("the service is stopping")
+                raise BusyError("the service is stopping")
             if len(self._waiting) >= self.queue:
-                raise Busy(f"{self.queue} photos wait already; try again in a moment")
+                raise BusyError(f"{self.queue} photos wait already; try again in a moment")
             self._waiting.append(waiting)
             self._turn.notify()
         return waiting.answer

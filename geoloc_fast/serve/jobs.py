@@ -11,9 +11,10 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from geoloc_fast.errors import BusyError
 from geoloc_fast.locate.answers import as_dict
 from geoloc_fast.locate.locator import Answer
-from geoloc_fast.serve.engine import Busy, Engine, Question
+from geoloc_fast.serve.engine import Engine, Question
 
 __all__ = ["Job", "Jobs"]
 
@@ -42,7 +43,7 @@ class Job:
 class Jobs:
     """Args:
     engine: that answers.
-    most: jobs at once; more are refused with `Busy`.
+    most: jobs at once; more are refused with `BusyError`.
     """
 
     def __init__(self, engine: Engine, *, most: int = 16) -> None:
@@ -56,7 +57,7 @@ class Jobs:
             for old in [job.id for job in self._jobs.values() if job.ended and time.time() - job.ended > KEPT_S]:
                 del self._jobs[old]
             if sum(job.ended is None for job in self._jobs.values()) >= self._most:
-                raise Busy(f"{self._most} batches run already; try again later")
+                raise BusyError(f"{self._most} batches run already; try again later")
             job = Job(uuid.uuid4().hex, list(names), [None] * len(names))
             self._jobs[job.id] = job
         threading.Thread(target=self._run, args=(job, list(questions)), daemon=True, name="job").start()
@@ -84,7 +85,7 @@ class Jobs:
                     try:
                         waiting.append((todo[-1][0], self._engine.ask(todo[-1][1])))
                         todo.pop()
-                    except Busy:
+                    except BusyError:
                         break
                 if not waiting:
                     time.sleep(0.05)

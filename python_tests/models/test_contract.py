@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from geoloc_fast.cli import main
@@ -77,14 +78,14 @@ class Colours(torch.nn.Module):
 
     @classmethod
     def load(cls, path: Path, *, device: torch.device) -> Colours:
-        return load_bundle(path, "geoloc_fast.colours", lambda config: cls()).to(device)
+        return load_bundle(path, cls.kind, lambda config: cls()).to(device)
 
 
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(KINDS, "colours", Colours.load)
     path = tmp_path / "colours.safetensors"
-    write_bundle(path, "geoloc_fast.colours", "{}", Colours().state_dict(), torch.float32)
+    write_bundle(path, Colours.kind, "{}", Colours().state_dict(), torch.float32)
     return path
 
 
@@ -178,10 +179,10 @@ def test_what_a_model_does_not_take_is_refused(bundle: Path, tmp_path: Path) -> 
 
 def test_a_bundle_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "strange.safetensors"
-    write_bundle(path, "geoloc_fast.strange", "{}", Colours().state_dict(), torch.float32)
+    write_bundle(path, "strange", "{}", Colours().state_dict(), torch.float32)
     with pytest.raises(BundleError, match=r"expected a model of kind .*geolocalizer.*, got 'strange'"):
         load_model(path)
-    write_bundle(path, "elsewhere", "{}", Colours().state_dict(), torch.float32)
+    safetensors.torch.save_file(Colours().state_dict(), path, {"format": "elsewhere"})
     with pytest.raises(BundleError, match="expected a model bundle of this package"):
         load_model(path)
 

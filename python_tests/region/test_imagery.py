@@ -20,13 +20,14 @@ from geoloc_fast.cli import main
 from geoloc_fast.data.manifest import Manifest, ManifestError
 from geoloc_fast.data.readers import read
 from geoloc_fast.data.readers.video import read_track
+from geoloc_fast.errors import ImageryError
 from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m, move_m, offset_m
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.region import cut as cut_module
 from geoloc_fast.region.cut import cut_places, price_of
-from geoloc_fast.region.imagery import ImageryError, TileGround, open_imagery
+from geoloc_fast.region.imagery import TileGround, open_imagery
 from geoloc_fast.region.spots import Spots, spots_of
 
 ZOOM, TILES = 19, 3

@@ -27,13 +27,14 @@ testing = pytest.importorskip("starlette.testclient", reason="httpx is not insta
 import torch  # noqa: E402
 from served_town import FakePictures, Running, make_served, photo_bytes  # noqa: E402
 
+from geoloc_fast.errors import BusyError, CaseError  # noqa: E402
 from geoloc_fast.geo.regions import Circle  # noqa: E402
 from geoloc_fast.geo.sphere import great_circle_m  # noqa: E402
 from geoloc_fast.index import PlaceIndex  # noqa: E402
 from geoloc_fast.locate.locator import Locator  # noqa: E402
 from geoloc_fast.serve.app import Service, coverage_of, create_app, region_of  # noqa: E402
-from geoloc_fast.serve.cases import CaseError, Cases  # noqa: E402
-from geoloc_fast.serve.engine import Busy, Engine, Question, Served  # noqa: E402
+from geoloc_fast.serve.cases import Cases  # noqa: E402
+from geoloc_fast.serve.engine import Engine, Question, Served  # noqa: E402
 from geoloc_fast.serve.guard import Limits  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,12 +119,12 @@ def test_a_full_queue_refuses_and_a_closed_engine_answers_what_waits(served: Ser
         for n in range(50):
             taken.append(engine.ask(Question(photo_bytes(n), "town", candidates=1 + n % 60)))
 
-    with pytest.raises(Busy, match="3 photos wait already"):
+    with pytest.raises(BusyError, match="3 photos wait already"):
         many()
     taken[-1].cancel()
     engine.close()
     assert all(one.done() for one in taken)
-    with pytest.raises(Busy, match="stopping"):
+    with pytest.raises(BusyError, match="stopping"):
         engine.ask(Question(b"", "town"))
 
 

@@ -34,8 +34,6 @@ from geoloc_fast.models.contract import Photo, PlaceBatch, PlaceInput, Query, Qu
 
 __all__ = ["CellGeolocalizer", "CellsConfig"]
 
-_FORMAT = "geoloc_fast.cells"
-
 
 @dataclasses.dataclass(frozen=True)
 class CellsConfig:
@@ -235,10 +233,10 @@ class CellGeolocalizer(nn.Module):
     def save(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> str:
         """Writes the bundle; returns its fingerprint."""
         state = {name: value for name, value in self.state_dict().items()}
-        return write_bundle(path, _FORMAT, self.config.to_json(), state, dtype)
+        return write_bundle(path, self.kind, self.config.to_json(), state, dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> CellGeolocalizer:
         """The model of a bundle. BundleError if it is not a whole one of this kind; OSError if it cannot be read."""
-        model = load_bundle(path, _FORMAT, lambda config: cls(CellsConfig.from_json(config)))
+        model = load_bundle(path, cls.kind, lambda config: cls(CellsConfig.from_json(config)))
         return model.eval().requires_grad_(False).to(device)

@@ -31,7 +31,6 @@ from geoloc_fast.polar import polar_resample
 
 __all__ = ["Geolocalizer", "GeolocalizerConfig", "PhotoStrips"]
 
-_FORMAT = "geoloc_fast.geolocalizer"
 SHARING = ("all", "references", "none")
 SOURCES = ("both", "satellite", "street")
 BORDERS = ("replicate", "zeros")
@@ -393,13 +392,13 @@ class Geolocalizer(nn.Module):
         Floating-point weights are stored as `dtype` (float32, float16 or bfloat16). The file
         appears under its name complete or not at all.
         """
-        return write_bundle(path, _FORMAT, self.config.to_json(), self.state_dict(), dtype)
+        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Geolocalizer:
         """The model of a bundle, in float32 and eval mode. BundleError if the file is not a whole,
         unaltered bundle of this version; OSError if it cannot be read."""
-        return load_bundle(path, _FORMAT, lambda config: cls(GeolocalizerConfig.from_json(config))).to(device).eval()
+        return load_bundle(path, cls.kind, lambda config: cls(GeolocalizerConfig.from_json(config))).to(device).eval()
 
 
 def _centred(photo: Tensor, width: list[int], target: int) -> Tensor:

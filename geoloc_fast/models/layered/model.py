@@ -31,7 +31,6 @@ from geoloc_fast.polar import polar_resample
 
 __all__ = ["LAYERS", "Layered", "LayeredConfig", "ring"]
 
-_FORMAT = "geoloc_fast.layered"
 LAYERS = ("street", "satellite")
 _METRES_A_DEGREE = math.pi * EARTH_RADIUS_M / 180
 _POLAR_BATCH = 8  # polar images at once: their features stay near the cache
@@ -316,13 +315,13 @@ class Layered(nn.Module):
 
     def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> str:
         """Writes config and weights to one safetensors file, complete or not at all, and returns its fingerprint."""
-        return write_bundle(path, _FORMAT, self.config.to_json(), self.state_dict(), dtype)
+        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Layered:
         """The model of a bundle, in float32. BundleError if the file is not a whole, unaltered bundle of this
         version; OSError if it cannot be read."""
-        model: Layered = load_bundle(path, _FORMAT, lambda config: cls(LayeredConfig.from_json(config))).to(device)
+        model: Layered = load_bundle(path, cls.kind, lambda config: cls(LayeredConfig.from_json(config))).to(device)
         return model.eval()
 
 

@@ -40,7 +40,6 @@ __all__ = ["CONDITIONS", "Discriminator", "Generator", "PanoGAN", "PanoGANConfig
 CONDITIONS = ("rotations", "polar")
 JUDGES = ("pyramid", "patch")
 LEVELS = 5  # of the judges' features, and of the decoder
-_FORMAT = "geoloc_fast.panogan"
 _FIRST_ROTATION_DEG = 315.0  # the rotation with north up fills the stretch from here to 45
 _GREY = 127.5  # half of the grey levels: bytes are 127.5 (x + 1)
 
@@ -268,6 +267,8 @@ class Discriminator(nn.Module):
 class PanoGAN(nn.Module):
     """Generator and judges. `generate` is all that using it takes."""
 
+    kind = "panogan"
+
     def __init__(self, config: PanoGANConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or PanoGANConfig()
@@ -364,13 +365,13 @@ class PanoGAN(nn.Module):
 
     def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> str:
         """Writes config and weights to one safetensors file, and returns its fingerprint. Complete or not at all."""
-        return write_bundle(path, _FORMAT, self.config.to_json(), self.state_dict(), dtype)
+        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> PanoGAN:
         """The model of a bundle, in float32 and eval mode. BundleError if the file is not a whole, unaltered bundle
         of this kind; OSError if it cannot be read."""
-        return load_bundle(path, _FORMAT, lambda config: cls(PanoGANConfig.from_json(config))).to(device).eval()
+        return load_bundle(path, cls.kind, lambda config: cls(PanoGANConfig.from_json(config))).to(device).eval()
 
 
 def to_signed(images: Tensor) -> Tensor:

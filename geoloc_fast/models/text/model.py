@@ -32,7 +32,6 @@ from geoloc_fast.models.text.words import Tokens, Words
 
 __all__ = ["PHYSICAL", "TextCodes", "TextGeolocalizer", "TextGeolocalizerConfig"]
 
-_FORMAT = "geoloc_fast.text"
 PHYSICAL = {"colour": 96, "structure": 16, "texture": 32}
 """Sizes of the descriptors that `tile_signature` gives."""
 _STRIDES = (4, 8, 16)
@@ -313,14 +312,14 @@ class TextGeolocalizer(nn.Module):
     def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> str:
         """Writes config, tokenizer and weights to one safetensors file, complete or not at all, and returns its
         fingerprint."""
-        return write_bundle(path, _FORMAT, self.config.to_json(), self.state_dict(), dtype)
+        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> TextGeolocalizer:
         """The model of a bundle, in float32. BundleError if the file is not a whole, unaltered bundle of this
         version; OSError if it cannot be read."""
         model: TextGeolocalizer = load_bundle(
-            path, _FORMAT, lambda config: cls(TextGeolocalizerConfig.from_json(config))
+            path, cls.kind, lambda config: cls(TextGeolocalizerConfig.from_json(config))
         )
         return model.to(device).eval()
 
