@@ -22,24 +22,17 @@ FLOORS = [
     {"_native", "errors", "files", "geo", "reference", "triton_kernels"},
     {"ops"},
     {"operators"},
-    {"layers", "images", "testing", "losses"},
+    {"layers", "images", "testing"},
     {"models", "index"},
     {"data"},
-    {"metrics", "protocol", "confidence", "locate", "answers"},
-    {"build", "synthesize", "region", "city"},
-    {"evaluate", "evaluation"},
-    {"report", "training"},
+    {"locate"},
+    {"region", "city"},
+    {"evaluation"},
+    {"training"},
     {"cluster", "serve", "demo"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-# Within one floor of today's tree these know each other.
-BESIDE = {
-    "protocol": {"metrics"},
-    "locate": {"confidence"},
-    "answers": {"locate"},
-    "report": {"evaluate"},
-}
 OPERATOR_FILES = {"polar", "azimuth", "retrieval", "signature", "__init__"}
 
 
@@ -84,7 +77,7 @@ def test_every_import_follows_the_plan() -> None:
         assert room in FLOOR, f"{path}: a room that the plan does not know"
         for name in imports(path):
             other = room_of(name)
-            if other != room and FLOOR[other] >= FLOOR[room] and other not in BESIDE.get(room, ()):
+            if other != room and FLOOR[other] >= FLOOR[room]:
                 wrong.append(f"{module} imports {name or 'geoloc_fast'}")
     assert not wrong, "\n".join(wrong)
 

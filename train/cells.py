@@ -9,7 +9,7 @@ their defaults.
 import sys
 
 from geoloc_fast.training.command import main
-from geoloc_fast.training.recipes.cells import evaluation, recipe
+from geoloc_fast.training.recipes.cells import evaluate_model, make_recipe
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, recipe, evaluation))
+    sys.exit(main(__doc__, make_recipe, evaluate_model))

@@ -42,7 +42,7 @@ from geoloc_fast.training.rows import AdamWithRows
 from geoloc_fast.training.settings import DataSettings as EveryDataSettings
 from geoloc_fast.training.settings import RunSettings, TrainSettings, at_least, merged_settings
 
-__all__ = ["CellData", "CellsRecipe", "Settings", "evaluation", "read_settings", "recipe"]
+__all__ = ["CellData", "CellsRecipe", "Settings", "evaluate_model", "make_recipe", "read_settings"]
 
 LOSSES = ("multi_similarity", "info_nce", "haversine", "hierarchy")
 _CHUNK = 128  # images whose tokens are made and kept together
@@ -513,11 +513,11 @@ class CellsRecipe:
         self.model.save(path)
 
 
-def recipe(sources: Sequence[str | dict[str, Any]]) -> CellsRecipe:
+def make_recipe(sources: Sequence[str | dict[str, Any]]) -> CellsRecipe:
     return CellsRecipe(read_settings(sources))
 
 
-def evaluation(sources: Sequence[str | dict[str, Any]], path: Path) -> Evaluation:
+def evaluate_model(sources: Sequence[str | dict[str, Any]], path: Path) -> Evaluation:
     """Of the model at `path`, on the photos that `data.evaluate` chooses."""
     made = CellsRecipe(read_settings(sources))
     loaded = CellGeolocalizer.load(path, made.device)
