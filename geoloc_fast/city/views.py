@@ -318,7 +318,7 @@ def make_city(
     photo_size: tuple[int, int] = (96, 128),
     fov_range: tuple[float, float] = (70.0, 110.0),
     capture: Capture = TIDY,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> CityViews:
     """Makes a city and renders every view of its places.
 

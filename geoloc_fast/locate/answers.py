@@ -261,7 +261,7 @@ def locate_folder(
     fov_deg: float | None = None,
     candidates: int = 5,
     batch: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, int]:
     """Locates all photos below a folder and writes GeoParquet; returns how many there are of each status.
 

@@ -82,7 +82,7 @@ def synthesize(
     *,
     date: datetime.date | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Synthesized:
     """Completes the street views of a manifest, in its folder, or goes on where an earlier run stopped.
 
