@@ -173,7 +173,7 @@ def locate(
             counts = answers.locate_folder(locator, photos[0], out, progress=shown, **options)
         counts["passed_over"] = len(left_out)
         said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items())
-        say({**counts, "path": str(out)}, f"{said}; written to {out}", as_json)
+        say({**counts, "path": str(out)}, f"{said}; written to {answers.printable(str(out))}", as_json)
         raise typer.Exit(1 if counts["unreadable"] or left_out else 0)
     done = []
     if out is None and output == "table":

@@ -34,6 +34,7 @@ __all__ = [
     "of_dict",
     "passed_over",
     "printable",
+    "writable",
 ]
 
 FORMATS = ("table", "json", "jsonl", "csv", "geojson", "kml")
@@ -53,7 +54,7 @@ def as_dict(answer: Answer) -> dict[str, Any]:
     """Plain values, printable as JSON. Positions only where the photo is located; candidates always."""
     best = answer.best
     return {
-        "image": answer.image,
+        "image": writable(answer.image),
         "status": answer.status,
         "lat": None if best is None else _degrees(best.lat),
         "lon": None if best is None else _degrees(best.lon),
@@ -63,7 +64,7 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "fov_deg": answer.fov_deg,
         "fov_from": answer.fov_from,
         "exif_agrees": answer.exif_agrees,
-        "problem": answer.problem,
+        "problem": None if answer.problem is None else writable(answer.problem),
         "candidates": [
             {**asdict(c), "lat": _degrees(c.lat), "lon": _degrees(c.lon), "heading_deg": _heading(c)}
             for c in answer.candidates
@@ -113,7 +114,8 @@ def as_features(answer: Answer) -> list[dict[str, Any]]:
                     "type": "Feature",
                     "geometry": None if at[1] is None else {"type": "Point", "coordinates": list(at)},
                     "properties": {
-                        "kind": "candidate", "image": answer.image, "status": answer.status, "rank": rank, **about,
+                        "kind": "candidate", "image": properties["image"], "status": answer.status, "rank": rank,
+                        **about,
                     },
                 }
             )  # fmt: skip
@@ -241,6 +243,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def writable(text: str) -> str:
+    """As UTF-8 can hold it: of a file name that is not UTF-8 the odd bytes become `\\udc..`, and nothing is lost."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def find_photos(folder: Path) -> list[str]:
     """Names of all photos below a folder, relative to it, in order. Links are not followed."""
     if not folder.is_dir():
@@ -276,7 +283,9 @@ def locate_folder(
     settings = _settings(locator, fov_deg, candidates)
     done = _read_rows(out, settings) | _read_partial(partial, settings)
     stamp = {name: _stamp(folder / name) for name in names}
-    rows = {name: done[name] for name in names if name in done and done[name]["stamp"] == stamp[name]}
+    rows = {
+        name: row for name in names if (row := done.get(writable(name))) is not None and row["stamp"] == stamp[name]
+    }
     todo = [name for name in names if name not in rows]
     if progress is not None:
         progress(len(rows), len(names))
@@ -289,7 +298,7 @@ def locate_folder(
                 (folder / name for name in todo), fov_deg=fov_deg, candidates=candidates, batch=batch
             )
             for name, answer in zip(todo, answers, strict=True):
-                rows[name] = {**as_dict(answer), "image": name, "stamp": stamp[name]}
+                rows[name] = {**as_dict(answer), "image": writable(name), "stamp": stamp[name]}
                 log.write(f"{json.dumps(rows[name])}\n")
                 log.flush()
                 if progress is not None:

@@ -20,6 +20,7 @@ from geoloc_fast.geo import s2
 from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.locate.answers import printable
 from geoloc_fast.locate.candidates import Candidate
 from geoloc_fast.locate.locator import Given, Locator
 
@@ -97,8 +98,8 @@ class CoarseAnswer:
     def as_lines(self) -> list[str]:
         """For a terminal: spots, then places within them, then what is left."""
         if self.problem is not None:
-            return [f"{self.image}: {self.problem}"]
-        lines = [self.image]
+            return [f"{printable(self.image)}: {printable(self.problem)}"]
+        lines = [printable(self.image)]
         for number, spot in enumerate(self.spots):
             lines.append(
                 f"  spot {number}  {spot.lat:.5f} {spot.lon:.5f}  {100 * spot.probability:5.1f} %  cell {spot.key}, "

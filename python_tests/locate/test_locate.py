@@ -674,6 +674,35 @@ def test_a_batch_goes_on_where_it_was_interrupted(city: Manifest, locator: Locat
         locate_folder(locator, folder, tmp_path / "other.parquet")
 
 
+def test_a_file_name_that_is_not_utf8_loses_no_batch(
+    run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "answers.parquet"
+    folder.mkdir()
+    odd = (b"\xff\xfe good.jpg", b"broken \xc3.jpg")
+    shutil.copy(photo_paths(city)[0], folder / "a.jpg")
+    try:
+        shutil.copy(photo_paths(city)[1], os.path.join(os.fsencode(folder), odd[0]))
+    except OSError:
+        pytest.skip("this file system takes names of UTF-8 only")
+    Path(os.fsdecode(os.path.join(os.fsencode(folder), odd[1]))).write_bytes(b"no image")
+
+    code, _, _ = run("locate", folder, "--index", index.path, "--out", out)
+    assert code == 1  # for the one that is broken
+    rows = {row["image"]: row for row in pq.read_table(out).to_pylist()}
+    assert set(rows) == {"a.jpg", r"\udcff\udcfe good.jpg", r"broken \udcc3.jpg"}
+    assert [len(rows[name]["candidates"]) > 0 for name in sorted(rows)] == [True, True, False]
+    assert rows[r"broken \udcc3.jpg"]["status"] == "unreadable"
+    before = out.read_bytes()
+    run("locate", folder, "--index", index.path, "--out", out)  # finds each again by the name it was given
+    assert out.read_bytes() == before and not out.with_name("answers.parquet.partial").exists()
+    for ending in ("jsonl", "json", "csv", "geojson", "kml"):
+        run("locate", folder, "--index", index.path, "--out", tmp_path / f"answers.{ending}")
+        assert "good.jpg" in (tmp_path / f"answers.{ending}").read_text(encoding="utf-8")
+    run("locate", folder, "--index", index.path, "--report", tmp_path / "answers.html")
+    assert "good.jpg" in (tmp_path / "answers.html").read_text(encoding="utf-8")
+
+
 def test_evaluate_on_the_command_line(run: Any, city: Manifest, index: PlaceIndex, tmp_path: Path) -> None:
     code, out, _ = run("evaluate", city.root, "--index", index.path, "--json")
     assert code == 0
