@@ -170,8 +170,10 @@ def environment(device: str) -> dict[str, str]:
     if os.environ.get("PYTHONPATH"):
         path.append(os.environ["PYTHONPATH"])
     # The sources of the checkout have no native module: importing them by mistake is an error.
+    # Those of a pytest that runs this are not for the one that this runs.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return {
-        **os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "GEOLOC_FAST_REQUIRE": "cpu"
+        **own, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "GEOLOC_FAST_REQUIRE": "cpu"
     }  # fmt: skip
 
 

@@ -32,7 +32,8 @@ def city_strips(model: Geolocalizer, seed: int, places: int) -> tuple[Tensor, Te
     name = hashlib.sha256(f"{model.fingerprint} {seed} {places}".encode()).hexdigest()[:16]
     path = CACHE / f"{name}.pt"
     if path.exists():
-        return tuple(torch.load(path))  # type: ignore[return-value]
+        strips, query, width = torch.load(path)
+        return strips, query, width
     size = model.config.image_size
     city = make_city(seed, places=places, panorama_size=size)
     strips = []
@@ -46,7 +47,8 @@ def city_strips(model: Geolocalizer, seed: int, places: int) -> tuple[Tensor, Te
         with torch.inference_mode():
             strips.append(model.encode_place(polar, panorama))
     (query,) = model.encode_queries([Photo(image) for image in city.photo[:PHOTOS]]).values()
-    found = torch.cat(strips).clone(), query.strips, query.width
+    width = torch.full((len(query.strips),), query.strips.shape[3]) if query.width is None else query.width
+    found = torch.cat(strips).clone(), query.strips, width
     CACHE.mkdir(parents=True, exist_ok=True)
     torch.save(found, path)
     return found

@@ -352,7 +352,7 @@ def test_search_by_dot(benchmark: Any, batch: int, contestant: str) -> None:
         faiss.omp_set_num_threads(torch.get_num_threads())
         index = faiss.IndexFlatIP(flat.shape[1])
         index.add(flat.numpy())
-        search = lambda: tuple(map(torch.from_numpy, index.search(one.numpy(), K)))  # type: ignore[assignment] # noqa: E731
+        search = lambda: tuple(map(torch.from_numpy, index.search(one.numpy(), K)))  # type: ignore # noqa: E731
     else:
         search = lambda: tuple((one @ flat.T).topk(K))  # type: ignore[assignment,return-value] # noqa: E731
     score, rows = search()

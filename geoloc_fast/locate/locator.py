@@ -277,11 +277,11 @@ class Locator:
         best, agrees = found[0], None
         if shown.exif.lat is not None and best.lat is not None:
             agrees = bool(great_circle_m(best.lat, best.lon, shown.exif.lat, shown.exif.lon) <= 100.0)
-        places = self.index.places([candidate.place for candidate in found[:limit]])
+        keys = self._keys([candidate.place for candidate in found[:limit]])
         return Answer(
             name,
             status,
-            tuple(replace(candidate, key=place.key) for candidate, place in zip(found, places, strict=False)),
+            tuple(replace(candidate, key=key) for candidate, key in zip(found, keys, strict=False)),
             radius,
             fov_deg=None if shown.fov_deg is None else round(shown.fov_deg, 2),
             fov_from=shown.fov_from,
@@ -291,6 +291,13 @@ class Locator:
             neighbours=neighbours,
             features=features,
         )
+
+    def _keys(self, places: list[int]) -> list[str]:
+        """Of places that were found; of one that has been removed since, after a `refresh` of the index, none."""
+        try:
+            return [place.key for place in self.index.places(places)]
+        except KeyError:
+            return [key for place in places for key in (self._keys([place]) if len(places) > 1 else [""])]
 
     def _provenance(self) -> Provenance:
         model, index = self.model, self.index

@@ -74,40 +74,40 @@ def _program(code: str) -> tuple[list[str], list[list[int]]]:
 
 
 def round_trip(code: str, past: str) -> list[str]:
-    """The instructions of one turn of a loop in which nothing unusual happens: the shortest way from the first that
-    matches `past` by all others that do and back to it."""
+    """The instructions of one turn of a loop in which nothing unusual happens: from the first that matches `past` by
+    all others of its loop that do, in their order in the code, and back to it, each time the shortest way."""
     text, after = _program(code)
     # What comes after is where a warp goes that has split up.
     end = next((at for at, instruction in enumerate(text) if "WARPSYNC.COLLECTIVE" in instruction), len(text))
-    open_ = {at for at in range(end) if re.search(past, text[at])}
-    start = here = min(open_)
-    open_.discard(start)
-    way: list[str] = []
-    while True:
-        goals, queue, hit = open_ or {start}, deque([here]), -1
-        came: dict[int, int] = {}
-        while queue and hit < 0:
-            at = queue.popleft()
-            for following in after[at]:
-                if following not in came and (following != here or following in goals):
-                    came[following] = at
-                    queue.append(following)
-                    if following in goals:
-                        hit = following
-                        break
-        if hit < 0:
-            raise ValueError(f"no way on from {text[here]!r} to {len(goals)} more that match {past!r}")
-        steps, at = [], hit
-        while True:
-            steps.append(text[at])
-            at = came[at]
-            if at == here:
-                break
-        way += reversed(steps)
-        here = hit
-        open_.discard(hit)
-        if hit == start:
-            return way
+    matching = [at for at in range(end) if re.search(past, text[at])]
+    ways = {here: _reached(after, here) for here in matching}
+    first = matching[0]
+    stops = [at for at in matching if at in ways[first] and first in ways[at]]
+    if not stops:
+        raise ValueError(f"no way on from {text[first]!r} and back to it")
+    turn: list[str] = []
+    for here, goal in zip(stops, [*stops[1:], first], strict=True):
+        if goal not in ways[here]:
+            raise ValueError(f"no way on from {text[here]!r} to {text[goal]!r}, which match {past!r}")
+        steps, at = [goal], ways[here][goal]
+        while at != here:
+            steps.append(at)
+            at = ways[here][at]
+        turn += [text[step] for step in reversed(steps)]
+    return turn
+
+
+def _reached(after: list[list[int]], here: int) -> dict[int, int]:
+    """Where one can get from an instruction, each with the one before it on a shortest way."""
+    came: dict[int, int] = {}
+    queue = deque([here])
+    while queue:
+        at = queue.popleft()
+        for following in after[at]:
+            if following not in came:
+                came[following] = at
+                queue.append(following)
+    return came
 
 
 def _tool(name: str) -> str | None:

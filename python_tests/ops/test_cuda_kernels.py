@@ -57,7 +57,8 @@ def test_the_screening_loop_keeps_to_its_budget() -> None:
 def test_no_tuned_loop_divides_or_computes_in_float64(architecture: str) -> None:
     """The loops that a kernel spends its time in, found by what they do there."""
     loops = {
-        "strip_topk_screen_kernel<16, 1, 1, 32>": LOOKED_AT,
+        # On sm_80 the way past the norms leads through a call for warps that have split up.
+        "strip_topk_screen_kernel<16, 1, 1, 32>": LOOKED_AT if architecture == "sm_90" else "HMMA",
         "strip_topk_screen_kernel<16, 1, 1, 0>": "HMMA",
         "strip_topk_screen_kernel<16, 1, 0, 0>": "HMMA",
         "strip_topk_screen_kernel<64, 1, 1, 32>": "HMMA",
@@ -79,5 +80,7 @@ def test_the_way_round_a_loop_is_the_shortest_that_passes_all() -> None:
     assert cuda_kernels.round_trip(code, "HMMA|DADD") == [
         "@P0 BRA 0x50", "MUFU.RCP R1", "DADD R2", "HMMA R3", "@P1 BRA 0x10", "HMMA R0"
     ]  # fmt: skip
+    # What lies before or after the loop is no part of it; what is in no loop has no turn.
+    assert cuda_kernels.round_trip(code, "HMMA|EXIT") == cuda_kernels.round_trip(code, "HMMA")
     with pytest.raises(ValueError, match="no way on from"):
-        cuda_kernels.round_trip(code, "MOV|HMMA")
+        cuda_kernels.round_trip(code, "MOV|EXIT")
