@@ -15,13 +15,12 @@ import time
 import torch
 import torch.nn.functional as F
 
-from geoloc_fast.training import bank as module
-from geoloc_fast.training.bank import bank_log_sum
+from geoloc_fast.training.bank import bank_log_sum, blocks
 
 
 def products(query: torch.Tensor, bank: torch.Tensor) -> None:
     """The three matrix products of a pass that keeps nothing, the scores made twice as the backward does."""
-    for start, stop in module._blocks(query, len(bank)):
+    for start, stop in blocks(query, len(bank)):
         score = query @ bank[start:stop].T
         score = query @ bank[start:stop].T
         score @ bank[start:stop]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["bank_log_sum"]
+__all__ = ["bank_log_sum", "blocks"]
 
 _BLOCK_BYTES = 32 << 20  # of a block's scores
 _LEAST_ROWS, _MOST_ROWS = 256, 1 << 16
@@ -42,7 +42,8 @@ def bank_log_sum(query: Tensor, bank: Tensor, ignored: Tensor, scale: float, *, 
     return found
 
 
-def _blocks(query: Tensor, rows: int) -> list[tuple[int, int]]:
+def blocks(query: Tensor, rows: int) -> list[tuple[int, int]]:
+    """Where the blocks of rows that a pass holds at once begin and end."""
     step = min(max(_BLOCK_BYTES // max(4 * len(query), 1), _LEAST_ROWS), _MOST_ROWS)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
@@ -61,7 +62,7 @@ class _BankLogSum(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, bank: Tensor, ignored: Tensor, scale: float, least: float | None) -> Tensor:
         total = query.new_full((len(query),), float("-inf"))
         scaled = scale * query
-        for start, stop in _blocks(query, len(bank)):
+        for start, stop in blocks(query, len(bank)):
             total = torch.logaddexp(total, _logits(scaled, bank, ignored, start, stop).logsumexp(1))
         ctx.save_for_backward(query, bank, ignored, total)
         ctx.scale, ctx.least = scale, least
@@ -79,7 +80,7 @@ class _BankLogSum(torch.autograd.Function):
         to_bank = torch.empty_like(bank) if wants_bank and least is None else None
         rows: list[Tensor] = []
         values: list[Tensor] = []
-        for start, stop in _blocks(query, len(bank)):
+        for start, stop in blocks(query, len(bank)):
             share = _logits(scaled, bank, ignored, start, stop).sub_(lift[:, None]).exp_().mul_(grad[:, None])
             if to_query is not None:
                 to_query.addmm_(share, bank[start:stop])

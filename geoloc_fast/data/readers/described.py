@@ -15,8 +15,9 @@ from typing import Any
 
 from geoloc_fast.data.captions import COLUMN
 from geoloc_fast.data.manifest import Manifest, Problem
-from geoloc_fast.data.readers.lists import file_names, mercator_metres_per_pixel, warn_left_out
+from geoloc_fast.data.readers.lists import file_names, warn_left_out
 from geoloc_fast.errors import ManifestError
+from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 
 __all__ = ["read_cvg_text", "read_geotext", "read_rsicd"]
 
@@ -55,7 +56,7 @@ def read_cvg_text(path: str | os.PathLike[str]) -> Manifest:
                         "lon": float(match["lon"]),
                         "city": version.removesuffix("-photos"),
                         "satellite": f"{images}/{name}",
-                        "metres_per_pixel": mercator_metres_per_pixel(float(match["lat"]), _ZOOM),
+                        "metres_per_pixel": web_mercator_metres_per_pixel(float(match["lat"]), _ZOOM),
                         "split": split,
                         COLUMN: [],
                     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from geoloc_fast.data.manifest import Problem
 from geoloc_fast.errors import ManifestError
 
-__all__ = ["file_names", "lines_of", "mercator_metres_per_pixel", "warn_left_out"]
+__all__ = ["file_names", "lines_of", "warn_left_out"]
 
 
 def lines_of(root: Path, name: str) -> list[str]:
@@ -37,8 +36,3 @@ def warn_left_out(what: str, left_out: Sequence[str], total: int) -> None:
     if left_out:
         shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         warnings.warn(f"{len(left_out)} of {total} {what} are left out, their image is missing: {shown}", stacklevel=3)
-
-
-def mercator_metres_per_pixel(lat: float, zoom: int) -> float:
-    """Ground resolution of a Web-Mercator tile of 256 pixels at a latitude."""
-    return math.cos(math.radians(lat)) * 2 * math.pi * 6378137.0 / (256 * 2**zoom)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from geoloc_fast.data.manifest import Manifest, Problem
-from geoloc_fast.data.readers.lists import file_names, lines_of, mercator_metres_per_pixel, warn_left_out
+from geoloc_fast.data.readers.lists import file_names, lines_of, warn_left_out
 from geoloc_fast.errors import ManifestError
+from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 
 __all__ = ["read_vigor"]
 
@@ -72,7 +73,7 @@ def _read_city(
         else:
             at[name] = position
             lat, lon = position
-            resolution = mercator_metres_per_pixel(lat, _ZOOM)
+            resolution = web_mercator_metres_per_pixel(lat, _ZOOM)
             satellite = f"{city}/satellite/{name}"
             row_of = {"id": name, "lat": lat, "lon": lon, "city": city, "satellite": satellite}
             places.append({**row_of, "metres_per_pixel": resolution})

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geoloc_fast.geo.sphere import EARTH_RADIUS_M
+from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.models.backbones import Backbone
@@ -32,7 +32,6 @@ from geoloc_fast.polar import polar_resample
 __all__ = ["LAYERS", "Layered", "LayeredConfig", "ring"]
 
 LAYERS = ("street", "satellite")
-_METRES_A_DEGREE = math.pi * EARTH_RADIUS_M / 180
 _POLAR_BATCH = 8  # polar images at once: their features stay near the cache
 
 
@@ -207,10 +206,11 @@ class Layered(nn.Module):
                 metres = float(batch.metres_per_pixel[n])
                 points = self.config.standpoints_m if math.isfinite(metres) else ((0.0, 0.0),)
                 features.append(self.polar_features(batch.satellite[n], metres, points))
-                lat, lon = float(batch.lat[n]), float(batch.lon[n])
+                east, north = np.array(points).T
+                lat, lon = move_m(float(batch.lat[n]), float(batch.lon[n]), east, north)
                 places += [n] * len(points)
-                lats += [lat + north / _METRES_A_DEGREE for _, north in points]
-                lons += [lon + east / (_METRES_A_DEGREE * math.cos(math.radians(lat))) for east, _ in points]
+                lats += lat.tolist()
+                lons += lon.tolist()
             strips = self._strips("satellite", features)
             found["satellite"] = Rows(strips, np.array(places, np.int64), np.array(lats), np.array(lons))
         return found
