@@ -16,6 +16,8 @@ from geoloc_fast.cli import evaluate, index, locate, region, serve
 from geoloc_fast.cli.app import app
 from geoloc_fast.errors import GeolocError
 
+__all__ = ["app", "run"]
+
 # typer brings its own click in newer releases and the click package in older ones; both derive from this.
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 

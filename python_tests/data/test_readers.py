@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from geoloc_fast.cli.app import app
+from geoloc_fast.cli.run import app
 from geoloc_fast.data.manifest import PHOTOS, PLACES, Manifest
 from geoloc_fast.data.readers import READERS, read
 from geoloc_fast.data.readers.mat import load_mat
