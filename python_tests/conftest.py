@@ -1,11 +1,22 @@
 """Prints what is being tested, the backends, so that nobody tests the slow path unaware; and what modules share."""
 
+import os
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 import geoloc_fast
+
+_OFFLINE = Path(__file__).parent / "offline"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sockets to anything but this machine are errors, here and in every Python that a test starts."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_OFFLINE), os.environ.get("PYTHONPATH")]))
+    runpy.run_path(str(_OFFLINE / "sitecustomize.py"))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
