@@ -35,9 +35,9 @@ CALLS: dict[str, Callable[[], Any]] = {
 
 @cache
 def bare(op: str) -> Callable[[], Any]:
-    """The native call that `op` makes, with its arguments kept alive."""
-    native, allocate, alive = _native.native_cpu, torch.empty, []
-    recorded: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+    """The native call that `op` makes."""
+    native = _native.native_cpu
+    recorded: list[tuple[Callable[..., Any], dict[str, Any]]] = []
 
     class Recorder:
         def __getattr__(self, name: str) -> Any:
@@ -45,27 +45,19 @@ def bare(op: str) -> Callable[[], Any]:
             if name != op:
                 return value
 
-            def call(*arguments: Any) -> Any:
+            def call(**arguments: Any) -> Any:
                 recorded.append((value, arguments))
-                return value(*arguments)
+                return value(**arguments)
 
             return call
 
-    def keep(*args: Any, **options: Any) -> Any:
-        alive.append(allocate(*args, **options))
-        return alive[-1]
-
-    _native.native_cpu, torch.empty = Recorder(), keep  # type: ignore[assignment]
+    _native.native_cpu = Recorder()  # type: ignore[assignment]
     try:
-        alive.append(CALLS[op]())
+        CALLS[op]()
     finally:
-        _native.native_cpu, torch.empty = native, allocate
+        _native.native_cpu = native
     ((function, arguments),) = recorded
-
-    def call(_alive: list[Any] = alive) -> Any:
-        return function(*arguments)
-
-    return call
+    return lambda: function(**arguments)
 
 
 @pytest.mark.parametrize("entry", [*CALLS, *(f"{op}, bare native call" for op in list(CALLS)[:-1])])

@@ -79,7 +79,7 @@ class StripBank:
         layout = BankLayout(count, channels, height, columns, dtype, column0_deg)
         buffer = torch.empty(layout.nbytes, dtype=torch.uint8, device=strips.device)
         if buffer.is_cpu and _native.native_cpu is not None:
-            _native.native_cpu.strip_bank_memory(buffer.data_ptr(), layout.nbytes)
+            _native.native_cpu.strip_bank_memory(bytes=layout.nbytes, memory=buffer)
         header = torch.frombuffer(bytearray(layout.header()), dtype=torch.uint8)
         buffer[: layouts.HEADER_BYTES] = header.to(strips.device)
         buffer[layouts.HEADER_BYTES :] = op.pack(strips, dtype)

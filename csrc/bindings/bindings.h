@@ -4,9 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "geoloc_fast/types.h"
@@ -25,6 +27,14 @@ void bind_azimuth_match_cuda(pybind11::module_& m);
 void bind_gumbel_noise_cuda(pybind11::module_& m);
 void bind_polar_resample_cuda(pybind11::module_& m);
 void bind_strip_bank_cuda(pybind11::module_& m);
+
+// "[2, 3, 512, 512]"
+template <typename Size>
+std::string shape_text(const Size& sizes) {
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "[" : ", ") + std::to_string(size);
+  return text + "]";
+}
 
 // Every status but kOk as the Python exception it means.
 inline void check(Status status, const char* op, const std::string& detail = "") {

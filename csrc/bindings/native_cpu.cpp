@@ -1,4 +1,4 @@
-// _native_cpu: the CPU kernels, taking raw pointers, sizes and strides. Memory belongs to the caller.
+// _native_cpu: the CPU kernels, taking tensors by name and no copy of them. Memory belongs to the caller.
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/bindings.h"
 #include "cpu/isa.h"

@@ -1,68 +1,57 @@
 // How Python hands polar_resample to either native module.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include "bindings/bindings.h"
+#include "bindings/arguments.h"
 #include "geoloc_fast/polar_resample.h"
 
 namespace geoloc_fast::bindings {
 
-inline void set_polar_geometry(PolarGeometry& p, const Sizes& images_size, int64_t out_rows, int64_t out_cols,
-                               uintptr_t center, uintptr_t max_radius, uintptr_t heading_deg, double column0_deg,
-                               bool outer_radius, bool replicate_border) {
-  p.batch = images_size[0], p.channels = images_size[1], p.in_rows = images_size[2], p.in_cols = images_size[3];
-  p.out_rows = out_rows, p.out_cols = out_cols;
-  p.center = reinterpret_cast<const double*>(center);
-  p.max_radius = reinterpret_cast<const double*>(max_radius);
-  p.heading_deg = reinterpret_cast<const double*>(heading_deg);
-  p.column0_deg = column0_deg;
-  p.outer_radius = outer_radius;
-  p.replicate_border = replicate_border;
+inline void read_geometry(Arguments& a, PolarGeometry& p) {
+  p.center = a.optional<const double>("center", 2 * p.batch);
+  p.max_radius = a.optional<const double>("max_radius", p.batch);
+  p.heading_deg = a.optional<const double>("heading_deg", p.batch);
+  p.column0_deg = a.number("column0_deg");
+  p.outer_radius = a.flag("outer_radius");
+  p.replicate_border = a.flag("replicate_border");
 }
 
-inline PolarResampleParams polar_resample_params(uintptr_t images, int images_dtype, const Sizes& images_size,
-                                                 const Sizes& images_stride, uintptr_t out, int out_dtype,
-                                                 int64_t out_rows, int64_t out_cols, uintptr_t center,
-                                                 uintptr_t max_radius, uintptr_t heading_deg, double column0_deg,
-                                                 bool outer_radius, bool replicate_border,
-                                                 const std::vector<double>& mean, const std::vector<double>& std) {
-  PolarResampleParams p{};
-  set_polar_geometry(p, images_size, out_rows, out_cols, center, max_radius, heading_deg, column0_deg, outer_radius,
-                     replicate_border);
-  p.images = reinterpret_cast<const void*>(images);
-  p.out = reinterpret_cast<void*>(out);
-  p.images_dtype = static_cast<DType>(images_dtype);
-  p.out_dtype = static_cast<DType>(out_dtype);
-  p.stride_batch = images_stride[0], p.stride_channel = images_stride[1];
-  p.stride_row = images_stride[2], p.stride_col = images_stride[3];
-  p.normalize = !mean.empty();
-  if (p.normalize) {
-    if (p.channels > kMaxChannels || static_cast<int64_t>(mean.size()) != p.channels || mean.size() != std.size())
-      check(Status::kBadSize, "polar_resample");
-    for (int64_t c = 0; c < p.channels; ++c) {
-      p.scale[c] = static_cast<float>(1.0 / std[c]);
-      p.offset[c] = static_cast<float>(-mean[c] / std[c]);
-    }
-  }
-  return p;
+// Whether there is anything to normalise by: C standard deviations.
+inline bool read_std(Arguments& a, int64_t channels, float* scale, std::vector<double>& std) {
+  std = a.numbers("std");
+  if (std.empty()) return false;
+  if (channels > kMaxChannels || static_cast<int64_t>(std.size()) != channels) check(Status::kBadSize, a.op);
+  for (int64_t c = 0; c < channels; ++c) scale[c] = static_cast<float>(1.0 / std[c]);
+  return true;
 }
 
-inline PolarResampleBackwardParams polar_resample_backward_params(
-    uintptr_t grad_out, int grad_out_dtype, const Sizes& images_size, uintptr_t grad_images, int64_t out_rows,
-    int64_t out_cols, uintptr_t center, uintptr_t max_radius, uintptr_t heading_deg, double column0_deg,
-    bool outer_radius, bool replicate_border, const std::vector<double>& std) {
-  PolarResampleBackwardParams p{};
-  set_polar_geometry(p, images_size, out_rows, out_cols, center, max_radius, heading_deg, column0_deg, outer_radius,
-                     replicate_border);
-  p.grad_out = reinterpret_cast<const void*>(grad_out);
-  p.grad_images = reinterpret_cast<float*>(grad_images);
-  p.grad_out_dtype = static_cast<DType>(grad_out_dtype);
-  p.normalize = !std.empty();
-  if (p.normalize) {
-    if (p.channels > kMaxChannels || static_cast<int64_t>(std.size()) != p.channels)
-      check(Status::kBadSize, "polar_resample_backward");
-    for (int64_t c = 0; c < p.channels; ++c) p.scale[c] = static_cast<float>(1.0 / std[c]);
-  }
-  return p;
+inline void read(Arguments& a, PolarResampleParams& p) {
+  Sizes size, stride;
+  p.images = a.any("images", p.images_dtype, &size, &stride);
+  p.batch = size[0], p.channels = size[1], p.in_rows = size[2], p.in_cols = size[3];
+  p.stride_batch = stride[0], p.stride_channel = stride[1], p.stride_row = stride[2], p.stride_col = stride[3];
+  p.out_rows = a.whole("rows"), p.out_cols = a.whole("cols");
+  p.out = a.any("out", p.out_dtype, nullptr, nullptr, p.batch * p.channels * p.out_rows * p.out_cols);
+  read_geometry(a, p);
+  std::vector<double> std;
+  const std::vector<double> mean = a.numbers("mean");
+  p.normalize = read_std(a, p.channels, p.scale, std);
+  if (mean.size() != std.size()) check(Status::kBadSize, a.op);
+  for (size_t c = 0; c < mean.size(); ++c) p.offset[c] = static_cast<float>(-mean[c] / std[c]);
+}
+
+inline void read(Arguments& a, PolarResampleBackwardParams& p) {
+  Sizes size;
+  p.grad_out = a.any("grad_out", p.grad_out_dtype, &size);
+  p.batch = size[0], p.channels = size[1], p.out_rows = size[2], p.out_cols = size[3];
+  p.in_rows = a.whole("in_rows"), p.in_cols = a.whole("in_cols");
+  p.grad_images = a.values<float>("grad_images", p.batch * p.channels * p.in_rows * p.in_cols);
+  read_geometry(a, p);
+  std::vector<double> std;
+  p.normalize = read_std(a, p.channels, p.scale, std);
+}
+
+inline std::string given(const Arguments&, const PolarGeometry& p) {
+  return "images " + shape_text(Sizes{p.batch, p.channels, p.in_rows, p.in_cols});
 }
 
 }  // namespace geoloc_fast::bindings

@@ -10,18 +10,15 @@ from torch import Tensor
 from geoloc_fast import _native
 from geoloc_fast.ops import checks, choose
 from geoloc_fast.ops.azimuth_match import (
-    CODES,
+    KERNEL_DTYPES,
     SELECTION_CODES,
-    address,
-    as_float,
     can_run_cpu,
     can_run_cuda,
     can_run_triton,
     check_chosen,
     check_pairs,
-    device_scale,
     fake_gradients,
-    native_tensor,
+    native_scale,
     shared_problem,
 )
 from geoloc_fast.ops.library import register, without_autocast
@@ -33,7 +30,7 @@ _reference = without_autocast(reference.azimuth_crop)
 
 
 def _backend(op: str, query: Tensor, strips: Tensor) -> str:
-    if choose.cpu_is_free(query) and query.dtype in CODES and strips.dtype in CODES:
+    if choose.cpu_is_free(query) and query.dtype in KERNEL_DTYPES and strips.dtype in KERNEL_DTYPES:
         return "cpu"
     return choose.choose_backend(
         op,
@@ -47,6 +44,7 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
 
 
 def _arguments(
+    backend: str,
     query: Tensor,
     strips: Tensor,
     query_width: Tensor | None,
@@ -54,43 +52,32 @@ def _arguments(
     scale: Tensor | None,
     tau: float,
     noise: Tensor | None,
-) -> tuple[tuple[Any, ...], Tensor, list[Tensor]]:
-    """The leading native arguments, the work space, and what must stay alive during the call."""
-    query_width = None if query_width is None else query_width.contiguous()
-    noise = None if noise is None else noise.to(torch.float32)
-    native: Any = _native.native_cpu
-    size = native.azimuth_crop_workspace(
-        query.shape[1] * query.shape[2], query.shape[3], strips.shape[3], torch.get_num_threads()
-    )
-    arguments = (
-        *native_tensor(query), *native_tensor(strips), address(query_width), SELECTION_CODES[select], as_float(scale),
-        tau, address(noise), (0, 0) if noise is None else noise.stride(),
-    )  # fmt: skip
-    return arguments, workspace(size), [t for t in (query_width, noise) if t is not None]
-
-
-def _arguments_cuda(
-    query: Tensor,
-    strips: Tensor,
-    query_width: Tensor | None,
-    select: str,
-    scale: Tensor | None,
-    tau: float,
-    noise: Tensor | None,
-) -> tuple[tuple[Any, ...], tuple[Any, ...], list[Tensor]]:
-    """The leading and the last native arguments, and what must stay alive during the call."""
-    native: Any = _native.native_cuda
-    query_width = None if query_width is None else query_width.contiguous()
-    noise = None if noise is None else noise.to(torch.float32)
-    scale = device_scale(scale)
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The native module, and the first and the last arguments of its calls."""
+    first = {
+        "query": query,
+        "strips": strips,
+        "query_width": None if query_width is None else query_width.contiguous(),
+        "select": SELECTION_CODES[select],
+        "scale": native_scale(scale),
+        "tau": tau,
+        "noise": None if noise is None else noise.to(torch.float32),
+    }
+    native: Any
+    if backend == "cpu":
+        native, threads = _native.native_cpu, torch.get_num_threads()
+        space = native.azimuth_crop_workspace(
+            query.shape[1] * query.shape[2], query.shape[3], strips.shape[3], threads
+        )  # fmt: skip
+        return native, first, {"workspace": workspace(space), "threads": threads}
+    native = _native.native_cuda
     space = native.azimuth_crop_workspace(query.shape[0], strips.shape[3])
     memory = torch.empty(space, dtype=torch.uint8, device=query.device)
-    first = (
-        *native_tensor(query), *native_tensor(strips), address(query_width), SELECTION_CODES[select], address(scale),
-        tau, address(noise), (0, 0) if noise is None else noise.stride(),
-    )  # fmt: skip
-    last = memory.data_ptr(), query.device.index, torch.cuda.current_stream(query.device).cuda_stream
-    return first, last, [t for t in (query_width, noise, scale, memory) if t is not None]
+    return native, first, {"workspace": memory, **choose.cuda_place(query)}
+
+
+def _plan(backend: str) -> str:
+    return f"{_native.native_cpu.isa()}/direct" if backend == "cpu" else ""  # type: ignore[union-attr]
 
 
 def _run(
@@ -103,26 +90,15 @@ def _run(
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = _backend("azimuth_crop", query, strips)
-    if backend == "cpu":
-        native: Any = _native.native_cpu
-        batch = query.shape[0]
-        crop = torch.empty(*query.shape, dtype=torch.float32)
-        score = torch.empty(batch, dtype=torch.float32)
-        shift = torch.empty(batch, dtype=torch.int64)
-        arguments, memory, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
-        native.azimuth_crop(
-            *arguments, crop.data_ptr(), score.data_ptr(), shift.data_ptr(), memory.data_ptr(),
-            torch.get_num_threads(),
-        )  # fmt: skip
-        choose.ran("azimuth_crop", "cpu", f"{native.isa()}/direct")
-    elif backend == "cuda":
-        crop = torch.empty(query.shape, dtype=torch.float32, device=query.device)
-        score = torch.empty(query.shape[:1], dtype=torch.float32, device=query.device)
-        shift = torch.empty(query.shape[:1], dtype=torch.int64, device=query.device)
-        first, last, _alive = _arguments_cuda(query, strips, query_width, select, scale, tau, noise)
-        cuda: Any = _native.native_cuda
-        cuda.azimuth_crop(*first, crop.data_ptr(), score.data_ptr(), shift.data_ptr(), *last)
-        choose.ran("azimuth_crop", "cuda")
+    if backend in ("cpu", "cuda"):
+        batch, device = query.shape[0], query.device
+        # (torch takes sizes one by one in half the time of a shape)
+        crop = torch.empty(*query.shape, dtype=torch.float32, device=device)
+        score = torch.empty(batch, dtype=torch.float32, device=device)
+        shift = torch.empty(batch, dtype=torch.int64, device=device)
+        native, first, last = _arguments(backend, query, strips, query_width, select, scale, tau, noise)
+        native.azimuth_crop(**first, crop=crop, score=score, shift=shift, **last)
+        choose.ran("azimuth_crop", backend, _plan(backend))
     elif backend == "triton":
         from geoloc_fast.triton_kernels import azimuth_crop as kernels
 
@@ -169,20 +145,12 @@ def _run_backward(
         grad_scales = None if scale is None else torch.empty(query.shape[:1], dtype=torch.float64, device=device)
         grad_crop = grad_crop.to(torch.float32).contiguous()
         grad_score = grad_score.to(torch.float32).contiguous()
-        own = (
-            grad_crop.data_ptr(), grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(), grad_query.data_ptr(),
-            grad_strips.data_ptr(), address(grad_scales),
+        native, first, last = _arguments(backend, query, strips, query_width, select, scale, tau, noise)
+        native.azimuth_crop_backward(
+            **first, grad_crop=grad_crop, grad_score=grad_score, score=score, shift=shift, grad_query=grad_query,
+            grad_strips=grad_strips, grad_scale=grad_scales, **last,
         )  # fmt: skip
-        if backend == "cpu":
-            native: Any = _native.native_cpu
-            arguments, memory, _alive = _arguments(query, strips, query_width, select, scale, tau, noise)
-            native.azimuth_crop_backward(*arguments, *own, memory.data_ptr(), torch.get_num_threads())
-            choose.ran("azimuth_crop_backward", "cpu", f"{native.isa()}/direct")
-        else:
-            cuda: Any = _native.native_cuda
-            first, last, _alive = _arguments_cuda(query, strips, query_width, select, scale, tau, noise)
-            cuda.azimuth_crop_backward(*first, *own, *last)
-            choose.ran("azimuth_crop_backward", "cuda")
+        choose.ran("azimuth_crop_backward", backend, _plan(backend))
         if scale is None or grad_scales is None:
             grad_scale = torch.zeros((), dtype=torch.float32, device=device)
         else:

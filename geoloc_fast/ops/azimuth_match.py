@@ -17,8 +17,8 @@ from geoloc_fast.ops.workspace import workspace
 from geoloc_fast.reference import azimuth_match as reference
 from geoloc_fast.reference.windows import wide_dtype
 
-# DType, Selection and AzimuthPlan of the native headers
-CODES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Selection and AzimuthPlan of the native headers
 SELECTION_CODES = {name: code for code, name in enumerate(checks.SELECTIONS)}
 _PLANS = ("direct", "spectral", "scatter")
 _forced = {"azimuth_match": -1, "azimuth_match_backward": -1}  # -1: the cost model chooses
@@ -41,14 +41,14 @@ def force_plan(forward: str | None = None, backward: str | None = None) -> Itera
 
 def can_run_cpu(query: Tensor, strips: Tensor) -> str:
     for tensor in (query, strips):
-        if tensor.dtype not in CODES:
+        if tensor.dtype not in KERNEL_DTYPES:
             return f"no kernel for {tensor.dtype}"
     return choose.can_run_cpu(query)
 
 
 def can_run_cuda(query: Tensor, strips: Tensor) -> str:
     for tensor in (query, strips):
-        if tensor.dtype not in CODES:
+        if tensor.dtype not in KERNEL_DTYPES:
             return f"no kernel for {tensor.dtype}"
     reason = choose.can_run_cuda(query) or choose.can_run_cuda(strips)
     if reason:
@@ -76,29 +76,16 @@ def shared_problem(op: str, query: Tensor, strips: Tensor) -> str:
 
 def can_run_triton(query: Tensor, strips: Tensor) -> str:
     for tensor in (query, strips):
-        if tensor.dtype not in CODES:
+        if tensor.dtype not in KERNEL_DTYPES:
             return f"no kernel for {tensor.dtype}"
     if strips.shape[1] * strips.shape[2] == 0:
         return "the strips have no values"
     return choose.can_run_triton(query)
 
 
-def native_tensor(tensor: Tensor) -> tuple[Any, ...]:
-    """A tensor of strips as the native module takes it."""
-    return tensor.data_ptr(), CODES[tensor.dtype], tensor.shape, tensor.stride()
-
-
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def as_float(scale: Tensor | None) -> float:
-    return 1.0 if scale is None else float(scale)
-
-
 def _backend(op: str, query: Tensor, strips: Tensor) -> str:
     # The usual case, without collecting reasons.
-    if choose.cpu_is_free(query) and query.dtype in CODES and strips.dtype in CODES:
+    if choose.cpu_is_free(query) and query.dtype in KERNEL_DTYPES and strips.dtype in KERNEL_DTYPES:
         return "cpu"
     return choose.choose_backend(
         op,
@@ -109,6 +96,11 @@ def _backend(op: str, query: Tensor, strips: Tensor) -> str:
             "triton": lambda: can_run_triton(query, strips),
         },
     )
+
+
+def native_scale(scale: Tensor | None) -> Tensor | None:
+    """As the kernels read it: where it is, so that nobody waits for its value."""
+    return None if scale is None else scale.to(torch.float64)
 
 
 def _match_cpu(
@@ -136,17 +128,12 @@ def _match_cpu(
     query_width = None if query_width is None else query_width.contiguous()
     noise = None if noise is None else noise.to(torch.float32)
     native.azimuth_match(
-        *native_tensor(query), *native_tensor(strips), address(query_width), code, as_float(scale), tau,
-        address(noise), (0, 0, 0) if noise is None else noise.stride(), score.data_ptr(), shift.data_ptr(),
-        address(slope), address(scale_slope), plan, memory.data_ptr(), threads,
+        query=query, strips=strips, query_width=query_width, select=code, scale=native_scale(scale), tau=tau,
+        noise=noise, score=score, shift=shift, slope=slope, scale_slope=scale_slope, plan=plan, workspace=memory,
+        threads=threads,
     )  # fmt: skip
     choose.ran("azimuth_match", "cpu", f"{native.isa()}/{_PLANS[plan]}")
     return score, shift
-
-
-def device_scale(scale: Tensor | None) -> Tensor | None:
-    """As the CUDA kernels read it: where it is, so that nobody waits for its value."""
-    return None if scale is None else scale.to(torch.float64)
 
 
 def _match_cuda(
@@ -175,12 +162,10 @@ def _match_cuda(
         scale_slope = torch.empty_like(score)
     query_width = None if query_width is None else query_width.contiguous()
     noise = None if noise is None else noise.to(torch.float32)
-    scale = device_scale(scale)
     native.azimuth_match(
-        *native_tensor(query), *native_tensor(strips), address(query_width), code, address(scale), tau,
-        address(noise), (0, 0, 0) if noise is None else noise.stride(), score.data_ptr(), shift.data_ptr(),
-        address(slope), address(scale_slope), plan, memory.data_ptr(), device.index,
-        torch.cuda.current_stream(device).cuda_stream,
+        query=query, strips=strips, query_width=query_width, select=code, scale=native_scale(scale), tau=tau,
+        noise=noise, score=score, shift=shift, slope=slope, scale_slope=scale_slope, plan=plan, workspace=memory,
+        **choose.cuda_place(query),
     )  # fmt: skip
     choose.ran("azimuth_match", "cuda", _PLANS[plan])
     return (score, shift) if slope is None or scale_slope is None else (score, shift, slope, scale_slope)
@@ -252,7 +237,8 @@ def _fake_with_slope(query: Tensor, strips: Tensor, *rest: Any) -> tuple[Tensor,
     return score, shift, slope, torch.empty_like(score)
 
 
-def _backward_cuda(
+def _backward_native(
+    backend: str,
     grad_score: Tensor,
     query: Tensor,
     strips: Tensor,
@@ -265,27 +251,32 @@ def _backward_cuda(
     slope: Tensor | None,
     scale_slope: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    native: Any = _native.native_cuda
-    code = SELECTION_CODES[select]
-    plan, space = native.azimuth_match_plan(
-        query.shape, strips.shape, query_width is not None, code, False, True, _forced["azimuth_match_backward"]
-    )
-    device = query.device
-    memory = torch.empty(space, dtype=torch.uint8, device=device)
+    code, device = SELECTION_CODES[select], query.device
+    sizes = (query.shape, strips.shape, query_width is not None, code, False, True, _forced["azimuth_match_backward"])
+    native: Any
+    last: dict[str, int]
+    if backend == "cpu":
+        native, threads = _native.native_cpu, torch.get_num_threads()
+        plan, space = native.azimuth_match_plan(*sizes, threads)
+        memory, last, ran = workspace(space), {"threads": threads}, f"{native.isa()}/{_PLANS[plan]}"
+    else:
+        native = _native.native_cuda
+        plan, space = native.azimuth_match_plan(*sizes)
+        memory = torch.empty(space, dtype=torch.uint8, device=device)
+        last, ran = choose.cuda_place(query), _PLANS[plan]
     grad_query = torch.empty(query.shape, dtype=torch.float32, device=device)
     grad_strips = torch.empty(strips.shape, dtype=torch.float32, device=device)
-    wide_scale = device_scale(scale)
     # Without a scale: a zero nobody reads.
     of_scale = torch.zeros((), dtype=torch.float64, device=device)
     query_width = None if query_width is None else query_width.contiguous()
     grad_score = grad_score.to(torch.float32).contiguous()
     native.azimuth_match_backward(
-        *native_tensor(query), *native_tensor(strips), address(query_width), code, address(wide_scale), tau,
-        grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(), address(slope), address(scale_slope),
-        grad_query.data_ptr(), grad_strips.data_ptr(), 0 if slope is None else of_scale.data_ptr(), plan,
-        memory.data_ptr(), device.index, torch.cuda.current_stream(device).cuda_stream,
+        query=query, strips=strips, query_width=query_width, select=code, scale=native_scale(scale), tau=tau,
+        grad_score=grad_score, score=score, shift=shift, slope=slope, scale_slope=scale_slope,
+        grad_query=grad_query, grad_strips=grad_strips, grad_scale=None if slope is None else of_scale, plan=plan,
+        workspace=memory, **last,
     )  # fmt: skip
-    choose.ran("azimuth_match_backward", "cuda", _PLANS[plan])
+    choose.ran("azimuth_match_backward", backend, ran)
     return (
         grad_query.to(query.dtype),
         grad_strips.to(strips.dtype),
@@ -308,9 +299,9 @@ def _run_backward(
     scale_slope: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = _backend("azimuth_match_backward", query, strips)
-    if backend == "cuda":
-        return _backward_cuda(
-            grad_score, query, strips, query_width, select, scale, tau, score, shift, slope, scale_slope
+    if backend in ("cpu", "cuda"):
+        return _backward_native(
+            backend, grad_score, query, strips, query_width, select, scale, tau, score, shift, slope, scale_slope
         )
     if backend == "triton":
         from geoloc_fast.triton_kernels import azimuth_match as kernels
@@ -320,27 +311,6 @@ def _run_backward(
         )  # fmt: skip
         choose.ran("azimuth_match_backward", "triton")
         return found
-    if backend == "cpu":
-        native: Any = _native.native_cpu
-        code = SELECTION_CODES[select]
-        threads = torch.get_num_threads()
-        plan, space = native.azimuth_match_plan(
-            query.shape, strips.shape, query_width is not None, code, False, True,
-            _forced["azimuth_match_backward"], threads,
-        )  # fmt: skip
-        grad_query = torch.empty(query.shape, dtype=torch.float32)
-        grad_strips = torch.empty(strips.shape, dtype=torch.float32)
-        memory = workspace(space)
-        query_width = None if query_width is None else query_width.contiguous()
-        grad_score = grad_score.to(torch.float32).contiguous()
-        number = native.azimuth_match_backward(
-            *native_tensor(query), *native_tensor(strips), address(query_width), code, as_float(scale), tau,
-            grad_score.data_ptr(), score.data_ptr(), shift.data_ptr(), address(slope), address(scale_slope),
-            grad_query.data_ptr(), grad_strips.data_ptr(), plan, memory.data_ptr(), threads,
-        )  # fmt: skip
-        choose.ran("azimuth_match_backward", "cpu", f"{native.isa()}/{_PLANS[plan]}")
-        grad_scale = torch.full((), number, dtype=torch.float32 if scale is None else scale.dtype)
-        return grad_query.to(query.dtype), grad_strips.to(strips.dtype), grad_scale
     gradients = reference.azimuth_match_backward(grad_score, query, strips, query_width, select, scale, tau, noise)
     choose.ran("azimuth_match_backward", "reference")
     return gradients

@@ -96,10 +96,10 @@ def can_run_cuda(tensor: Tensor) -> str:
     return "" if tensor.device.type == "cuda" else f"the tensors are on {tensor.device}"
 
 
-def cuda_place(tensor: Tensor) -> tuple[int, int]:
+def cuda_place(tensor: Tensor) -> dict[str, int]:
     """The device and the stream that a CUDA kernel is launched on: the tensor's device, its current stream."""
     device = tensor.device.index
-    return device, torch.cuda.current_stream(device).cuda_stream
+    return {"device": device, "stream": torch.cuda.current_stream(device).cuda_stream}
 
 
 def can_run_triton(tensor: Tensor) -> str:

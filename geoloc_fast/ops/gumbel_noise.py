@@ -30,12 +30,11 @@ def _run(seed: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     if backend == "cpu":
         native: Any = _native.native_cpu
         out = torch.empty(shape, dtype=dtype)
-        native.gumbel_noise(int(seed), out.data_ptr(), out.numel(), torch.get_num_threads())
+        native.gumbel_noise(seed=seed, count=out.numel(), out=out, threads=torch.get_num_threads())
     elif backend == "cuda":
         cuda: Any = _native.native_cuda
         out = torch.empty(shape, dtype=dtype, device=seed.device)
-        stream = torch.cuda.current_stream(seed.device).cuda_stream
-        cuda.gumbel_noise(seed.data_ptr(), out.data_ptr(), out.numel(), seed.device.index, stream)
+        cuda.gumbel_noise(seed=seed, count=out.numel(), out=out, **choose.cuda_place(seed))
     elif backend == "triton":
         from geoloc_fast.triton_kernels import gumbel_noise as kernels
 

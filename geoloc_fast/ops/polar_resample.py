@@ -12,14 +12,13 @@ from geoloc_fast.ops import checks, choose
 from geoloc_fast.ops.library import register, without_autocast
 from geoloc_fast.reference import polar_resample as reference
 
-# DType in csrc/include/geoloc_fast/types.h
-_CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+_KERNEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 _reference = without_autocast(reference.polar_resample)
 _MAX_CHANNELS = _native.native_cpu.max_channels if _native.native_cpu else 16
 
 
 def _common(images: Tensor, dtype: torch.dtype, std: list[float]) -> str:
-    if images.dtype not in _CODES or dtype not in _CODES:
+    if images.dtype not in _KERNEL_DTYPES or dtype not in _KERNEL_DTYPES:
         return f"no kernel for {images.dtype} to {dtype}"
     if std and images.shape[1] > _MAX_CHANNELS:
         return f"normalises at most {_MAX_CHANNELS} channels"
@@ -73,17 +72,14 @@ def _run(
     else:
         size = images.shape
         out = images.new_empty((size[0], size[1], rows, cols), dtype=dtype)
-        arguments = (
-            images.data_ptr(), _CODES[images.dtype], size, images.stride(), out.data_ptr(), _CODES[dtype], rows, cols,
-            0 if center is None else center.data_ptr(), 0 if max_radius is None else max_radius.data_ptr(),
-            0 if heading_deg is None else heading_deg.data_ptr(), column0_deg, outer_radius, replicate_border,
-            mean, std,
+        native: Any = _native.native_cpu if backend == "cpu" else _native.native_cuda
+        last = {"threads": torch.get_num_threads()} if backend == "cpu" else choose.cuda_place(images)
+        plan = native.polar_resample(
+            images=images, rows=rows, cols=cols, out=out, center=center, max_radius=max_radius,
+            heading_deg=heading_deg, column0_deg=column0_deg, outer_radius=outer_radius,
+            replicate_border=replicate_border, mean=mean, std=std, **last,
         )  # fmt: skip
-        if backend == "cpu":
-            plan = _native.native_cpu.polar_resample(*arguments, torch.get_num_threads())  # type: ignore[union-attr]
-        else:
-            _native.native_cuda.polar_resample(*arguments, *choose.cuda_place(images))  # type: ignore[union-attr]
-    choose.ran("polar_resample", backend, plan)
+    choose.ran("polar_resample", backend, plan or "")
     return out
 
 
@@ -108,20 +104,16 @@ def _run_backward(
     backend = _backend("polar_resample_backward", grad, dtype, std, unordered)
     if backend in ("cpu", "cuda"):
         grad = grad.contiguous()
-        batch, channels, rows, cols = grad.shape
         # The kernel adds in float32 whatever the images are.
-        grad_images = grad.new_empty((batch, channels, in_rows, in_cols), dtype=torch.float32)
-        arguments = (
-            grad.data_ptr(), _CODES[grad.dtype], grad_images.shape, grad_images.data_ptr(), rows, cols,
-            0 if center is None else center.data_ptr(), 0 if max_radius is None else max_radius.data_ptr(),
-            0 if heading_deg is None else heading_deg.data_ptr(), column0_deg, outer_radius, replicate_border, std,
+        grad_images = grad.new_empty((*grad.shape[:2], in_rows, in_cols), dtype=torch.float32)
+        native: Any = _native.native_cpu if backend == "cpu" else _native.native_cuda
+        last = {"threads": torch.get_num_threads()} if backend == "cpu" else choose.cuda_place(grad)
+        plan = native.polar_resample_backward(
+            grad_out=grad, in_rows=in_rows, in_cols=in_cols, grad_images=grad_images, center=center,
+            max_radius=max_radius, heading_deg=heading_deg, column0_deg=column0_deg, outer_radius=outer_radius,
+            replicate_border=replicate_border, std=std, **last,
         )  # fmt: skip
-        plan = ""
-        if backend == "cpu":
-            plan = _native.native_cpu.polar_resample_backward(*arguments, torch.get_num_threads())  # type: ignore[union-attr]
-        else:
-            _native.native_cuda.polar_resample_backward(*arguments, *choose.cuda_place(grad))  # type: ignore[union-attr]
-        choose.ran("polar_resample_backward", backend, plan)
+        choose.ran("polar_resample_backward", backend, plan or "")
         return grad_images.to(dtype)
     if backend == "triton":
         from geoloc_fast.triton_kernels import polar_resample as kernels

@@ -6,7 +6,7 @@ A bank travels as its blocks (uint8) and `shape` = [count, C, H, W]; `dtype` is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -109,14 +109,13 @@ def _float32(query: Tensor) -> Tensor:
     return (query if query.dtype is torch.float32 else query.to(torch.float32)).contiguous()
 
 
-def _address(blocks: Tensor, layout: BankLayout) -> int:
-    """Where the kernels find the blocks; they trust what they are told, so this is where it is checked."""
+def _check_blocks(blocks: Tensor, layout: BankLayout) -> None:
+    """The kernels trust what they are told: this is where it is checked."""
     expected = layout.blocks * layout.block_bytes
     if blocks.dtype != torch.uint8 or blocks.shape != (expected,) or not blocks.is_contiguous():
         raise ValueError(f"blocks: expected {expected} contiguous bytes, got {blocks.dtype} {tuple(blocks.shape)}")
     if blocks.data_ptr() % strip_bank.ALIGNMENT:
         raise ValueError(f"blocks: expected an address that is a multiple of {strip_bank.ALIGNMENT}")
-    return blocks.data_ptr()
 
 
 def _run_pack(strips: Tensor, dtype: str) -> Tensor:
@@ -139,15 +138,23 @@ def _run_pack(strips: Tensor, dtype: str) -> Tensor:
     blocks = torch.empty(layout.blocks * layout.block_bytes, dtype=torch.uint8)
     threads = torch.get_num_threads()
     memory = workspace(native.strip_pack_workspace(layout.columns, threads))
-    at_once = _BLOCKS_AT_ONCE * LANES
-    for begin in range(0, layout.count, at_once):
-        part = strips[begin : begin + at_once].to(torch.float32).contiguous()
+    for part, into in _parts(strips, blocks, layout, _BLOCKS_AT_ONCE):
         native.strip_pack(
-            blocks.data_ptr() + begin // LANES * layout.block_bytes, (part.shape[0], values, layout.columns),
-            dtype == "bf16", part.data_ptr(), _circle(layout.columns).data_ptr(), memory.data_ptr(), threads,
+            size=(part.shape[0], values, layout.columns), bf16=dtype == "bf16", blocks=into, strips=part,
+            circle=_circle(layout.columns), workspace=memory, threads=threads,
         )  # fmt: skip
     choose.ran("strip_pack", "cpu", native.isa())
     return blocks
+
+
+def _parts(strips: Tensor, blocks: Tensor, layout: BankLayout, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Strips of `at_once` blocks as float32, and those blocks."""
+    for first in range(0, layout.blocks, at_once):
+        last = first + at_once
+        yield (
+            _float32(strips[first * LANES : last * LANES]),
+            blocks[first * layout.block_bytes : last * layout.block_bytes],
+        )
 
 
 def _fake_pack(strips: Tensor, dtype: str) -> Tensor:
@@ -164,7 +171,7 @@ def _run_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor)
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_bank as kernels
 
-        _address(blocks, layout)
+        _check_blocks(blocks, layout)
         strips = kernels.unpack(blocks, shape, dtype == "bf16", index)
         choose.ran("strip_unpack", "triton")
         return strips
@@ -178,8 +185,8 @@ def _run_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor)
     threads = torch.get_num_threads()
     memory = workspace(native.strip_unpack_workspace(layout.columns, threads))
     native.strip_unpack(
-        _address(blocks, layout), _size(layout), dtype == "bf16", index.data_ptr(), index.shape[0], strips.data_ptr(),
-        _circle(layout.columns).data_ptr(), memory.data_ptr(), threads,
+        size=_size(layout), bf16=dtype == "bf16", blocks=blocks, index=index, out=strips,
+        circle=_circle(layout.columns), workspace=memory, threads=threads,
     )  # fmt: skip
     choose.ran("strip_unpack", "cpu", native.isa())
     return strips
@@ -214,7 +221,7 @@ def _run_score(
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_score as kernels
 
-        _address(blocks, layout)
+        _check_blocks(blocks, layout)
         found = kernels.score(query, blocks, shape, dtype == "bf16", index, query_width, select, kind)
         choose.ran("strip_score", "triton")
         return found
@@ -231,10 +238,9 @@ def _run_score(
     shift = torch.empty(*index.shape, dtype=torch.int64)
     memory = workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
     native.strip_score(
-        _address(blocks, layout), size, dtype == "bf16", query.data_ptr(),
-        0 if query_width is None else query_width.data_ptr(), query.shape[0], query.shape[3], select == "cosine",
-        index.data_ptr(), index.shape[1], score.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(),
-        memory.data_ptr(), threads, *([True] if kind == "dot" else []),
+        size=size, bf16=dtype == "bf16", blocks=blocks, query=query, query_width=query_width,
+        cosine=select == "cosine", dot=kind == "dot", index=index, score=score, shift=shift, curve=None,
+        circle=_circle(layout.columns), workspace=memory, threads=threads,
     )  # fmt: skip
     choose.ran("strip_score", "cpu", native.isa())
     return score, shift
@@ -257,7 +263,7 @@ def _run_curve(
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_score as kernels
 
-        _address(blocks, layout)
+        _check_blocks(blocks, layout)
         curve = kernels.curve(query, blocks, shape, dtype == "bf16", index, query_width)
         choose.ran("strip_curve", "triton")
         return curve
@@ -272,10 +278,9 @@ def _run_curve(
     curve = torch.empty(*index.shape, layout.columns, dtype=torch.float32)
     memory = workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
     native.strip_score(
-        _address(blocks, layout), size, dtype == "bf16", query.data_ptr(),
-        0 if query_width is None else query_width.data_ptr(), query.shape[0], query.shape[3], False,
-        index.data_ptr(), index.shape[1], 0, 0, _circle(layout.columns).data_ptr(), memory.data_ptr(), threads,
-        False, curve.data_ptr(),
+        size=size, bf16=dtype == "bf16", blocks=blocks, query=query, query_width=query_width,
+        cosine=False, dot=False, index=index, score=None, shift=None, curve=curve,
+        circle=_circle(layout.columns), workspace=memory, threads=threads,
     )  # fmt: skip
     choose.ran("strip_curve", "cpu", native.isa())
     return curve
@@ -304,7 +309,7 @@ def _run_topk(
     if backend == "triton":
         from geoloc_fast.triton_kernels import strip_topk as kernels
 
-        _address(blocks, layout)
+        _check_blocks(blocks, layout)
         best = kernels.topk(query, blocks, shape, dtype == "bf16", k, query_width, select, alive, kind, group)
         choose.ran("strip_topk", "triton")
         return best
@@ -323,13 +328,11 @@ def _run_topk(
     index = torch.empty(batch, k, dtype=torch.int64)
     shift = torch.empty(batch, k, dtype=torch.int64)
     bf16 = dtype == "bf16"
-    seldom = () if kind == "cosine" and group is None else (kind == "dot", 0 if group is None else group.data_ptr())
     memory = workspace(native.strip_topk_workspace(size, bf16, query.shape[0], query.shape[3], k, threads))
     plan = native.strip_topk(
-        _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
-        batch, query.shape[3], select == "cosine", k, 0 if alive is None else alive.data_ptr(),
-        score.data_ptr(), index.data_ptr(), shift.data_ptr(), _circle(layout.columns).data_ptr(), memory.data_ptr(),
-        threads, *seldom,
+        size=size, bf16=bf16, blocks=blocks, query=query, query_width=query_width, cosine=select == "cosine",
+        dot=kind == "dot", k=k, alive=alive, group=group, score=score, index=index, shift=shift,
+        circle=_circle(layout.columns), workspace=memory, threads=threads,
     )  # fmt: skip
     choose.ran("strip_topk", "cpu", plan)
     return score, index, shift
@@ -367,15 +370,14 @@ def _memory_on(device: torch.device, nbytes: int) -> Tensor:
 def _pack_cuda(strips: Tensor, dtype: str) -> Tensor:
     native: Any = _native.native_cuda
     layout = _layout(strips.shape, dtype)
-    device, at_once = strips.device, _BLOCKS_AT_ONCE_CUDA * LANES
+    device = strips.device
     blocks = torch.empty(layout.blocks * layout.block_bytes, dtype=torch.uint8, device=device)
-    for begin in range(0, layout.count, at_once):
-        part = _float32(strips[begin : begin + at_once])
+    for part, into in _parts(strips, blocks, layout, _BLOCKS_AT_ONCE_CUDA):
         size = (part.shape[0], *_size(layout)[1:])
         memory = _memory_on(device, native.strip_pack_workspace(size, dtype == "bf16"))
         native.strip_pack(
-            blocks.data_ptr() + begin // LANES * layout.block_bytes, size, dtype == "bf16", part.data_ptr(),
-            _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), *choose.cuda_place(strips),
+            size=size, bf16=dtype == "bf16", blocks=into, strips=part, circle=_circle_on(device, layout.columns),
+            workspace=memory, **choose.cuda_place(strips),
         )  # fmt: skip
     choose.ran("strip_pack", "cuda")
     return blocks
@@ -390,8 +392,8 @@ def _unpack_cuda(blocks: Tensor, layout: BankLayout, index: Tensor) -> Tensor:
     )
     memory = _memory_on(device, native.strip_unpack_workspace(size, bf16, index.shape[0]))
     native.strip_unpack(
-        _address(blocks, layout), size, bf16, index.data_ptr(), index.shape[0], strips.data_ptr(),
-        _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), *choose.cuda_place(blocks),
+        size=size, bf16=bf16, blocks=blocks, index=index, out=strips, circle=_circle_on(device, layout.columns),
+        workspace=memory, **choose.cuda_place(blocks),
     )  # fmt: skip
     choose.ran("strip_unpack", "cuda")
     return strips
@@ -417,11 +419,9 @@ def _score_cuda(
     query_width = None if query_width is None else query_width.contiguous()
     memory = _memory_on(device, native.strip_score_workspace(size, bf16, *index.shape))
     native.strip_score(
-        _address(blocks, layout), size, bf16, query.data_ptr(), 0 if query_width is None else query_width.data_ptr(),
-        query.shape[0], query.shape[3], select == "cosine", index.data_ptr(), index.shape[1],
-        0 if score is None else score.data_ptr(), 0 if shift is None else shift.data_ptr(),
-        _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), *choose.cuda_place(query), kind == "dot",
-        0 if curve is None else curve.data_ptr(),
+        size=size, bf16=bf16, blocks=blocks, query=query, query_width=query_width, cosine=select == "cosine",
+        dot=kind == "dot", index=index, score=score, shift=shift, curve=curve,
+        circle=_circle_on(device, layout.columns), workspace=memory, **choose.cuda_place(query),
     )  # fmt: skip
 
 
@@ -457,11 +457,10 @@ def _topk_cuda(
             native.strip_topk_workspace(size, bf16, queries, padded_width, query_width is not None, k, limits),
         )
         plan = native.strip_topk(
-            _address(blocks, layout), size, bf16, query[part].data_ptr(), 0 if widths is None else widths.data_ptr(),
-            queries, padded_width, select == "cosine", k, 0 if alive is None else alive.data_ptr(),
-            score[part].data_ptr(), index[part].data_ptr(), shift[part].data_ptr(),
-            _circle_on(device, layout.columns).data_ptr(), memory.data_ptr(), limits, *choose.cuda_place(query),
-            kind == "dot", 0 if group is None else group.data_ptr(),
+            size=size, bf16=bf16, blocks=blocks, query=query[part], query_width=widths, cosine=select == "cosine",
+            dot=kind == "dot", k=k, alive=alive, group=group, score=score[part], index=index[part],
+            shift=shift[part], circle=_circle_on(device, layout.columns), workspace=memory, limits=limits,
+            **choose.cuda_place(query),
         )  # fmt: skip
     choose.ran("strip_topk", "cuda", plan)
     return score, index, shift
@@ -478,7 +477,7 @@ def _check_bank(blocks: Tensor, shape: Sequence[int], dtype: str) -> None:
     checks.choice("dtype", dtype, strip_bank.DTYPES)
     if len(shape) != 4 or shape[0] < 0 or min(shape[1:]) < 1:
         raise ValueError(f"shape: expected [count, C, H, W] of a bank, got {list(shape)}")
-    _address(blocks, _layout(shape, dtype))
+    _check_blocks(blocks, _layout(shape, dtype))
 
 
 def _check_unpack(blocks: Tensor, shape: Sequence[int], dtype: str, index: Tensor) -> None:

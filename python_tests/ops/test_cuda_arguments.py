@@ -7,7 +7,6 @@ neither wait nor depend on the stream or on chance, and can be captured in a gra
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -27,15 +26,10 @@ needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or bool(_native.cuda_problem), reason=_native.cuda_problem or "torch sees no GPU"
 )
 SELECTIONS = contracts.SELECTIONS
-SCALE = 10  # where the address of the scale stands among the arguments of a call
-
-
-def double_at(address: int) -> Any:
-    return ctypes.c_double.from_address(address)
 
 
 class StandIn:
-    """Takes what the CUDA module takes, with pointers to CPU memory."""
+    """Takes what the CUDA module takes, with tensors on the CPU."""
 
     max_columns = 4096
 
@@ -43,11 +37,9 @@ class StandIn:
         self.native: Any = _native.native_cpu
         self.spaces: dict[int, Tensor] = {}
 
-    def _leading(self, arguments: tuple[Any, ...]) -> list[Any]:
-        leading = list(arguments)
-        scale = leading[SCALE]
-        leading[SCALE] = double_at(scale).value if scale else 1.0
-        return leading
+    def _on_cpu(self, op: str, named: dict[str, Any]) -> Any:
+        assert named.pop("device") is None and named.pop("stream") == 77
+        return getattr(self.native, op)(**named, threads=1)
 
     def azimuth_match_plan(self, *arguments: Any) -> tuple[int, int]:
         plan: tuple[int, int] = self.native.azimuth_match_plan(*arguments, 1)
@@ -56,17 +48,11 @@ class StandIn:
     def azimuth_match_shared_bytes(self, query: tuple[int, ...], strips: tuple[int, ...]) -> int:
         return 1000 * strips[3]
 
-    def azimuth_match(self, *arguments: Any) -> None:
-        *arguments_, device, stream = self._leading(arguments)
-        assert device is None and stream == 77
-        self.native.azimuth_match(*arguments_, 1)
+    def azimuth_match(self, **named: Any) -> None:
+        self._on_cpu("azimuth_match", named)
 
-    def azimuth_match_backward(self, *arguments: Any) -> None:
-        *arguments_, grad_scale, plan, workspace, device, stream = self._leading(arguments)
-        assert device is None and stream == 77
-        number = self.native.azimuth_match_backward(*arguments_, plan, workspace, 1)
-        if grad_scale:
-            double_at(grad_scale).value = number
+    def azimuth_match_backward(self, **named: Any) -> None:
+        self._on_cpu("azimuth_match_backward", named)
 
     def azimuth_crop_shared_bytes(self, query: tuple[int, ...], strips: tuple[int, ...]) -> int:
         return 32 * strips[3]
@@ -74,19 +60,14 @@ class StandIn:
     def azimuth_crop_workspace(self, batch: int, columns: int) -> int:
         return 1 << 20
 
-    def azimuth_crop(self, *arguments: Any) -> None:
-        *arguments_, device, stream = self._leading(arguments)
-        assert device is None and stream == 77
-        self.native.azimuth_crop(*arguments_, 1)
+    def azimuth_crop(self, **named: Any) -> None:
+        self._on_cpu("azimuth_crop", named)
 
-    def azimuth_crop_backward(self, *arguments: Any) -> None:
-        *arguments_, device, stream = self._leading(arguments)
-        assert device is None and stream == 77
-        self.native.azimuth_crop_backward(*arguments_, 1)
+    def azimuth_crop_backward(self, **named: Any) -> None:
+        self._on_cpu("azimuth_crop_backward", named)
 
-    def gumbel_noise(self, seed: int, out: int, count: int, device: None, stream: int) -> None:
-        assert device is None and stream == 77
-        self.native.gumbel_noise(ctypes.c_int64.from_address(seed).value, out, count, 1)
+    def gumbel_noise(self, **named: Any) -> None:
+        self._on_cpu("gumbel_noise", named)
 
     # The bank: all memory is the CPU's, and what CUDA takes in another place is moved.
 
@@ -122,25 +103,18 @@ class StandIn:
     ) -> int:
         return int(self.native.strip_topk_workspace(size, bf16, batch, width, k, 1))
 
-    def strip_pack(self, *arguments: Any) -> None:
-        *leading, device, stream = arguments
-        assert device is None and stream == 77
-        self.native.strip_pack(*leading, 1)
+    def strip_pack(self, **named: Any) -> None:
+        self._on_cpu("strip_pack", named)
 
-    def strip_unpack(self, *arguments: Any) -> None:
-        *leading, device, stream = arguments
-        assert device is None and stream == 77
-        self.native.strip_unpack(*leading, 1)
+    def strip_unpack(self, **named: Any) -> None:
+        self._on_cpu("strip_unpack", named)
 
-    def strip_score(self, *arguments: Any) -> None:
-        *leading, device, stream, dot, curve = arguments
-        assert device is None and stream == 77
-        self.native.strip_score(*leading, 1, dot, curve)
+    def strip_score(self, **named: Any) -> None:
+        self._on_cpu("strip_score", named)
 
-    def strip_topk(self, *arguments: Any) -> str:
-        *leading, limits, device, stream, dot, group = arguments
-        assert device is None and stream == 77 and limits == (2, 1 << 17)
-        self.native.strip_topk(*leading, 1, dot, group)
+    def strip_topk(self, **named: Any) -> str:
+        assert named.pop("limits") == (2, 1 << 17)
+        self._on_cpu("strip_topk", named)
         return "a plan"
 
 
@@ -206,7 +180,7 @@ def test_the_module_takes_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -
             "azimuth_crop_shared_bytes",
         ):
             return call
-        return lambda *arguments: call(*arguments[:-2], 99, 0)
+        return lambda **named: call(**{**named, "device": 99, "stream": 0})
 
     monkeypatch.setattr(
         _native, "native_cuda", type("On99", (), {"__getattr__": lambda self, name: on_device_99(name)})()
