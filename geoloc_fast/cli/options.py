@@ -12,7 +12,7 @@ import typer
 ModelOption = Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")]
 
 
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1: where to encode and search.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1: where to compute.")]
 
 
 BoxOption = Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from geoloc_fast.cli.app import app, city_app
-from geoloc_fast.cli.options import WithinOption, arguments, region_of
+from geoloc_fast.cli.options import DeviceOption, WithinOption, arguments, device_named, region_of
 from geoloc_fast.cli.output import progress, say
 
 
@@ -234,7 +234,7 @@ def synthesize(
         str | None, typer.Option(help="2024-05-31: street views a year away from it are replaced too.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default one a core.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make street views of satellite images where there is no real one that counts, and mark them as synthetic.
@@ -249,7 +249,7 @@ def synthesize(
 
     with arguments():
         when = None if date is None else datetime.date.fromisoformat(date)
-    network = PanoGAN.load(model, device=device)
+    network = PanoGAN.load(model, device=device_named(device))
     with progress("street views") as shown:
         found = run(manifest, network, date=when, workers=workers, progress=shown)
     for problem in found.problems:
