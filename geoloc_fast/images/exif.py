@@ -89,8 +89,6 @@ def parse_exif(block: bytes, size: tuple[int, int] | None = None) -> PhotoExif:
     gps = directory(GPS_IFD, "GPS")
     position = field("position", _position, gps) or (None, None)
     true, magnetic = field("heading", _heading, gps) or (None, None)
-    if magnetic is not None:
-        reasons.append("heading: from magnetic north, so not used as a heading")
     return PhotoExif(
         lat=position[0],
         lon=position[1],
