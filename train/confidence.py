@@ -1,7 +1,6 @@
 """Fits the confidence of the model that ships: python train/confidence.py cities/ [--model MODEL]
 
-Makes five synthetic cities that no model was trained on, indexes each, searches all of it and parts of it for its own
-photos, for those of the others and for images that show nothing, and writes MODEL.confidence.json beside the model.
+On five synthetic cities that no model was trained on; MODEL.confidence.json is written beside the model.
 """
 
 import argparse
@@ -42,5 +41,4 @@ if __name__ == "__main__":
     confidence = fit(model, Trials.joined(tried))
     confidence.save(Confidence.path_for(given.model))
     print(f"threshold {confidence.threshold:.3f}, from {confidence.least_places} places on; located elsewhere:")
-    for size, rates in located(confidence, Trials.joined(tried)).items():
-        print(size, {kind: round(rate, 3) for kind, rate in rates.items()})
+    print(located(confidence, Trials.joined(tried)))

