@@ -53,7 +53,7 @@ def inputs(count: int = 7, rows: int = 1100, dim: int = 12) -> tuple[torch.Tenso
 def test_the_stream_is_the_dense_form_forward_and_backward(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bank_module, "_MOST_ROWS", 256)
     query, bank, ignored = inputs()
-    assert len(bank_module._blocks(query, len(bank))) == 5  # the path under test
+    assert len(bank_module.blocks(query, len(bank))) == 5  # the path under test
     weights = torch.linspace(-1, 2, len(query), dtype=torch.float64)
     grads = []
     for form in (dense, bank_log_sum):

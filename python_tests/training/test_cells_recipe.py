@@ -15,7 +15,7 @@ from geoloc_fast.evaluation.cells import CellDatabase
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig
-from geoloc_fast.training.recipes.cells import CellData, CellsRecipe, evaluation, losses, read_settings
+from geoloc_fast.training.recipes.cells import CellData, CellsRecipe, evaluate_model, losses, read_settings
 from geoloc_fast.training.trainer import Trainer
 
 MODEL: dict[str, Any] = {
@@ -191,8 +191,8 @@ def test_a_model_of_other_cells_is_not_measured(continent: Path, tmp_path: Path)
     sources: list[str | dict[str, Any]] = [{"out": ".", "pretrained": "", "model": MODEL}]
     sources += [{"data": {"manifest": str(continent)}, "train": {"device": "cpu"}}]
     with pytest.raises(ValueError, match="expected a model of these photos' cells, got 2 other prototypes"):
-        evaluation(sources, path)
+        evaluate_model(sources, path)
     made = recipe(continent, tmp_path / "run")
     made.model.save(path)
-    found = evaluation([*sources, "data.evaluate={split: test}"], path)
+    found = evaluate_model([*sources, "data.evaluate={split: test}"], path)
     assert set(found.numbers) >= {"prototypes", "aerial", "hybrid", "kappa", "temperature"}
