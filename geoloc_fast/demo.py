@@ -70,6 +70,7 @@ def run_demo(
         "model": {"file": model_path.name, "name": model.name, "fingerprint": model.fingerprint},
         "chance_recall_at_1": chance(truth, *index.positions()),
         **{views[title].key: evaluation.metrics() for title, evaluation in found.items()},
+        "photo_to_try": rows[next((n for n, answer in enumerate(answers) if answer.best), 0)]["image"],
     }
     write_atomically(out / "predictions.geojson", json.dumps(as_geojson(answers, truth), indent=1))
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))

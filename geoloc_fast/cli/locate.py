@@ -317,4 +317,4 @@ def demo(
     typer.echo(json.dumps(metrics, indent=1) if as_json else summary(metrics))
     if not as_json:
         typer.echo(f"Written to {out}: predictions.geojson, metrics.json, report.html, index, region")
-        typer.echo(f"\nNext: geoloc-fast locate {out / 'region/city/photo/city-00000.jpg'} --index {out / 'index'}")
+        typer.echo(f"\nNext: geoloc-fast locate {out / 'region' / metrics['photo_to_try']} --index {out / 'index'}")

@@ -257,9 +257,9 @@ def views_of(
             raise ValueError("crop_fov_deg: expected photos that go all the way round (fov_deg 360), got none")
     row_of = {name: n for n, name in enumerate(manifest.photos["id"].to_pylist())}
     rows_of_wide = [row_of[row["id"]] for row in wide]
-    # A crop of the whole turn has no other field of view to be taken for.
+    # A crop of the whole turn, or of the assumed angle, has no other field of view to be taken for.
     crops: list[tuple[float | None, bool]] = [
-        (crop, known) for crop in crop_fov_deg for known in ((True,) if crop == 360.0 else (True, False))
+        (crop, known) for crop in crop_fov_deg for known in ((True,) if crop in (360.0, assumed) else (True, False))
     ]
     for crop, known_fov in crops or [(None, True)]:
         times = 1 if crop is None else turns

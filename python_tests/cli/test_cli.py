@@ -140,7 +140,7 @@ def test_the_readme_shows_what_the_demo_prints(demo_run: tuple[dict, Path]) -> N
         return [re.sub(r"[+-]?\d+(\.\d+)?", "#", " ".join(line.split())) for line in text.strip().splitlines()]
 
     printed = f"{summary(demo_run[0])}\nWritten to demo: predictions.geojson, metrics.json, report.html, "
-    printed += "index, region\n\nNext: geoloc-fast locate demo/region/city/photo/city-00000.jpg --index demo/index"
+    printed += "index, region\n\nNext: geoloc-fast locate demo/region/city/photo/city-00005.jpg --index demo/index"
     said = skeleton(printed)
     assert [line for line in skeleton(shown) if not line.startswith("Sure")] == [
         line for line in said if not line.startswith("Sure")
