@@ -137,7 +137,7 @@ def row(
     view: View | None,
     config: PanoGANConfig,
     manifest: Manifest,
-    judge: Classifier | None,
+    discriminator: Classifier | None,
     locator: Geolocalizer | None,
 ) -> dict[str, str]:
     """The metrics of views, over all places of the manifest."""
@@ -153,8 +153,8 @@ def row(
             continue
         for name, metric in (("SSIM", ssim), ("PSNR", psnr), ("SD", sharpness_difference)):
             pixel[name].append(metric(made, batch["panorama"]))
-        if judge is not None:
-            seen.append((judge(made), judge(batch["panorama"])))
+        if discriminator is not None:
+            seen.append((discriminator(made), discriminator(batch["panorama"])))
     found = {name: f"{float(torch.cat(values).mean()):.4g}" for name, values in pixel.items() if values}
     if seen:
         p, q = (torch.cat(part) for part in zip(*seen, strict=True))
@@ -217,7 +217,7 @@ def main() -> int:
     try:
         where = named("--where", given.where, "column=value")
         bundles = named("models", given.models, "name=bundle")
-        judge = classifier(given.classifier, given.classifier_name) if given.classifier else None
+        discriminator = classifier(given.classifier, given.classifier_name) if given.classifier else None
         locator = Geolocalizer.load(given.locator) if given.locator else None
         data = DataSettings(manifest=given.manifest, column0=given.column0)
         manifest = chosen(Manifest.load(given.manifest), where, data)
@@ -229,13 +229,13 @@ def main() -> int:
         base = replace(config, condition="polar")
 
         def measured(view: View | None, config: PanoGANConfig = base) -> dict[str, str]:
-            return row(view, config, manifest, judge, locator)
+            return row(view, config, manifest, discriminator, locator)
 
         rows = {"polar satellite image": measured(lambda batch: polar_of(batch, base))}
         for name, model in models.items():
             rows[name] = measured(generated_by(model), replace(model.config, classes=0))
         columns = next(iter(rows.values()))
-        if judge is not None or locator is not None:
+        if discriminator is not None or locator is not None:
             real = measured(lambda batch: batch["panorama"])
             rows["real street view"] = {n: x if n.startswith(("IS", "R@")) else "-" for n, x in real.items()}
         if locator is not None:

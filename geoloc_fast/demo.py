@@ -23,11 +23,11 @@ from geoloc_fast.locate.candidates import Candidate
 from geoloc_fast.locate.confidence import RIGHT_M, Confidence
 from geoloc_fast.locate.locator import Answer, Locator
 from geoloc_fast.models.contract import load_model
+from geoloc_fast.progress import Progress
 from geoloc_fast.region.encode import build_index
 
 FIELD_OF_VIEW = (70.0, 110.0)
 _CORES = len(os.sched_getaffinity(0))
-Progress = Callable[[int, int | None], None]
 
 
 def run_demo(

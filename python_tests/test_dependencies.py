@@ -19,7 +19,7 @@ pytestmark = [
 
 # Floors from the ground up; a room may use the rooms of lower floors and itself, nothing beside or above.
 FLOORS = [
-    {"_native", "errors", "files", "geo", "reference", "triton_kernels"},
+    {"_native", "errors", "files", "progress", "geo", "reference", "triton_kernels"},
     {"ops"},
     {"operators"},
     {"layers", "images", "testing"},

@@ -40,6 +40,7 @@ from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import offset_m
+from geoloc_fast.progress import Progress
 
 __all__ = ["BLOCK_LEVEL", "CELL_LEVEL", "HOLDOUTS", "PROTOTYPE_LEVEL", "write_continent"]
 
@@ -148,7 +149,7 @@ def write_continent(
     photos_per_cell: float = 5.0,
     photo_size: tuple[int, int] = (96, 128),
     tile_px: int = 96,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Makes the continent and writes it as a manifest folder.
 

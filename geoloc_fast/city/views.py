@@ -6,7 +6,6 @@ made before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from geoloc_fast.city.render import (
 )
 from geoloc_fast.city.scene import GRAIN_SIZE, PHOTO_OFFSET_M, City, generator
 from geoloc_fast.city.styles import STYLES, style_number, style_of
+from geoloc_fast.progress import Progress
 
 _STREAMS = {"satellite": 2, "panorama": 3, "photo": 4, "coverage": 5}  # of random numbers, beside the scene's
 FIRST_PHOTO = np.datetime64("2024-07-01")  # photos are taken in the year from here on
@@ -318,7 +318,7 @@ def make_city(
     photo_size: tuple[int, int] = (96, 128),
     fov_range: tuple[float, float] = (70.0, 110.0),
     capture: Capture = TIDY,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> CityViews:
     """Makes a city and renders every view of its places.
 

@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -39,6 +39,7 @@ from geoloc_fast.city.views import (
 )
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.files import write_atomically
+from geoloc_fast.progress import Progress
 
 __all__ = ["REALISTIC", "CityRecipe", "recipes", "write_city", "write_recipes"]
 
@@ -113,7 +114,7 @@ def write_city(
     fov_range: tuple[float, float] = FIELD_OF_VIEW,
     capture: Capture = CROWD,
     jobs: int = 1,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Makes cities of all styles in turn and writes them as a manifest folder.
 
@@ -147,7 +148,7 @@ def write_recipes(
     todo: Sequence[CityRecipe],
     *,
     jobs: int = 1,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Makes the cities of these recipes, as `write_city` does its own."""
     for recipe in todo:

@@ -6,7 +6,7 @@ were not taken. Regions are of every size, from one place up: with one place in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from geoloc_fast.locate.candidates import NEIGHBOURS, candidates_of, features_of
 from geoloc_fast.locate.confidence import RIGHT_M, Confidence
 from geoloc_fast.locate.locator import content_of, share_of_turn
 from geoloc_fast.models.contract import Model, Photo
+from geoloc_fast.progress import Progress
 
 __all__ = ["BLANKS", "SIZES", "Trials", "blanks", "fit", "located", "trials"]
 
@@ -91,7 +92,7 @@ def trials(
     strangers: Mapping[str, Sequence[Photo]],
     *,
     seed: int = 0,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Trials:
     """Every query in regions of every size that the index has.
 

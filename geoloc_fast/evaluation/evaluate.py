@@ -25,6 +25,7 @@ from geoloc_fast.locate.candidates import NEIGHBOURS, Candidate
 from geoloc_fast.locate.confidence import RIGHT_M, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import Answer, Given, Locator, usable_fov
 from geoloc_fast.models.contract import AzimuthColumns, QueryInput
+from geoloc_fast.progress import Progress
 
 __all__ = [
     "RECALL_K", "Evaluation", "Truth", "Views", "contents", "evaluate", "evaluate_views", "fov_label",
@@ -357,7 +358,7 @@ def evaluate_views(
     views: Mapping[str, Views],
     *,
     keep: list[Answer] | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluates every way to show the photos; `keep` is given the answers of the first."""
     total, before = sum(len(way.rows) for way in views.values()), 0

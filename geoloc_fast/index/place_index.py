@@ -49,11 +49,11 @@ from geoloc_fast.index.segment import Segment, merge_segments, write_segment
 from geoloc_fast.index.verify import problems, restore
 from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.ops import checks
+from geoloc_fast.progress import Progress
 from geoloc_fast.retrieval import MAX_K
 
 __all__ = ["Place", "PlaceIndex"]
 
-Progress = Callable[[int, int | None], None]
 
 DTYPES = ("bf16", "fp32")
 MOST_SEGMENTS = 32  # from here on a writer merges the small ones

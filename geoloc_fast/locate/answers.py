@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.locate.candidates import Candidate
 from geoloc_fast.locate.locator import Answer, Locator, Provenance
+from geoloc_fast.progress import Progress
 
 __all__ = [
     "FORMATS",
@@ -268,7 +269,7 @@ def locate_folder(
     fov_deg: float | None = None,
     candidates: int = 5,
     batch: int = 16,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, int]:
     """Locates all photos below a folder and writes GeoParquet; returns how many there are of each status.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,22 +23,22 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Selection and AzimuthPlan of the native headers
 SELECTION_CODES = {name: code for code, name in enumerate(checks.SELECTIONS)}
 _PLANS = ("direct", "spectral", "scatter")
-_forced = {"azimuth_match": -1, "azimuth_match_backward": -1}  # -1: the cost model chooses
+_FREE = MappingProxyType({"azimuth_match": -1, "azimuth_match_backward": -1})  # -1: the cost model chooses
+_forced: ContextVar[Mapping[str, int]] = ContextVar("forced_plan", default=_FREE)
 _reference = without_autocast(reference.azimuth_match)
 _reference_with_slope = without_autocast(reference.azimuth_match_with_slope)
 
 
 @contextmanager
 def force_plan(forward: str | None = None, backward: str | None = None) -> Iterator[None]:
-    """Inside the `with`, kernels compute "direct" or "spectral", their backward "spectral" or "scatter"."""
-    before = dict(_forced)
-    for name, plan in (("azimuth_match", forward), ("azimuth_match_backward", backward)):
-        if plan is not None:
-            _forced[name] = _PLANS.index(plan)
+    """Inside the `with`, in this thread, kernels compute "direct" or "spectral", their backward "spectral" or "scatter"."""
+    plans = {"azimuth_match": forward, "azimuth_match_backward": backward}
+    given = {name: _PLANS.index(plan) for name, plan in plans.items() if plan is not None}
+    token = _forced.set({**_forced.get(), **given})
     try:
         yield
     finally:
-        _forced.update(before)
+        _forced.reset(token)
 
 
 def can_run_cpu(query: Tensor, strips: Tensor) -> str:
@@ -119,7 +121,7 @@ def _match_cpu(
     threads = torch.get_num_threads()
     plan, space = native.azimuth_match_plan(
         query.shape, strips.shape, query_width is not None, code, slope is not None, False,
-        _forced["azimuth_match"], threads,
+        _forced.get()["azimuth_match"], threads,
     )  # fmt: skip
     memory = workspace(space)
     batch, references = query.shape[0], strips.shape[0]
@@ -150,7 +152,7 @@ def _match_cuda(
     code = SELECTION_CODES[select]
     batch, references, columns = query.shape[0], strips.shape[0], strips.shape[3]
     plan, space = native.azimuth_match_plan(
-        query.shape, strips.shape, query_width is not None, code, with_slope, False, _forced["azimuth_match"]
+        query.shape, strips.shape, query_width is not None, code, with_slope, False, _forced.get()["azimuth_match"]
     )
     device = query.device
     memory = torch.empty(space, dtype=torch.uint8, device=device)
@@ -252,7 +254,15 @@ def _backward_native(
     scale_slope: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     code, device = SELECTION_CODES[select], query.device
-    sizes = (query.shape, strips.shape, query_width is not None, code, False, True, _forced["azimuth_match_backward"])
+    sizes = (
+        query.shape,
+        strips.shape,
+        query_width is not None,
+        code,
+        False,
+        True,
+        _forced.get()["azimuth_match_backward"],
+    )
     native: Any
     last: dict[str, int]
     if backend == "cpu":

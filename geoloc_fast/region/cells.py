@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from geoloc_fast.geo import s2
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import Rows
 from geoloc_fast.models.cells import CellGeolocalizer
+from geoloc_fast.progress import Progress
 from geoloc_fast.region.encode import encode_places
 
 __all__ = ["build_cell_index", "refresh_cells"]
@@ -27,7 +28,7 @@ def build_cell_index(
     manifest: Manifest,
     *,
     dtype: str = "bf16",
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Makes an index of cells, or goes on with one that was begun; returns how many it has.
 

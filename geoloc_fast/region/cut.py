@@ -11,7 +11,6 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,6 +22,7 @@ import numpy as np
 
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.files import write_atomically
+from geoloc_fast.progress import Progress
 from geoloc_fast.region.imagery import Ground
 from geoloc_fast.region.spots import Spots
 
@@ -81,7 +81,7 @@ def cut_places(
     *,
     source: str,
     side_m: float = 60.0,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Cut:
     """Cuts the square round every spot out of the imagery and writes a manifest.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +23,7 @@ from geoloc_fast.errors import ImageError
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import Rows
 from geoloc_fast.models.contract import Model, PlaceBatch, PlaceInput
+from geoloc_fast.progress import Progress
 
 __all__ = ["Added", "EncodedPlaces", "add_places", "build_index", "encode_places", "place_dataset"]
 
@@ -33,8 +34,6 @@ _NOTHING_TO_GO_BY = (
     "has no satellite image, and the heading of its street view is unknown; give street_column0_deg, or run "
     "`geoloc-fast prepare`, which measures it where there is a satellite image"
 )
-
-Progress = Callable[[int, int | None], None]
 
 
 class EncodedPlaces(NamedTuple):

@@ -45,6 +45,7 @@ from geoloc_fast.images.decode import decode_image, fit_panorama, read_header, r
 from geoloc_fast.images.satellite import crop_satellite
 from geoloc_fast.images.storage import Storage
 from geoloc_fast.polar import polar_resample
+from geoloc_fast.progress import Progress
 
 __all__ = [
     "PlaceImages",
@@ -413,7 +414,7 @@ def prepare(
     *,
     settings: Settings | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Prepared:
     """Prepares all places and photos of a manifest into the folder `out`, or goes on where an earlier run stopped.
 
@@ -451,7 +452,7 @@ def _prepare(
     folder: Path,
     settings: Settings,
     workers: int,
-    progress: Callable[[int, int | None], None] | None,
+    progress: Progress | None,
 ) -> Prepared:
     places, photos = manifest.places.to_pylist(), manifest.photos.to_pylist()
     _claim(folder, settings, places, photos)

@@ -19,7 +19,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -39,6 +39,7 @@ from geoloc_fast.files import write_atomically
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.images.satellite import satellite_square
 from geoloc_fast.models.panogan.model import PanoGAN
+from geoloc_fast.progress import Progress
 from geoloc_fast.region.prepare import prepared_size
 
 __all__ = ["FOLDER", "Synthesized", "synthesize"]
@@ -82,7 +83,7 @@ def synthesize(
     *,
     date: datetime.date | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Synthesized:
     """Completes the street views of a manifest, in its folder, or goes on where an earlier run stopped.
 

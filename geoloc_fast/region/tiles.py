@@ -17,6 +17,7 @@ from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ImageError
 from geoloc_fast.geo.mercator import web_mercator_metres_per_pixel
 from geoloc_fast.images.decode import decode_image, read_header
+from geoloc_fast.progress import Progress
 from geoloc_fast.region.imagery import wanted
 
 __all__ = ["make_tiles"]
@@ -34,7 +35,7 @@ def make_tiles(
     region: str | os.PathLike[str] | Manifest,
     out: str | os.PathLike[str],
     *,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Writes WebP tiles of every zoom from that of the images upwards; returns how many. Seams are blended: the image
     whose middle is nearest counts most.

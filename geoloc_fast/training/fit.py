@@ -22,6 +22,7 @@ from geoloc_fast.errors import ImageError, TrainingStopped
 from geoloc_fast.geo.sphere import EARTH_RADIUS_M
 from geoloc_fast.models.contract import AzimuthColumns
 from geoloc_fast.models.layered import Layered, LayeredConfig
+from geoloc_fast.progress import Progress
 from geoloc_fast.training.closed_form import Maps, Moments, canonical_maps
 from geoloc_fast.training.feature_cache import FeatureCache, content_key
 
@@ -64,7 +65,7 @@ def fit_region(
     split: str | None = None,
     ridge: float = 0.5,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Layered, FitReport]:
     """Fits the maps of a layered model.
 

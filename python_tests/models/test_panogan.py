@@ -1,4 +1,5 @@
-"""PanoGAN: shapes, what is circular stays circular, what feedback and judges do, bundles, and what is refused."""
+"""PanoGAN: shapes, what is circular stays circular, what feedback and discriminators do, bundles, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ TINY: dict[str, Any] = {
     "image_size": (32, 128),
     "channels": 4,
     "blocks": (1, 1),
-    "judge_channels": 4,
+    "discriminator_channels": 4,
     "features": 4,
     "classes": 3,
 }
@@ -41,7 +42,7 @@ def satellites(model: PanoGAN, count: int = 2) -> Tensor:
 def test_shapes(size: tuple[int, int], condition: str) -> None:
     model = network(image_size=size, condition=condition, passes=3)
     seen = model.condition(satellites(model))
-    made = model.passes(seen, judge_last=True)
+    made = model.passes(seen, discriminator_last=True)
     assert len(made) == 3
     for one in made:
         assert one.image.shape == (2, 3, *size) and one.classes is not None and one.classes.shape == (2, 3, *size)
@@ -118,8 +119,9 @@ def test_turning_the_place_is_rolling_the_condition() -> None:
     assert torch.equal(plain, whole)
 
 
-def test_feedback_is_what_the_judges_see() -> None:
-    """The second pass is the first one, corrected: without correction nothing changes, and other judges change it."""
+def test_feedback_is_what_the_discriminators_see() -> None:
+    """The second pass is the first one, corrected: without correction nothing changes, and other discriminators
+    change it."""
     model = network()
     seen = model.condition(satellites(model))
     first, second = model.passes(seen)
@@ -131,8 +133,8 @@ def test_feedback_is_what_the_judges_see() -> None:
     assert torch.equal(same[0].image, first.image) and torch.allclose(same[1].image, first.image, atol=1e-6)
     other = network()
     with torch.no_grad():
-        for judge in other.judges:
-            for p in judge.parameters():
+        for discriminator in other.discriminators:
+            for p in discriminator.parameters():
                 p.mul_(-1)
         assert torch.equal(other.passes(seen)[0].image, first.image)
         assert not torch.allclose(other.passes(seen)[1].image, second.image, atol=1e-3)
@@ -141,11 +143,16 @@ def test_feedback_is_what_the_judges_see() -> None:
 def test_alignment_joins_both_scores() -> None:
     model = network()
     seen = model.condition(satellites(model))
-    features = model.passes(seen, judge_last=True)[-1].features
+    features = model.passes(seen, discriminator_last=True)[-1].features
     joined = model.scores(features)
     for level in range(5):
-        plain = [judge.scores(own)[level] for judge, own in zip(model.judges, features, strict=True)]
-        one, two = (judge.embedding(own[level]) for judge, own in zip(model.judges, features, strict=True))
+        plain = [
+            discriminator.scores(own)[level] for discriminator, own in zip(model.discriminators, features, strict=True)
+        ]
+        one, two = (
+            discriminator.embedding(own[level])
+            for discriminator, own in zip(model.discriminators, features, strict=True)
+        )
         agreement = torch.einsum("bchw,bchw->bhw", one, two)[:, None] / 2  # sqrt of 4 features
         for own, alone in zip(joined, plain, strict=True):
             assert torch.allclose(own[level], alone + agreement, atol=1e-5)
@@ -158,9 +165,9 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 
 def test_the_baseline_has_no_feedback() -> None:
-    model = network(passes=1, classes=0, judges="patch")
+    model = network(passes=1, classes=0, discriminators="patch")
     seen = model.condition(satellites(model))
-    (one,) = model.passes(seen, judge_last=True)
+    (one,) = model.passes(seen, discriminator_last=True)
     assert one.classes is None and not hasattr(model.generator, "corrections")
     ((scores,),) = model.scores(one.features)
     assert scores.shape == (2, 1, 4, 16)
@@ -193,7 +200,7 @@ def test_bundles(tmp_path: Path) -> None:
         ({"image_size": (64, 128)}, "image_size: expected rows that are a quarter"),
         ({"condition": "map"}, "condition: expected one of 'rotations', 'polar', got 'map'"),
         ({"passes": 0}, "passes: expected an integer from 1 to 16, got 0"),
-        ({"judges": "patch"}, "judges: expected 'pyramid' for more than one pass"),
+        ({"discriminators": "patch"}, "discriminators: expected 'pyramid' for more than one pass"),
         ({"channels": 10**6}, "channels: expected an integer from 1 to 1024"),
         ({"blocks": (1,)}, "blocks: expected two counts"),
         ({"extent_m": float("nan")}, "extent_m: expected metres"),

@@ -52,7 +52,7 @@ NETWORK: dict[str, Any] = {
     "condition": "polar",
     "channels": 4,
     "blocks": [1, 1],
-    "judge_channels": 4,
+    "discriminator_channels": 4,
     "features": 4,
 }
 OLD, NEW = datetime.date(2015, 1, 1), datetime.date(2024, 1, 1)
@@ -211,7 +211,8 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 
 def test_a_step_is_the_sum_of_its_losses(panogan: Any, model: PanoGAN) -> None:
-    """Gradients of generator and judges, against losses that are written down again and differentiated as a whole."""
+    """Gradients of generator and discriminators, against losses that are written down again and differentiated as a
+    whole."""
     torch.manual_seed(1)
     network = PanoGAN(model.config)
     real, seen = 2 * torch.rand(2, 3, 32, 128) - 1, 2 * torch.rand(2, 3, 32, 128) - 1
@@ -230,22 +231,22 @@ def test_a_step_is_the_sum_of_its_losses(panogan: Any, model: PanoGAN) -> None:
                 total = total - (target * p.log() + (1 - target) * (1 - p).log()).mean() / len(own)
         return total
 
-    made = network.passes(seen, judge_last=True)
+    made = network.passes(seen, discriminator_last=True)
     maker = sum(
         0.5 * entropy(network.scores(one.features), 1.0)
         + 10 * (one.image - real).abs().mean()
         + 10 * (one.classes - classes).abs().mean()
         for one in made
     ) / len(made)
-    judge = entropy(network.scores(network.judge(real, classes, seen)), 0.9)
+    discriminator = entropy(network.scores(network.discriminator(real, classes, seen)), 0.9)
     for one in made:
-        shown = network.judge(one.image.detach(), one.classes.detach(), seen)
-        judge = judge + entropy(network.scores(shown), 0.0) / len(made)
-    judges = {p for part in network.judges for p in part.parameters()}
+        shown = network.discriminator(one.image.detach(), one.classes.detach(), seen)
+        discriminator = discriminator + entropy(network.scores(shown), 0.0) / len(made)
+    discriminators = {p for part in network.discriminators for p in part.parameters()}
     assert numbers["loss"] == pytest.approx(float(maker.detach()), rel=1e-4)
-    assert numbers["judges"] == pytest.approx(float(judge.detach()) / 2, rel=1e-4)
+    assert numbers["discriminators"] == pytest.approx(float(discriminator.detach()) / 2, rel=1e-4)
     mine = torch.autograd.grad(maker, list(network.generator.parameters()), retain_graph=True)
-    theirs = torch.autograd.grad(judge / 2, [p for p in network.parameters() if p in judges])
+    theirs = torch.autograd.grad(discriminator / 2, [p for p in network.parameters() if p in discriminators])
     expected = torch.cat([g.flatten() for g in (*mine, *theirs)])
     found = torch.cat([g.flatten() for g in grads])
     assert float((found - expected).norm()) < 1e-4 * float(expected.norm())
@@ -345,7 +346,7 @@ def test_settings_that_are_refused(panogan: Any, wrong: str, message: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("files", "size", "passes", "classes", "judges"),
+    ("files", "size", "passes", "classes", "discriminators"),
     [
         (["panogan_small"], (128, 512), 2, 9, "pyramid"),
         (["panogan_small", "pix2pix_small"], (128, 512), 1, 0, "patch"),
@@ -353,15 +354,20 @@ def test_settings_that_are_refused(panogan: Any, wrong: str, message: str) -> No
     ],
 )
 def test_the_configurations_that_ship(
-    panogan: Any, files: list[str], size: tuple[int, int], passes: int, classes: int, judges: str
+    panogan: Any, files: list[str], size: tuple[int, int], passes: int, classes: int, discriminators: str
 ) -> None:
     paths = [str(TRAIN / f"configs/{name}.yaml") for name in files]
     settings = panogan.read_settings([*paths, "out=x", "data.manifest=y"])
     config = PanoGANConfig(**settings.model)
-    assert (config.image_size, config.passes, config.classes, config.judges) == (size, passes, classes, judges)
+    assert (config.image_size, config.passes, config.classes, config.discriminators) == (
+        size,
+        passes,
+        classes,
+        discriminators,
+    )
     Augmentation(**settings.data.augment)
     with torch.device("meta"):
-        assert len(PanoGAN(config).judges) == (2 if classes else 1)
+        assert len(PanoGAN(config).discriminators) == (2 if classes else 1)
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def geolocalizer_gradients(chunk: int, part: slice) -> tuple[torch.Tensor, dict[
 def panogan_gradients(part: slice) -> tuple[torch.Tensor, dict[str, float]]:
     torch.manual_seed(1)
     config = PanoGANConfig(
-        image_size=(32, 128), condition="polar", channels=4, blocks=(1, 1), judge_channels=4, features=4
+        image_size=(32, 128), condition="polar", channels=4, blocks=(1, 1), discriminator_channels=4, features=4
     )
     model = PanoGAN(config)
     batch = {name: 2 * torch.rand(2, 3, 32, 128) - 1 for name in ("condition", "panorama")}

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from bokeh.embed import json_item
 from bokeh.resources import Resources
-from tqdm import tqdm
 
 from geoloc_fast.evaluation.evaluate import Evaluation
 from geoloc_fast.evaluation.metrics import heading_error_deg
@@ -229,8 +228,9 @@ def _map(
     found = np.array([offset_m(*origin, photo.first.lat, photo.first.lon) for photo in drawn]).reshape(-1, 2)
     # Photos from elsewhere do not stretch the map: it is of the region.
     box = _framed(float(east.min()), float(north.min()), float(east.max()), float(north.max()))
-    bar = tqdm(_spread(len(ids), _MOSAIC_TILES), desc="satellite images", unit="", leave=False, disable=None)
-    tiles = ((float(east[n]), float(north[n]), partial(pictures.tile, int(ids[n]))) for n in bar)
+    tiles = (
+        (float(east[n]), float(north[n]), partial(pictures.tile, int(ids[n]))) for n in _spread(len(ids), _MOSAIC_TILES)
+    )
     picture = mosaic(tiles, box, longer_px=_MOSAIC_PX)
     columns: dict[str, dict[str, list[Any]]] = {}
     for kind in CLASSES:

@@ -3,15 +3,17 @@
     condition  [B, 3, H, W]   the satellite image in four rotations, side by side, or in polar form
     encoder    strides 2 4 8 16, then residual blocks                                  once
     decoder    residual blocks, strides 16 8 4 2 1 -> panorama, class map              every pass
-    judges     panorama | class map, with the condition -> features at strides 2 4 8 16 32
+    discriminators     panorama | class map, with the condition -> features at strides 2 4 8 16 32
 
 The first pass decodes what the encoder saw. Every further one decodes it again, and at each of its five levels adds
-what both judges' features of the panorama and the class map of the pass before say at that level (`feedback`). So
-the judges are part of the model that is used, not only of its training. With one pass and `judges="patch"` it is the
-plain conditional generator with one judge of patches that it is measured against.
+what both discriminators' features of the panorama and the class map of the pass before say at that level
+(`feedback`). So the discriminators are part of the model that is used, not only of its training. With one pass and
+`discriminators="patch"` it is the plain conditional generator with one discriminator of patches that it is measured
+against.
 
-A judge is a feature pyramid. At each level it scores patches of its own image, and adds the inner product of both
-judges' embeddings there: panorama and class map must show the same things in the same places (structural alignment).
+A discriminator is a feature pyramid. At each level it scores patches of its own image, and adds the inner product of
+both discriminators' embeddings there: panorama and class map must show the same things in the same places (structural
+alignment).
 
 Images are in [-1, 1]. Everything closes on itself along azimuth: all convolutions wrap, all norms are those of one
 sample. So rolling the condition by `roll_columns` (32, or 16 with one pass) rolls the panorama by as much.
@@ -39,7 +41,7 @@ __all__ = ["CONDITIONS", "Discriminator", "Generator", "PanoGAN", "PanoGANConfig
 
 CONDITIONS = ("rotations", "polar")
 JUDGES = ("pyramid", "patch")
-LEVELS = 5  # of the judges' features, and of the decoder
+LEVELS = 5  # of the discriminators' features, and of the decoder
 _FIRST_ROTATION_DEG = 315.0  # the rotation with north up fills the stretch from here to 45
 _GREY = 127.5  # half of the grey levels: bytes are 127.5 (x + 1)
 
@@ -65,12 +67,12 @@ class PanoGANConfig:
     """Size of the correction against the features it is added to."""
     classes: int = 9
     """Of the class map that is generated beside the panorama; 0 generates none, and needs no maps to train."""
-    judges: str = "pyramid"
+    discriminators: str = "pyramid"
     """"pyramid", or "patch": scores of patches at stride 8 and nothing else, for one pass only."""
-    judge_channels: int = 64
-    """Of the judges' first level."""
+    discriminator_channels: int = 64
+    """Of the discriminators' first level."""
     features: int = 64
-    """Channels of every level of a judge's pyramid."""
+    """Channels of every level of a discriminator's pyramid."""
     column0_deg: float = 180.0
     """Heading of column 0 of condition and panorama."""
 
@@ -95,14 +97,16 @@ class PanoGANConfig:
         require(len(self.blocks) == 2 and all(whole(n, 0, 64) for n in self.blocks), "blocks", "two counts up to 64")
         for name, low, high in (
             ("channels", 1, 1024),
-            ("judge_channels", 1, 1024),
+            ("discriminator_channels", 1, 1024),
             ("features", 1, 1024),
             ("passes", 1, 16),
             ("classes", 0, 254),
         ):
             require(whole(getattr(self, name), low, high), name, f"an integer from {low} to {high}")
-        require(self.judges in JUDGES, "judges", f"one of {', '.join(map(repr, JUDGES))}")
-        require(self.judges == "pyramid" or self.passes == 1, "judges", "'pyramid' for more than one pass")
+        require(self.discriminators in JUDGES, "discriminators", f"one of {', '.join(map(repr, JUDGES))}")
+        require(
+            self.discriminators == "pyramid" or self.passes == 1, "discriminators", "'pyramid' for more than one pass"
+        )
         require(0 < self.extent_m <= 1000, "extent_m", "metres above 0, at most 1000")
         require(0 <= self.feedback <= 10, "feedback", "0 to 10")
         require(0 <= self.column0_deg < 360, "column0_deg", "degrees from 0 up to 360")
@@ -127,14 +131,14 @@ class PanoGANConfig:
 
 
 class Pass(NamedTuple):
-    """What one pass of the decoder gives, and what the judges see in it."""
+    """What one pass of the decoder gives, and what the discriminators see in it."""
 
     image: Tensor
     """[B, 3, H, W] in [-1, 1]"""
     classes: Tensor | None
     """[B, classes, H, W] in [-1, 1]; the largest is the class."""
     features: tuple[list[Tensor], ...]
-    """Of each judge, finest level first; empty where nobody asked."""
+    """Of each discriminator, finest level first; empty where nobody asked."""
 
 
 def _conv(given: int, made: int, kernel: int = 3, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -168,7 +172,7 @@ class _Block(nn.Module):
 
 
 class _Correction(nn.Module):
-    """What the judges' features of one level add to the decoder's, `size` times as large as 1 a pixel."""
+    """What the discriminators' features of one level add to the decoder's, `size` times as large as 1 a pixel."""
 
     def __init__(self, given: int, made: int, size: float) -> None:
         super().__init__()
@@ -197,9 +201,9 @@ class Generator(nn.Module):
         self.last = _conv(c, fine)
         self.out = _conv(fine, 3 + config.classes, bias=True)
         if config.passes > 1:
-            judges = 2 if config.classes else 1
+            discriminators = 2 if config.classes else 1
             self.corrections = nn.ModuleList(
-                _Correction(judges * config.features, width, config.feedback)
+                _Correction(discriminators * config.features, width, config.feedback)
                 for width in (fine, c, 2 * c, 4 * c, 8 * c)
             )
 
@@ -213,7 +217,11 @@ class Generator(nn.Module):
 
     def decode(self, encoded: list[Tensor], features: tuple[list[Tensor], ...] = ()) -> tuple[Tensor, Tensor | None]:
         def corrected(x: Tensor, level: int) -> Tensor:
-            return x + self.corrections[level]([of_judge[level] for of_judge in features]) if features else x
+            return (
+                x + self.corrections[level]([of_discriminator[level] for of_discriminator in features])
+                if features
+                else x
+            )
 
         x = self.after(corrected(encoded[3], 4))
         for level, up in zip((3, 2, 1), self.up, strict=True):
@@ -225,12 +233,12 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A judge: an image, with its condition, to features at five levels; features to scores."""
+    """A discriminator: an image, with its condition, to features at five levels; features to scores."""
 
     def __init__(self, given: int, config: PanoGANConfig) -> None:
         super().__init__()
-        d, f = config.judge_channels, config.features
-        self.pyramid = config.judges == "pyramid"
+        d, f = config.discriminator_channels, config.features
+        self.pyramid = config.discriminators == "pyramid"
         widths = (d, 2 * d, 4 * d, 8 * d, 8 * d) if self.pyramid else (d, 2 * d, 4 * d)
         self.down = nn.ModuleList(
             _conv(a, b, 4, stride=2, bias=a == given + 3) for a, b in zip((given + 3, *widths), widths, strict=False)
@@ -265,7 +273,7 @@ class Discriminator(nn.Module):
 
 
 class PanoGAN(nn.Module):
-    """Generator and judges. `generate` is all that using it takes."""
+    """Generator and discriminators. `generate` is all that using it takes."""
 
     kind = "panogan"
 
@@ -273,16 +281,18 @@ class PanoGAN(nn.Module):
         super().__init__()
         self.config = config = config or PanoGANConfig()
         self.generator = Generator(config)
-        self.image_judge = Discriminator(3, config)
+        self.image_discriminator = Discriminator(3, config)
         if config.classes:
-            self.class_judge = Discriminator(config.classes, config)
+            self.class_discriminator = Discriminator(config.classes, config)
         self.fingerprint: str | None = None
         """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
 
     @property
-    def judges(self) -> tuple[Discriminator, ...]:
+    def discriminators(self) -> tuple[Discriminator, ...]:
         """Of the panorama, and of the class map if there is one."""
-        return (self.image_judge, self.class_judge) if self.config.classes else (self.image_judge,)
+        return (
+            (self.image_discriminator, self.class_discriminator) if self.config.classes else (self.image_discriminator,)
+        )
 
     def condition(self, satellite: Tensor, *, turn_deg: Tensor | None = None, mirrored: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] in [-1, 1], column j at column0_deg + turn_deg + 360 j / W, of north-up bytes [B, 3, S, S],
@@ -321,35 +331,42 @@ class PanoGAN(nn.Module):
         turned = whole.gather(3, column[:, None, None, :].expand(whole.shape))
         return to_signed(turned)
 
-    def passes(self, condition: Tensor, *, judge_last: bool = False) -> list[Pass]:
-        """All passes of the generator. The judges' features go into the next pass without a gradient: what a pass is
-        told is not its to change.
+    def passes(self, condition: Tensor, *, discriminator_last: bool = False) -> list[Pass]:
+        """All passes of the generator. The discriminators' features go into the next pass without a gradient: what a
+        pass is told is not its to change.
 
         Args:
-            judge_last: have the last pass judged too, as training needs it.
+            discriminator_last: have the last pass judged too, as training needs it.
         """
         encoded = self.generator.encode(condition)
         made: list[Pass] = []
         for n in range(self.config.passes):
-            told = tuple([level.detach() for level in of_judge] for of_judge in made[-1].features) if made else ()
+            told = (
+                tuple([level.detach() for level in of_discriminator] for of_discriminator in made[-1].features)
+                if made
+                else ()
+            )
             image, classes = self.generator.decode(encoded, told)
             last = n + 1 == self.config.passes
-            features = self.judge(image, classes, condition) if judge_last or not last else ()
+            features = self.discriminator(image, classes, condition) if discriminator_last or not last else ()
             made.append(Pass(image, classes, features))
         return made
 
-    def judge(self, image: Tensor, classes: Tensor | None, condition: Tensor) -> tuple[list[Tensor], ...]:
-        """Each judge's features of what it is shown."""
+    def discriminator(self, image: Tensor, classes: Tensor | None, condition: Tensor) -> tuple[list[Tensor], ...]:
+        """Each discriminator's features of what it is shown."""
         shown = (image,) if classes is None else (image, classes)
-        return tuple(judge(x, condition) for judge, x in zip(self.judges, shown, strict=True))
+        return tuple(discriminator(x, condition) for discriminator, x in zip(self.discriminators, shown, strict=True))
 
     def scores(self, features: tuple[list[Tensor], ...]) -> list[list[Tensor]]:
-        """Of each judge, at each level: its patches' scores, plus how well both judges' embeddings agree there,
-        <e_image, e_classes> / sqrt(channels)."""
-        found = [judge.scores(seen) for judge, seen in zip(self.judges, features, strict=True)]
-        if len(features) == 2 and self.config.judges == "pyramid":
+        """Of each discriminator, at each level: its patches' scores, plus how well both discriminators' embeddings
+        agree there, <e_image, e_classes> / sqrt(channels)."""
+        found = [discriminator.scores(seen) for discriminator, seen in zip(self.discriminators, features, strict=True)]
+        if len(features) == 2 and self.config.discriminators == "pyramid":
             for level, both in enumerate(zip(*features, strict=True)):
-                one, two = (judge.embedding(seen).float() for judge, seen in zip(self.judges, both, strict=True))
+                one, two = (
+                    discriminator.embedding(seen).float()
+                    for discriminator, seen in zip(self.discriminators, both, strict=True)
+                )
                 agreement = (one * two).sum(dim=1, keepdim=True) / self.config.features**0.5
                 found = [[s + agreement if n == level else s for n, s in enumerate(own)] for own in found]
         return found

@@ -9,8 +9,9 @@ image and, near it in space and time, a real street view of known heading. Besid
     samples/step-000500.png  condition, made and real street view, made and real class map of a few held-out places,
                              with every evaluation
 
-Every step moves the generator by what the judges say of its panoramas, of all passes, and by its distance from the
-real ones; and the judges by how well they tell both apart. Both are computed with the weights as they were before it.
+Every step moves the generator by what the discriminators say of its panoramas, of all passes, and by its distance
+from the real ones; and the discriminators by how well they tell both apart. Both are computed with the weights as
+they were before it.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class StepSettings:
     seed: int = 0
     bf16: bool = True
     l1: float = 100.0  # weight of the distance from the real panorama, and from the real class map
-    adversarial: float = 1.0  # weight of what the judges say
-    real: float = 0.9  # what judges are to say of real patches
+    adversarial: float = 1.0  # weight of what the discriminators say
+    real: float = 0.9  # what discriminators are to say of real patches
 
     def check(self) -> None:
         at_least(self, "step", 0, "l1", "adversarial")
@@ -194,13 +195,13 @@ def gradients(model: PanoGAN, batch: dict[str, Any], how: StepSettings) -> dict[
     model.train()
     model.zero_grad(set_to_none=True)
     condition, real, classes = batch["condition"], batch["panorama"], batch.get("classes")
-    judges = [p for judge in model.judges for p in judge.parameters()]
+    discriminators = [p for discriminator in model.discriminators for p in discriminator.parameters()]
     makers = list(model.generator.parameters())
     zero = torch.zeros((), device=condition.device)
-    numbers = {"image": zero, "classes": zero, "fooled": zero, "judges": zero}
+    numbers = {"image": zero, "classes": zero, "fooled": zero, "discriminators": zero}
 
     with torch.autocast(condition.device.type, torch.bfloat16, enabled=how.bf16):
-        made = model.passes(condition, judge_last=True)
+        made = model.passes(condition, discriminator_last=True)
         total = zero
         for one in made:
             fooled = torch.stack([adversarial(scores, 1.0) for scores in model.scores(one.features)]).sum()
@@ -217,22 +218,22 @@ def gradients(model: PanoGAN, batch: dict[str, Any], how: StepSettings) -> dict[
         p.grad = grad
 
     with torch.autocast(condition.device.type, torch.bfloat16, enabled=how.bf16):
-        seen = model.scores(model.judge(real, classes, condition))
+        seen = model.scores(model.discriminator(real, classes, condition))
         right = torch.stack([adversarial(scores, how.real) for scores in seen]).sum()
         for one in made:
             shown = None if one.classes is None else one.classes.detach()
-            seen = model.scores(model.judge(one.image.detach(), shown, condition))
+            seen = model.scores(model.discriminator(one.image.detach(), shown, condition))
             right = right + torch.stack([adversarial(scores, 0.0) for scores in seen]).sum() / len(made)
         right = right / 2
-    for p, grad in zip(judges, torch.autograd.grad(right, judges), strict=True):
+    for p, grad in zip(discriminators, torch.autograd.grad(right, discriminators), strict=True):
         p.grad = grad
-    numbers |= {"judges": right.detach(), "loss": total.detach()}
+    numbers |= {"discriminators": right.detach(), "loss": total.detach()}
 
     processes = world()[1]
     if processes > 1:  # every loss is a mean over samples
-        for p in [*makers, *judges]:
+        for p in [*makers, *discriminators]:
             p.grad = None if p.grad is None else p.grad / processes
-        reduce_gradients([*makers, *judges])
+        reduce_gradients([*makers, *discriminators])
         numbers = {name: value / processes for name, value in summed(numbers).items()}
     return {name: float(value) for name, value in numbers.items()}
 
@@ -273,7 +274,7 @@ def _pixels(image: Tensor) -> np.ndarray:
 
 
 class PanoGANRecipe:
-    shown: tuple[str, ...] = ("loss", "image", "judges")
+    shown: tuple[str, ...] = ("loss", "image", "discriminators")
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

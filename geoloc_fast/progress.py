@@ -1,0 +1,8 @@
+"""How long work tells how far it is."""
+
+from collections.abc import Callable
+
+__all__ = ["Progress"]
+
+Progress = Callable[[int, int | None], None]
+"""Called with (done, of how many); None where nobody knows how many."""
