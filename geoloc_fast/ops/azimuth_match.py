@@ -31,7 +31,7 @@ _reference_with_slope = without_autocast(reference.azimuth_match_with_slope)
 
 @contextmanager
 def force_plan(forward: str | None = None, backward: str | None = None) -> Iterator[None]:
-    """Inside the `with`, in this thread, kernels compute "direct" or "spectral", their backward "spectral" or "scatter"."""
+    """Inside the `with`, of this thread: kernels compute "direct" or "spectral", backward "spectral" or "scatter"."""
     plans = {"azimuth_match": forward, "azimuth_match_backward": backward}
     given = {name: _PLANS.index(plan) for name, plan in plans.items() if plan is not None}
     token = _forced.set({**_forced.get(), **given})
