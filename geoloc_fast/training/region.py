@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from geoloc_fast.data.datasets import assign_places
 from geoloc_fast.data.manifest import Manifest
 
-__all__ = ["chosen", "load_region", "own_places", "prepared"]
+__all__ = ["chosen", "load_region", "own_places", "places_where", "prepared"]
 
 
 def load_region(folder: str | Path, threshold_m: float = 25.0) -> Manifest:
@@ -34,6 +34,19 @@ def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
         in_city = pc.is_in(places["city"], value_set=pa.array([*cities, ""], "string"))
         places = places.filter(pc.or_(in_city, pc.is_in(places["id"], value_set=pc.unique(photos["place"]))))
     return manifest.replace(places=places, photos=photos)
+
+
+def places_where(manifest: Manifest, places: pa.Table, where: dict[str, str]) -> pa.Table:
+    """Those of `places` whose columns have these values; `split` is that of a place's photos."""
+    for name, value in where.items():
+        if name == "split":
+            photos = manifest.photos.filter(pc.equal(manifest.photos["split"], value))
+            places = places.filter(pc.is_in(places["id"], value_set=photos["place"].combine_chunks().unique()))
+        elif name in places.column_names:
+            places = places.filter(pc.equal(pc.cast(places[name], "string"), value))
+        else:
+            raise ValueError(f"data: expected split or a column of the places, got {name!r}")
+    return places
 
 
 def own_places(manifest: Manifest) -> np.ndarray:

@@ -26,7 +26,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +41,7 @@ from geoloc_fast.models.panogan.model import PanoGAN, PanoGANConfig, to_bytes, t
 from geoloc_fast.training.distributed import device_of, reduce_gradients, summed, world
 from geoloc_fast.training.losses import adversarial
 from geoloc_fast.training.recipe import Evaluation
-from geoloc_fast.training.region import load_region
+from geoloc_fast.training.region import load_region, places_where
 from geoloc_fast.training.sampling import PlaceBatches
 from geoloc_fast.training.settings import DataSettings as EveryDataSettings
 from geoloc_fast.training.settings import RunSettings, TrainSettings, at_least, merged_settings
@@ -124,16 +123,8 @@ def chosen(manifest: Manifest, where: dict[str, str], data: DataSettings) -> Man
         places = places.set_column(at, "street_column0_deg", places[data.column0].cast(pa.float64()))
         at = places.schema.get_field_index("calibration_column0_deg")  # a measured one would come before it
         places = places.set_column(at, "calibration_column0_deg", pa.nulls(len(places), pa.float64()))
-    for name, value in where.items():
-        if name == "split":
-            photos = manifest.photos.filter(pc.equal(manifest.photos["split"], value))
-            places = places.filter(pc.is_in(places["id"], value_set=photos["place"].combine_chunks().unique()))
-        elif name in places.column_names:
-            places = places.filter(pc.equal(pc.cast(places[name], "string"), value))
-        else:
-            raise ValueError(f"data: expected split or a column of the places, got {name!r}")
     found = learnable(
-        manifest.replace(places=places, photos=manifest.photos.slice(0, 0)),
+        manifest.replace(places=places_where(manifest, places, where), photos=manifest.photos.slice(0, 0)),
         max_distance_m=data.max_distance_m,
         max_age_days=data.max_age_days,
     )

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -37,7 +36,7 @@ from geoloc_fast.training.canonical import closed_form
 from geoloc_fast.training.consistency import TERMS, consistency, signature_means
 from geoloc_fast.training.distributed import device_of, world
 from geoloc_fast.training.recipe import Evaluation
-from geoloc_fast.training.region import load_region
+from geoloc_fast.training.region import load_region, places_where
 from geoloc_fast.training.sampling import PlaceBatches, nearest_on_ground
 from geoloc_fast.training.settings import DataSettings as EveryDataSettings
 from geoloc_fast.training.settings import RunSettings, TrainSettings, at_least, merged_settings
@@ -131,15 +130,8 @@ class Described(NamedTuple):
 
 def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
     """The places with a satellite image and a description whose columns have these values."""
-    places = manifest.places.filter(manifest.places["satellite"].is_valid())
-    for name, value in where.items():
-        if name in places.column_names:
-            places = places.filter(pc.equal(pc.cast(places[name], "string"), value))
-        elif name == "split":
-            photos = manifest.photos.filter(pc.equal(manifest.photos["split"], value))
-            places = places.filter(pc.is_in(places["id"], value_set=photos["place"].combine_chunks().unique()))
-        else:
-            raise ValueError(f"data: expected split or a column of the places, got {name!r}")
+    seen_from_above = manifest.places.filter(manifest.places["satellite"].is_valid())
+    places = places_where(manifest, seen_from_above, where)
     found_places = manifest.replace(places=places, photos=manifest.photos.slice(0, 0))
     told = np.zeros(len(places), bool)
     told[[caption.place for caption in captions_of(found_places)]] = True
