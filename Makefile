@@ -59,7 +59,7 @@ FLOORS ?= geoloc_fast/assets/small.safetensors
 gate: install  ## may MODEL ship? On real pairs against floors that need no training and the model that ships
 	$(BIN)/python -m geoloc_fast.evaluation.gate $(MODEL) --pairs $(PAIRS) $(addprefix --floor ,$(FLOORS))
 
-bench: install  ## measure every operator against its peers (half an hour); renders docs/benchmarks.md
+bench: install  ## measure every operator against its peers (half an hour); renders docs/notes/benchmarks.md
 	$(BIN)/python -m pip install --quiet faiss-cpu
 	cd bench && ../$(BIN)/python run.py && ../$(BIN)/python report.py
 

@@ -4,7 +4,7 @@
     python bench/paper_tables.py run 6 --manifest benchmark/ --out runs/            # all runs of table 6
     python bench/paper_tables.py run all --manifest benchmark/ --out runs/ --jobs 2
     python bench/paper_tables.py time --out runs/                                   # table C1's, when nothing else runs
-    python bench/paper_tables.py page --out runs/                                   # docs/paper_tables.md
+    python bench/paper_tables.py page --out runs/                                   # docs/notes/paper_tables.md
 
 Every run is a training with `geoloc.py` and an evaluation, and adds a line to `tables.jsonl`; one that is there is not
 done again, and one that was interrupted goes on. Tables share runs: "ours" is in nearly all of them. What the runs are
@@ -56,7 +56,7 @@ from geoloc_fast.training.settings import deciding
 from geoloc_fast.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG, PAGE = ROOT / "train/configs/tables.yaml", ROOT / "docs/paper_tables.md"
+CONFIG, PAGE = ROOT / "train/configs/tables.yaml", ROOT / "docs/notes/paper_tables.md"
 RESULTS = ROOT / "bench/results"
 LINES = "tables.jsonl"
 PAPER: dict[str, Any] = yaml.safe_load((ROOT / "bench/paper_tables.yaml").read_text())

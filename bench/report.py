@@ -1,4 +1,4 @@
-"""Renders bench/results/cpu.json as docs/benchmarks.md with its plot, and the short table of the README.
+"""Renders bench/results/cpu.json as docs/notes/benchmarks.md with its plot, and the short table of the README.
 
     python bench/report.py
 
@@ -164,7 +164,7 @@ def write_readme(result: dict[str, Any], cases: dict[str, list[dict[str, Any]]])
     machine = result["machine"]
     words = (
         f"On {machine['threads']} threads of {machine['cpu']} ({machine['isa']}), against the best peer named, "
-        "same data and threads, same run ([all of it](docs/benchmarks.md)):"
+        "same data and threads, same run ([all of it](docs/notes/benchmarks.md)):"
     )
     path.write_text("\n".join([before + README_MARKS[0], words, "", *short_table(cases), "", README_MARKS[1]]) + after)
 
@@ -258,17 +258,17 @@ def main() -> None:
         pictures = ROOT / "docs" / "pictures"
         pictures.mkdir(exist_ok=True)
         (pictures / "latency.svg").write_text(drawing)
-        page += "\n![Latency of a search against gallery size](pictures/latency.svg)\n"
+        page += "\n![Latency of a search against gallery size](../pictures/latency.svg)\n"
     notes = ROOT / "bench" / "results" / "notes.md"
     if notes.exists():
         page += "\n" + notes.read_text()
-    (ROOT / "docs" / "benchmarks.md").write_text(page)
+    (ROOT / "docs" / "notes" / "benchmarks.md").write_text(page)
     cases: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         cases.setdefault(row["case"], []).append(row)
     write_readme(result, cases)
     print("\n".join(floors(cases)))
-    print("written to docs/benchmarks.md and README.md")
+    print("written to docs/notes/benchmarks.md and README.md")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where was this photo taken, and which way was it looking?
 
 Places and photos are strips: small feature maps with one axis that is azimuth. Three operators carry the
-idea (`polar_resample`, `azimuth_match`, `strip_topk`); docs/conventions.md says what every axis means.
+idea (`polar_resample`, `azimuth_match`, `strip_topk`); docs/reference/conventions.md says what every axis means.
 """
 
 import importlib

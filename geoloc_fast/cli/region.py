@@ -96,7 +96,7 @@ def read(
     """Make a manifest of imagery, street photos or a published data set, or convert one between CSV and Parquet.
 
     Of imagery, squares round places are cut out into OUT; all other images stay where they are. docs/guide/imagery.md
-    says what may be used for what, docs/data.md shows the layouts.
+    says what may be used for what, docs/guide/data.md shows the layouts.
 
     Example: geoloc-fast read raster ortho.tif region/ --places grid:10
     """

@@ -1,8 +1,8 @@
 """The manifest: which places and photos there are, where their images lie, and what is known of them.
 
 A manifest is a folder with `places.parquet` and `photos.parquet` (GeoParquet 1.1; `.csv` in and out), and the images
-beside it in relative paths. docs/data.md lists the columns. Manifests come from other people and from spreadsheets:
-everything in them is checked, and every problem is reported with its file, row and column.
+beside it in relative paths. docs/guide/data.md lists the columns. Manifests come from other people and from
+spreadsheets: everything in them is checked, and every problem is reported with its file, row and column.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Manifest:
 
     Attributes:
         root: the folder; image paths are relative to it.
-        places, photos: Arrow tables with all columns of docs/data.md, in that order, and then any others.
+        places, photos: Arrow tables with all columns of docs/guide/data.md, in that order, and then any others.
         format: "parquet" or "csv", how it is saved unless told otherwise.
     """
 

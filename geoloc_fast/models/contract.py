@@ -1,7 +1,7 @@
 """What every model promises, and nothing else is known of it: index, locator, evaluation and command line go by this.
 
 A model names its layers, says what it must be shown, and encodes places to rows by layer and queries to strips by
-layer. A new kind of model is a class with these attributes and methods and a line in `KINDS`; see docs/design.md.
+layer. A new kind of model is a class with these attributes and methods and a line in `KINDS`: docs/design/rooms.md.
 """
 
 from __future__ import annotations

@@ -560,7 +560,7 @@ def test_the_benchmark_is_frozen() -> None:
     todo = benchmark.benchmark_recipes()
     assert [recipe.name for recipe in todo] == list(benchmark.SCENES)
     assert [recipe.area for recipe in todo] == ["train", "test"] * 6
-    page = (Path(__file__).parents[2] / "docs/synthetic_city.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/guide/synthetic_city.md").read_text()
     for recipe in todo:
         assert f"| {recipe.name} | {recipe.area} | {benchmark.SCENES[recipe.name]} |" in page
     assert benchmark.VIEWS in page and benchmark.VIEWS_MADE_WITH in page

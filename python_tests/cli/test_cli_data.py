@@ -58,7 +58,7 @@ def picture(path: Path, size: tuple[int, int] = (80, 60), at: tuple[float, float
 
 @pytest.fixture
 def region(tmp_path: Path) -> Path:
-    """What docs/data.md tells people to gather: two places as CSV, and photos with positions."""
+    """What docs/guide/data.md tells people to gather: two places as CSV, and photos with positions."""
     root = tmp_path / "region"
     for n in range(2):
         picture(root / f"satellite/{n}.jpg", (128, 128))
@@ -249,12 +249,12 @@ def test_preparation_stopped_by_ctrl_c_goes_on_to_the_same_bytes(run: Run, regio
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
-DATA_MD = Path(__file__).resolve().parents[2] / "docs/data.md"
+DATA_MD = Path(__file__).resolve().parents[2] / "docs/guide/data.md"
 
 
 @pytest.mark.checkout
 def test_what_the_manual_says_to_do_works(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CSV and the commands of docs/data.md as they stand there, on images of the names they give."""
+    """The CSV and the commands of docs/guide/data.md as they stand there, on images of the names they give."""
     section = DATA_MD.read_text().split("## Your own region")[1].split("\n## ")[0]
     (table,) = re.findall(r"```csv\n(.*?)```", section, re.DOTALL)
     commands = re.findall(r"^ *geoloc-fast (.*)$", section, re.MULTILINE)
@@ -274,5 +274,5 @@ def test_what_the_manual_says_to_do_works(run: Run, tmp_path: Path, monkeypatch:
     assert ready.photos["place"].to_pylist() == ["cafe"] and ready.places["satellite"].null_count == 0
     assert ready.place(0)["calibration_status"] in ("measured", "low quality")
     assert (tmp_path / "sheet.jpg").exists() and (tmp_path / "city.jpg").exists()
-    for picture_path in re.findall(r"\]\((pictures/[^)]+)\)", DATA_MD.read_text()):
+    for picture_path in re.findall(r"\]\((\.\./pictures/[^)]+)\)", DATA_MD.read_text()):
         assert 10_000 < (DATA_MD.parent / picture_path).stat().st_size < 1_000_000

@@ -181,7 +181,7 @@ def test_the_confidence_that_ships_holds_in_cities_it_was_not_fitted_on(model: G
     locator = Locator(PlaceIndex.open(tmp_path / "index"), model, confidence=confidence)
     truth = truth_of(ours.photos.to_pylist(), locator.index.keys())
     sure = evaluate(locator, photo_paths(ours), truth).metrics()["confidence"]
-    # Of 200 photos: the figures themselves, of thousands, are in train/README.md.
+    # Of 200 photos: the figures themselves, of thousands, are in docs/guide/train.md.
     assert sure["calibration_error"] < 0.1
     assert sure["auroc"] > 0.65
     # Few of 200 are answered: not so many of those are wrong as nine right in ten would give once in a hundred times.

@@ -1,4 +1,4 @@
-"""docs/conventions.md, end to end: what is painted at a heading comes out at that heading."""
+"""docs/reference/conventions.md, end to end: what is painted at a heading comes out at that heading."""
 
 import math
 

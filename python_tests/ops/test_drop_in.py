@@ -1,4 +1,4 @@
-"""The recipes of docs/drop_in.md run, and before and after agree."""
+"""The recipes of docs/guide/drop_in.md run, and before and after agree."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 from geoloc_fast.testing import observe_calls
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "drop_in.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "drop_in.md"
 
 pytestmark = [
     pytest.mark.checkout,

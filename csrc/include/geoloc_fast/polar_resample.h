@@ -32,7 +32,7 @@
 //
 // Cost of RGB uint8 S = 512 -> float 128 x 512, an image:
 //   bytes   0.6 MB of the image's 0.79 MB (the disc) + 0.79 MB written. A copy of that takes 25-40 us a core on the
-//           machine of docs/benchmarks.md when both lie in DRAM.
+//           machine of docs/notes/benchmarks.md when both lie in DRAM.
 //   loads   2 of 8 bytes a pixel (both neighbours' RGB of one row), 2 a cycle: 65536 cycles, 15 us.
 //   vector  at AVX-512 and 16 pixels: 28 lane inserts, 8 byte shuffles, 8 weight shuffles, 8 multiply-adds, 4 adds,
 //           7 shuffles to transpose, 9 to scale and store: 72, two to three a cycle, 28-37 us.

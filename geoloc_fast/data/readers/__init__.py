@@ -1,7 +1,7 @@
 """Published data sets, and plain folders of photos, as manifests.
 
 A reader looks at file lists and names, not into the images (except `photo_folder`, which reads EXIF). Image paths stay
-where they are, relative to the data set's folder. docs/data.md shows the layout that each of them expects.
+where they are, relative to the data set's folder. docs/guide/data.md shows the layout that each of them expects.
 """
 
 from __future__ import annotations
