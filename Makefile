@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt csrc/CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SANITIZE ?= address,undefined
 
-.PHONY: help install demo gate test test-full lint native-test python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
+.PHONY: help install demo gate docs test test-full lint native-test python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -59,6 +59,9 @@ FLOORS ?= geoloc_fast/assets/small.safetensors
 gate: install  ## may MODEL ship? On real pairs against floors that need no training and the model that ships
 	$(BIN)/python -m geoloc_fast.evaluation.gate $(MODEL) --pairs $(PAIRS) $(addprefix --floor ,$(FLOORS))
 
+docs: install  ## build the documentation into site/, offline and strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: install  ## measure every operator against its peers (half an hour); renders docs/notes/benchmarks.md
 	$(BIN)/python -m pip install --quiet faiss-cpu
 	cd bench && ../$(BIN)/python run.py && ../$(BIN)/python report.py
@@ -82,4 +85,4 @@ format: install  ## put sources into the project's format
 	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:  ## remove what was built here
-	rm -rf build demo $(VENV)
+	rm -rf build demo site $(VENV)

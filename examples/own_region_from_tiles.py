@@ -19,6 +19,7 @@ from geoloc_fast.region.spots import spots_of
 
 
 def main(tiles: Path, photo: Path, out: Path, *, places: str = "grid:20", side_m: float = 60.0) -> Answer:
+    """From a folder of map tiles to the answer for one photo; manifest and index are left in `out`."""
     ground = open_imagery("tiles", tiles)
     spots = spots_of(places, ground)
     print(price_of(ground, spots, side_m))

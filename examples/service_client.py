@@ -40,6 +40,7 @@ def locate(service: str, photo: Path, **fields: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Locates the photo named on the command line and prints its candidates."""
     service, photo = sys.argv[1], Path(sys.argv[2])
     answer = locate(service, photo, candidates="3")["answer"]
     print(answer["status"])

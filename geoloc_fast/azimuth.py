@@ -14,14 +14,23 @@ from geoloc_fast.ops import gumbel_noise as noise_op
 
 
 class AzimuthMatch(NamedTuple):
-    score: Tensor  # [B, R] cosine of query and chosen window
-    shift: Tensor  # [B, R] int64, first column of that window
+    """The best window of each of R strips, for each of B queries."""
+
+    score: Tensor
+    """[B, R] cosine of query and chosen window."""
+    shift: Tensor
+    """[B, R] int64, first column of that window."""
 
 
 class AzimuthCrop(NamedTuple):
-    crop: Tensor  # [B, C, H, Wq] the chosen window, norm 1; 0 beyond the query's width
-    score: Tensor  # [B]
-    shift: Tensor  # [B] int64
+    """The best window of the b-th strip, for each of B queries."""
+
+    crop: Tensor
+    """[B, C, H, Wq] the chosen window, norm 1; 0 beyond the query's width."""
+    score: Tensor
+    """[B] cosine of query and chosen window."""
+    shift: Tensor
+    """[B] int64, first column of that window."""
 
 
 def azimuth_match(

@@ -22,14 +22,23 @@ MAX_K = op.MAX_K
 
 
 class StripTopK(NamedTuple):
-    score: Tensor  # [B, k] float32, best first; -inf where there is no row
-    index: Tensor  # type: ignore[assignment]  # [B, k] int64 rows of the bank; -1 where there is no row
-    shift: Tensor  # [B, k] int64; -1 where there is no row
+    """The best k rows of the bank for each of B queries."""
+
+    score: Tensor
+    """[B, k] float32, best first; -inf where there is no row."""
+    index: Tensor  # type: ignore[assignment]
+    """[B, k] int64 rows of the bank; -1 where there is no row."""
+    shift: Tensor
+    """[B, k] int64; -1 where there is no row."""
 
 
 class StripScore(NamedTuple):
-    score: Tensor  # [B, n] float32; -inf where index is -1
-    shift: Tensor  # [B, n] int64; -1 where index is -1
+    """Scores of chosen rows of the bank for each of B queries."""
+
+    score: Tensor
+    """[B, n] float32; -inf where `index` is -1."""
+    shift: Tensor
+    """[B, n] int64; -1 where `index` is -1."""
 
 
 class StripBank:
@@ -173,18 +182,22 @@ class StripBank:
 
     @property
     def dtype(self) -> str:
+        """How strips are stored: "bf16" or "fp32"."""
         return self.layout.dtype
 
     @property
     def column0_deg(self) -> float:
+        """Heading of the left edge of every strip."""
         return self.layout.column0_deg
 
     @property
     def nbytes(self) -> int:
+        """Size of the bank in bytes, header included."""
         return self.layout.nbytes
 
     @property
     def device(self) -> torch.device:
+        """Where the bank lies."""
         return self.buffer.device
 
     def __repr__(self) -> str:

@@ -1,10 +1,18 @@
 """The pages hold together: links resolve, files and anchors they name are there."""
 
+import inspect
+import os
+import pydoc
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import geoloc_fast
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -76,3 +84,64 @@ def test_pages_that_code_and_pages_name_exist() -> None:
 def files(folder: str) -> list[Path]:
     kinds = {".py", ".yaml", ".h", ".cpp", ".cu", ".ipynb"}
     return [path for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
+
+
+def documented() -> list[str]:
+    """The names that the reference shows."""
+    return [
+        name for page in (DOCS / "reference").glob("*.md") for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    ]
+
+
+def test_the_reference_shows_every_public_name() -> None:
+    shown = {name.removeprefix("geoloc_fast.") for name in documented()}
+    assert set(geoloc_fast.__all__) - shown == {"__version__"}
+
+
+@pytest.mark.parametrize("name", documented())
+def test_what_the_reference_shows_has_docstrings(name: str) -> None:
+    undocumented = [path for path, thing in public(name) if not (inspect.getdoc(thing) or "").strip()]
+    assert not undocumented
+
+
+def public(name: str) -> Iterator[tuple[str, object]]:
+    """A name, and what is public in it: a module's `__all__`, a class's own methods and properties."""
+    thing = pydoc.locate(name)
+    assert thing is not None, name
+    if isinstance(thing, ModuleType):
+        yield name, thing
+        for inner in getattr(thing, "__all__", [n for n, v in vars(thing).items() if own(v, thing) and n[0] != "_"]):
+            yield from members(f"{name}.{inner}", getattr(thing, inner))
+    else:
+        yield from members(name, thing)
+
+
+def own(value: object, module: ModuleType) -> bool:
+    return getattr(value, "__module__", None) == module.__name__
+
+
+def members(name: str, thing: object) -> Iterator[tuple[str, object]]:
+    # A NamedTuple or dataclass without a docstring of its own has one that Python makes: its signature.
+    if inspect.isclass(thing) and (thing.__doc__ or "").startswith(f"{thing.__name__}("):
+        yield name, None
+    if callable(thing):
+        yield name, thing
+    if inspect.isclass(thing) and thing.__module__.startswith("geoloc_fast"):
+        for inner, value in vars(thing).items():
+            if inner[0] != "_" and (
+                inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod)
+            ):
+                yield f"{name}.{inner}", value
+
+
+def test_the_site_is_built_strictly_and_asks_no_other_host(tmp_path: Path) -> None:
+    """`docs/site.py` fails the build if a page would load something from elsewhere."""
+    pytest.importorskip("mkdocs", reason="the extra [docs] is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    operators = (tmp_path / "site" / "reference" / "operators.html").read_text()
+    assert "Slides every query" in operators and "one-hot" in operators
+    assert "geoloc-fast fit-confidence" in (tmp_path / "site" / "reference" / "commands.html").read_text()

@@ -880,6 +880,7 @@ def panorama_rays(
     column0_deg: float = 180.0,
     people: np.ndarray | None = None,
 ) -> _Rays:
+    """What every pixel of a panorama at a spot looks at: a ray a pixel, marched through the scene."""
     camera = _Camera.panorama(size, column0_deg)
     eye_m = PANORAMA_EYE_M
     return _look(city, x_m, y_m, eye_m, camera, day, people)
@@ -907,6 +908,7 @@ def photo_rays(
     people: np.ndarray | None = None,
     vehicles: np.ndarray | None = None,
 ) -> _Rays:
+    """What every pixel of a perspective photo looks at; arguments as in `photo`."""
     rows, columns = size
     focal = columns / 2 / np.tan(np.radians(fov_deg) / 2)
     across = (_samples(columns) - (columns - 1) / 2) / focal

@@ -497,5 +497,6 @@ def style_number(style: Any) -> int | None:
 
 
 def style_of(style: Any) -> Style:
+    """The style that a city is asked for, by name, number, or None for the mixed one."""
     number = style_number(style)
     return MIXED if number is None else STYLES[number]

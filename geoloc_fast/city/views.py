@@ -263,6 +263,7 @@ def hand_held(image: np.ndarray, rng: Generator) -> bytes:
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """An RGB image as the bytes of a JPEG."""
     return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
@@ -387,6 +388,7 @@ def make_city(
 
 
 def check_arguments(seed: Any, places: Any, sizes: Sizes, fov_range: tuple[float, float], capture: Capture) -> None:
+    """ValueError for what a city cannot be made of, naming the argument."""
     _require(_whole(seed) and seed >= 0, "seed", "an integer >= 0", seed)
     _require(_whole(places) and places > 0, "places", "an integer > 0", places)
     sizes.check()

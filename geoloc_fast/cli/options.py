@@ -50,12 +50,14 @@ def arguments() -> Iterator[None]:
 
 
 def model_at(path: Path | None, device: str = "cpu") -> Any:
+    """The model of a bundle on a device; None: the one that ships."""
     from geoloc_fast.models.contract import load_model
 
     return load_model(path, device_named(device))
 
 
 def confidence_of(path: Path | None, model: Any) -> Any:
+    """The confidence beside a model; None, with a line on stderr, where there is none."""
     from geoloc_fast.locate.confidence import Confidence
     from geoloc_fast.models.contract import shipped_model
 
@@ -78,6 +80,7 @@ def device_named(device: str) -> str:
 
 
 def region_of(box: str | None, near: str | None, within: Path | None = None) -> Any:
+    """The region that at most one of three options gives."""
     from geoloc_fast.geo.regions import load_polygon, parse_box, parse_circle
 
     options = (("--box", box), ("--near", near), ("--within", within))

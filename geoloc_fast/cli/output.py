@@ -11,6 +11,7 @@ import typer
 
 
 def say(values: dict[str, Any], text: str, as_json: bool) -> None:
+    """One result on stdout: as JSON, or as a sentence."""
     typer.echo(json.dumps(values, indent=1) if as_json else text)
 
 
@@ -30,6 +31,7 @@ def progress(title: str, **options: Any) -> Iterator[Callable[[int, int | None],
 
 @contextmanager
 def bar(total: int | None, title: str, **options: Any) -> Iterator[Any]:
+    """A progress bar on stderr, drawn only if that is a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc=title, leave=False, **{"disable": None, "unit": "", **options}) as shown:
@@ -37,6 +39,7 @@ def bar(total: int | None, title: str, **options: Any) -> Iterator[Any]:
 
 
 def counted(images: Any, shown: Any) -> Iterator[Any]:
+    """The same images, each counted by the bar when it has been dealt with."""
     for image in images:
         yield image
         shown.update(1)

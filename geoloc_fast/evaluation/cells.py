@@ -80,11 +80,14 @@ def fitted(database: CellDatabase, query: Tensor, lat: np.ndarray, lon: np.ndarr
 
 
 class CellRecall(NamedTuple):
+    """How often a photo's own spot is near one of its first cells."""
+
     at: dict[tuple[int, float], float]
     """(k, metres) to the share of photos with one of their first k cells so near, by its centre."""
     photos: int
 
     def percent(self, first: int, metres: float) -> float:
+        """The share in percent, for the first so many cells and so many metres."""
         return 100 * self.at[first, metres]
 
 

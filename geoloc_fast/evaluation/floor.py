@@ -101,6 +101,7 @@ def _channels_first(images: np.ndarray) -> torch.Tensor:
 
 
 def main() -> None:
+    """Prints how far hand-made features get on a synthetic city."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--places", type=int, default=300)

@@ -36,6 +36,7 @@ class Box:
             raise ValueError(f"south: expected at most north ({self.north}), got {self.south}; are they swapped?")
 
     def contains(self, lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+        """Which positions lie in it: bool, of the shape of `lat`."""
         within = (lat >= self.south) & (lat <= self.north)
         if self.west <= self.east:
             return within & (lon >= self.west) & (lon <= self.east)
@@ -57,6 +58,7 @@ class Circle:
             raise ValueError(f"metres: expected a finite number, at least 0, got {self.metres!r}")
 
     def contains(self, lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+        """Which positions lie in it: bool, of the shape of `lat`."""
         near = np.abs(lat - self.lat) <= latitude_band_deg(self.metres)
         near[near] = great_circle_m(self.lat, self.lon, lat[near], lon[near]) <= self.metres
         return near
@@ -86,6 +88,7 @@ class Polygon:
                 raise ValueError(f"rings: expected at least three corners in each, got {len(set(ring))}")
 
     def contains(self, lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+        """Which positions lie in it: bool, of the shape of `lat`."""
         lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
         found = np.zeros(lat.shape, bool)
         border = np.zeros(lat.shape, bool)

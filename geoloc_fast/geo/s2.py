@@ -185,6 +185,7 @@ def token(cell: Any) -> str:
 
 
 def from_token(token: str) -> np.uint64:
+    """The cell of a token, such as "479e75": the hexadecimal digits of its id, without trailing zeros."""
     try:
         if not 1 <= len(token) <= 16:
             raise ValueError

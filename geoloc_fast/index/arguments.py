@@ -142,6 +142,7 @@ def _count(part: Rows) -> int:
 
 
 def checked_ids(ids: Iterable[int] | np.ndarray) -> np.ndarray:
+    """The ids as int64 in one row; TypeError unless they are integers."""
     values = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
     if values.size and values.dtype.kind not in "iu":
         raise TypeError(f"ids: expected integers, got {values.dtype}")

@@ -66,6 +66,8 @@ _FIRST_LINE = re.compile(rb"geoloc_fast index (\d{1,9})\n")
 
 @dataclass(frozen=True)
 class FileEntry:
+    """A file of a segment, as a commit knows it."""
+
     bytes: int
     sha256: str
 
@@ -132,6 +134,7 @@ def is_ours(name: str) -> bool:
 
 
 def file_name(commit: int) -> str:
+    """The name of a commit's file."""
     return f"{commit:08d}.commit"
 
 

@@ -31,6 +31,7 @@ _MANIFEST = re.compile(r"([0-9a-f]{32})\.segment")
 def leave(
     folder: Folder, state: IndexState, columns: Columns, layers: Mapping[str, LayerRows], attributes: dict[str, str]
 ) -> str:
+    """Writes a segment where the next writer finds and adopts it; returns its name."""
     inside = folder.inside(FOLDER, make=True)
     folder.sync()
     name = secrets.token_hex(16)
@@ -50,6 +51,7 @@ def leave(
 
 
 def waiting(folder: Folder) -> list[str]:
+    """The names of segments that wait to be adopted, in order."""
     try:
         names = folder.inside(FOLDER).names()
     except FileNotFoundError:

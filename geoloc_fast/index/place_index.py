@@ -228,6 +228,7 @@ class PlaceIndex:
 
     @property
     def dtype(self) -> str:
+        """How strips are stored: "bf16" or "fp32"."""
         return self._snapshot.state.dtype
 
     @property

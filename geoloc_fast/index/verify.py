@@ -65,6 +65,7 @@ def _problems_of(folder: Folder, state: IndexState, progress: Callable[[int], No
 
 
 def restore(folder: Folder, number: int) -> None:
+    """Commits the state of an older commit anew, after reading every byte of it."""
     states: dict[int, IndexState] = {}
     there = commits.numbers(folder.names())
     for other in there:

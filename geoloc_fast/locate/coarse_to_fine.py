@@ -62,6 +62,8 @@ class SpotCandidate(NamedTuple):
 
 @dataclass(frozen=True)
 class CoarseAnswer:
+    """Where a photo may have been taken on a continent, and the places in the spots that fine indexes cover."""
+
     image: str
     spots: tuple[Spot, ...]
     candidates: tuple[SpotCandidate, ...]

@@ -132,6 +132,7 @@ class Confidence:
         return Path(model_path).with_suffix(".confidence.json")
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it as JSON with a checksum, complete or not at all."""
         content = {"format": _FORMAT, "version": _VERSION, "features": FEATURES, **asdict(self)}
         content["sha256"] = _digest(content)
         write_atomically(path, json.dumps(content, indent=1) + "\n")

@@ -139,13 +139,16 @@ class Model(Protocol):
         """A word or two that answers repeat: "synthetic cities", "ImageNet features"."""
 
     @property
-    def layers(self) -> tuple[Layer, ...]: ...
+    def layers(self) -> tuple[Layer, ...]:
+        """What an index of this model holds, and how its scores add up."""
 
     @property
-    def place_input(self) -> PlaceInput: ...
+    def place_input(self) -> PlaceInput:
+        """What places must be shown as."""
 
     @property
-    def query_input(self) -> QueryInput: ...
+    def query_input(self) -> QueryInput:
+        """What queries must be shown as."""
 
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
         """Rows by layer. `Rows.place` counts from the first place of the batch; a place may have none in a layer."""

@@ -42,6 +42,7 @@ def force_plan(forward: str | None = None, backward: str | None = None) -> Itera
 
 
 def can_run_cpu(query: Tensor, strips: Tensor) -> str:
+    """Why the CPU kernels cannot run this call; empty if they can."""
     for tensor in (query, strips):
         if tensor.dtype not in KERNEL_DTYPES:
             return f"no kernel for {tensor.dtype}"
@@ -49,6 +50,7 @@ def can_run_cpu(query: Tensor, strips: Tensor) -> str:
 
 
 def can_run_cuda(query: Tensor, strips: Tensor) -> str:
+    """Why the CUDA kernels cannot run this call; empty if they can."""
     for tensor in (query, strips):
         if tensor.dtype not in KERNEL_DTYPES:
             return f"no kernel for {tensor.dtype}"
@@ -77,6 +79,7 @@ def shared_problem(op: str, query: Tensor, strips: Tensor) -> str:
 
 
 def can_run_triton(query: Tensor, strips: Tensor) -> str:
+    """Why the Triton kernels cannot run this call; empty if they can."""
     for tensor in (query, strips):
         if tensor.dtype not in KERNEL_DTYPES:
             return f"no kernel for {tensor.dtype}"
@@ -327,6 +330,7 @@ def _run_backward(
 
 
 def fake_gradients(query: Tensor, strips: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty gradients of query, strips and scale: shapes and types for torch.compile."""
     dtype = wide_dtype(query, strips) if scale is None else scale.dtype
     return (
         query.new_empty(query.shape),
@@ -349,6 +353,7 @@ def check_pairs(
     tau: float,
     noise: Tensor | None,
 ) -> None:
+    """Checks that an operator called through torch.ops was given what the Python function gives it."""
     checks.strips_and_query(query, strips, "query", "[B, C, H, Wq]", "strips", "[R, C, H, W]")
     checks.exactly("query_width", query_width, (torch.int64,), query.shape[:1], "query", query)
     checks.query_width(query_width, query)

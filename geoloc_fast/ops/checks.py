@@ -16,6 +16,7 @@ SCORES = ("cosine", "dot")
 
 
 def describe(value: Any) -> str:
+    """A value in a message: a tensor by type, shape and device, anything else as it prints."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     return f"{value!r} ({type(value).__name__})"
@@ -54,16 +55,19 @@ def exactly(
 
 
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """ValueError unless both lie on one device."""
     if value.device != other.device:
         raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
 
 
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """ValueError unless the value is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """TypeError or ValueError unless the value is an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an integer, got {describe(value)}")
     if value < low or (high is not None and value > high):
@@ -72,6 +76,7 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
 
 
 def finite(name: str, value: Any) -> float:
+    """The value as a float; an error unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     if not math.isfinite(value):
@@ -80,6 +85,7 @@ def finite(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
+    """The value as a float; an error unless it is a finite number above 0."""
     number = finite(name, value)
     if number <= 0:
         raise ValueError(f"{name}: expected a number above 0, got {value}")
@@ -137,6 +143,7 @@ def _all_finite(value: Tensor) -> bool:
 def strips_and_query(
     query: Any, strips: Any, query_name: str, query_dims: str, strips_name: str, strips_dims: str
 ) -> None:
+    """Checks that queries and strips are tensors that can be compared: shapes, types, device."""
     tensor(query_name, query, query_dims)
     tensor(strips_name, strips, strips_dims)
     same_device(query_name, query, strips_name, strips)

@@ -91,6 +91,7 @@ def can_run_cpu(tensor: Tensor) -> str:
 
 
 def can_run_cuda(tensor: Tensor) -> str:
+    """Why no CUDA kernel can run on this tensor; empty if one can."""
     if _native.native_cuda is None or _native.cuda_problem:
         return _native.cuda_problem
     return "" if tensor.device.type == "cuda" else f"the tensors are on {tensor.device}"
@@ -103,6 +104,7 @@ def cuda_place(tensor: Tensor) -> dict[str, int]:
 
 
 def can_run_triton(tensor: Tensor) -> str:
+    """Why no Triton kernel can run on this tensor; empty if one can."""
     if tensor.is_cpu and not INTERPRETED:
         return "the tensors are on cpu, and TRITON_INTERPRET=1 was not set when Python started"
     return _native.triton_problem or _triton_problem(tensor.device)

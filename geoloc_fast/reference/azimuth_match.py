@@ -74,6 +74,7 @@ def azimuth_match_backward(
 
 
 def strips_at_once(query: Tensor, strips: Tensor, select: str) -> int:
+    """How many strips are compared together, so that memory stays bounded."""
     values = query.shape[1] * query.shape[2] * query.shape[3]
     copies = strips.shape[3] + (query.shape[0] if select == "gumbel" else 0)
     return max(1, _FLOATS_AT_ONCE // max(1, values * copies))

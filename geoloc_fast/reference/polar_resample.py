@@ -26,6 +26,7 @@ def polar_resample(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    """The definition of `geoloc_fast.polar_resample`, on its checked arguments: [B, C, rows, cols]."""
     wide = torch.float64 if images.dtype == torch.float64 else torch.float32
     batch = images.shape[0]
     at_once = max(1, _PIXELS_AT_ONCE // (rows * cols))

@@ -39,6 +39,8 @@ _MAX_TILES = 200_000_000
 
 
 class Square(NamedTuple):
+    """A square of ground, cut out of imagery."""
+
     image: np.ndarray  # uint8 [px, px, 3], north up, the position at index (px / 2, px / 2)
     covered: float  # share of it that the imagery shows
 

@@ -25,6 +25,8 @@ _NEAREST_M, _FURTHEST_M = 1.0, 10_000.0
 
 
 class Spots(NamedTuple):
+    """Positions at which places are to be made, n of them."""
+
     id: list[str]
     lat: np.ndarray
     lon: np.ndarray

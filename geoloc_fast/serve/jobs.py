@@ -24,6 +24,8 @@ _AHEAD = 32  # photos of one job that wait at once, so that others get their tur
 
 @dataclass
 class Job:
+    """A batch of photos that is located in the background, and how far it has come."""
+
     id: str
     names: list[str]
     answers: list[dict[str, Any] | None]

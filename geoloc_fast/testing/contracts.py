@@ -99,6 +99,8 @@ def check_polar(
 
 
 def check_polar_backward(backend: str, device: torch.device, dtype: torch.dtype) -> Calls:
+    """Gradients of `polar_resample` on a backend against the reference; returns what ran."""
+
     def gradient(images: Tensor, device: torch.device) -> Tensor:
         leaf = images.to(device).requires_grad_()
         out = polar_resample(leaf, (6, 20), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
@@ -182,6 +184,7 @@ def check_crop(
     mixed: bool = False,
     inputs: tuple[Tensor, Tensor] | None = None,
 ) -> Calls:
+    """`azimuth_crop` on a backend, forward and backward, against the reference; returns what ran."""
     query = random_strips(6, 3, 2, query_columns, seed=columns) if inputs is None else inputs[0]
     strips = random_strips(6, 3, 2, columns, seed=columns + 1) if inputs is None else inputs[1]
     query, strips = query.to(dtype), strips.to(dtype)
@@ -276,6 +279,7 @@ def check_bank(
 
 
 def check_noise(backend: str, device: torch.device, count: int) -> Calls:
+    """Gumbel noise on a backend is that of the reference for the same seed; returns what ran."""
     seed = torch.tensor(0x123456789ABCDEF)
     with force_backend("reference"):
         expected = gumbel_noise.draw(seed, [count], torch.float64)

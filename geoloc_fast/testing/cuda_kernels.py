@@ -27,6 +27,8 @@ _ARGUMENT = re.compile(r"L(?:[ibln]|NS_?\w*?E)(\d+)E|(13__nv_bfloat16|6__half|S\
 
 @dataclass(frozen=True)
 class Kernel:
+    """A compiled kernel: what it takes of the GPU, and its machine code."""
+
     name: str  # strip_topk_screen_kernel<16, 1, 1>
     architecture: str  # sm_90
     registers: int
@@ -163,6 +165,7 @@ def kernels(architecture: str) -> list[Kernel]:
 
 
 def main() -> None:
+    """Prints the report on every CUDA kernel."""
     if problem():
         raise SystemExit(problem())
     print("# What nvcc made of the CUDA kernels\n")

@@ -9,6 +9,8 @@ from torch import Tensor
 
 
 class Tolerance(NamedTuple):
+    """How far two numbers may lie apart: |a - b| <= absolute + relative |b|."""
+
     absolute: float
     relative: float
 

@@ -20,6 +20,8 @@ _FORMAT = "geoloc_fast.training.3"
 
 
 class Checkpoint(NamedTuple):
+    """A run that was interrupted: tensors, position, settings."""
+
     tensors: dict[str, Tensor]
     position: dict[str, Any]
     settings: dict[str, Any]

@@ -29,6 +29,8 @@ class LinearMap(NamedTuple):
 
 
 class Maps(NamedTuple):
+    """Two linear maps into one space, in which pairs are correlated."""
+
     query: LinearMap
     place: LinearMap
     correlation: Tensor

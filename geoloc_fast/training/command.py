@@ -38,6 +38,7 @@ def main(
     make_recipe: Callable[[Sequence[str]], Recipe],
     evaluate_model: Callable[[Sequence[str], Path], Evaluation],
 ) -> int:
+    """The command line of a training script: trains, resumes or evaluates; returns the exit code."""
     parser = argparse.ArgumentParser(description=str(about).splitlines()[0])
     parser.add_argument("settings", nargs="+", help="YAML files and name=value")
     parser.add_argument("--resume", action="store_true", help="go on from out/last.safetensors")

@@ -88,10 +88,12 @@ class _GatherOwn(torch.autograd.Function):
 
 
 def gather_sum(x: Tensor) -> Tensor:
+    """The tensors of all processes in one; gradients are the sum over processes."""
     return x if world()[1] == 1 else _GatherSum.apply(x)
 
 
 def gather_own(x: Tensor) -> Tensor:
+    """The tensors of all processes in one; the gradient is this process's own part."""
     return x if world()[1] == 1 else _GatherOwn.apply(x)
 
 

@@ -21,6 +21,8 @@ __all__ = ["Evaluation", "Recipe"]
 
 
 class Evaluation(NamedTuple):
+    """What a recipe measured."""
+
     numbers: dict[str, Any]
     """What the log is given."""
     best: float | None
@@ -40,10 +42,14 @@ class Recipe(Protocol):
     """The numbers of a step that stand beside the progress bar."""
 
     @property
-    def settings(self) -> RunSettings: ...
+    def settings(self) -> RunSettings:
+        """The settings of the run."""
+        ...
 
     @property
-    def model(self) -> torch.nn.Module: ...
+    def model(self) -> torch.nn.Module:
+        """The network that is trained."""
+        ...
 
     @property
     def optimiser(self) -> torch.optim.Optimizer:
@@ -76,7 +82,9 @@ class Recipe(Protocol):
         """What a checkpoint holds beside model, optimiser and position."""
         ...
 
-    def restore(self, state: dict[str, Tensor]) -> None: ...
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
+        ...
 
     def save_model(self, path: Path) -> None:
         """The model as the rest of the package loads it."""

@@ -182,6 +182,7 @@ class Trainer:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def save(self) -> None:
+        """Writes a checkpoint from which `--resume` goes on, in process 0 alone."""
         if self.rank != 0:
             return
         model, optimiser = self.recipe.model, self.recipe.optimiser

@@ -130,6 +130,7 @@ def azimuth_crop_kernel(
     values, height, query_columns, columns, query_b, query_c, query_h, query_x, strip_b, strip_c, strip_h, strip_x,
     noise_b, noise_s, tau, SELECT: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
+    """One program a query: chooses the window, then writes crop, score and shift."""
     b = tl.program_id(0).to(tl.int64)
     width = load_width(query_width, b, query_columns)
     strip = strips + b * strip_b
@@ -261,6 +262,7 @@ def forward(
     tau: float,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Crop, score and shift: launches the kernel for every query."""
     batch, channels, height, query_columns = query.shape
     columns, values = strips.shape[3], channels * height
     query_width = None if query_width is None else query_width.contiguous()
@@ -291,6 +293,7 @@ def backward(
     score: Tensor,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, strips and scale."""
     batch, channels, height, query_columns = query.shape
     columns, values = strips.shape[3], channels * height
     query_width = None if query_width is None else query_width.contiguous()

@@ -55,6 +55,7 @@ def azimuth_match_kernel(
     SELECT: tl.constexpr, PRECISION: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     IN_A_ROW: tl.constexpr,
 ):  # fmt: skip
+    """One program a tile of Q queries and R strips: all shifts as one matrix product, then the choice."""
     tiles = tl.cdiv(batch, Q)
     program = tl.program_id(0).to(tl.int64)
     b = program % tiles * Q + tl.arange(0, Q)
@@ -424,6 +425,7 @@ def backward(
     slope: Tensor | None,
     scale_slope: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, strips and scale."""
     batch, channels, height, query_columns = query.shape
     references, columns, values = strips.shape[0], strips.shape[3], channels * height
     grad_scale = query.new_zeros((), dtype=torch.float32 if scale is None else scale.dtype)

@@ -19,6 +19,7 @@ _COUNTERS = 256  # a program; each is four values
 
 @triton.jit
 def gumbel_noise_kernel(seed, out, count, COUNTERS: tl.constexpr):
+    """Four numbers a counter of Philox, laid out as every other backend lays them out."""
     n = tl.program_id(0).to(tl.int64) * COUNTERS + tl.arange(0, COUNTERS)
     low = (n & 0xFFFFFFFF).to(tl.uint32)
     zero = low * 0
@@ -30,6 +31,7 @@ def gumbel_noise_kernel(seed, out, count, COUNTERS: tl.constexpr):
 
 
 def draw(seed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard Gumbel noise of a shape, decided by the seed alone."""
     out = seed.new_empty(tuple(shape), dtype=torch.float32)
     if out.numel():
         with on_device_of(seed):

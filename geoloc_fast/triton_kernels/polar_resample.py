@@ -62,6 +62,7 @@ def polar_resample_kernel(
     channels, in_rows, in_cols, rows, cols, stride_b, stride_c, stride_row, stride_col, direction_stride,
     OUTER: tl.constexpr, REPLICATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One program a stretch of a row: bilinear samples of all channels, normalised."""
     tiles = tl.cdiv(cols, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     i = program // tiles % rows
@@ -95,6 +96,7 @@ def polar_resample_backward_kernel(
     channels, in_rows, in_cols, rows, cols, stride_b, stride_c, stride_row, stride_col, direction_stride,
     OUTER: tl.constexpr, REPLICATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The same stretches backwards: gradients are added to the four pixels of each sample."""
     tiles = tl.cdiv(cols, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     i = program // tiles % rows
@@ -135,6 +137,7 @@ def forward(
     mean_std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    """Polar images [B, C, rows, cols]."""
     batch, channels, in_rows, in_cols = images.shape
     out = images.new_empty((batch, channels, rows, cols), dtype=dtype)
     if out.numel() == 0:
@@ -164,6 +167,7 @@ def backward(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    """The gradient of the images."""
     batch, channels, rows, cols = grad.shape
     grad_images = grad.new_zeros((batch, channels, in_rows, in_cols), dtype=torch.float32)
     if grad.numel():

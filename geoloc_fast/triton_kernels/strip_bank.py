@@ -113,6 +113,7 @@ def fourier_basis(columns: int, device: torch.device) -> Tensor:
 
 
 def words_a_plane(values: int, bf16: bool) -> int:
+    """How many stored numbers a plane of a strip's spectrum takes: two bfloat16 share one."""
     return (values + 1) // 2 if bf16 else values
 
 
@@ -123,6 +124,7 @@ def block_sizes(values: int, columns: int) -> dict[str, int]:
 
 
 def unpack(blocks: Tensor, shape: Sequence[int], bf16: bool, index: Tensor) -> Tensor:
+    """The strips of some rows [n, C, H, W], as they were packed."""
     count, channels, height, columns = shape
     values = channels * height
     out = blocks.new_empty((index.shape[0], channels, height, columns), dtype=torch.float32)
@@ -139,6 +141,7 @@ def unpack(blocks: Tensor, shape: Sequence[int], bf16: bool, index: Tensor) -> T
 
 
 def pack(strips: Tensor, bf16: bool, block_bytes: int) -> Tensor:
+    """The blocks of a bank, as bytes."""
     count, channels, height, columns = strips.shape
     values = channels * height
     blocks = torch.zeros(triton.cdiv(count, 16) * block_bytes, dtype=torch.uint8, device=strips.device)

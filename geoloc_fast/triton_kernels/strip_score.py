@@ -33,6 +33,7 @@ def strip_score_kernel(
     query, strips, query_width, index, score, shift, n, values, columns, query_columns,
     SELECT: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
+    """One program a pair of query and row: all shifts in float64, then the choice."""
     b = tl.program_id(0).to(tl.int64)
     pair = b * n + tl.program_id(1)
     if tl.load(index + pair) < 0:
@@ -90,6 +91,7 @@ def score(
     select: str,
     kind: str,
 ) -> tuple[Tensor, Tensor]:
+    """Score and shift of chosen rows, exactly: a stretch of rows at a time, so that memory stays bounded."""
     values, columns = shape[1] * shape[2], shape[3]
     query = query.float().contiguous()
     query_width = None if query_width is None else query_width.contiguous()
@@ -109,6 +111,7 @@ def score(
 def curve(
     query: Tensor, blocks: Tensor, shape: Sequence[int], bf16: bool, index: Tensor, query_width: Tensor | None
 ) -> Tensor:
+    """The score at every shift, of chosen rows."""
     values, columns = shape[1] * shape[2], shape[3]
     query = query.float().contiguous()
     query_width = None if query_width is None else query_width.contiguous()

@@ -54,6 +54,8 @@ def strip_topk_screen_kernel(
     SELECT: tl.constexpr, BF16: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     Q: tl.constexpr, S: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
+    """Bounds on the score of every pair of a tile, by one matrix product a shift; exact scoring follows for what they
+    leave."""
     tiles = tl.cdiv(batch, Q)
     program = tl.program_id(0).to(tl.int64)
     b = program % tiles * Q + tl.arange(0, Q)
@@ -232,6 +234,7 @@ def topk(
     kind: str,
     group: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best rows: bounds for all, exact scores for those that may be among the best."""
     _, channels, height, columns = shape
     query = query.float().contiguous()
     query_width = None if query_width is None else query_width.contiguous()

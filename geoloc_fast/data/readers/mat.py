@@ -28,6 +28,8 @@ _MAX_DEPTH = 4
 
 
 class PanoramaList(NamedTuple):
+    """What CVACT's MATLAB file says: names, positions, sets."""
+
     ids: list[str]
     utm: np.ndarray  # [N, 2], in the order of the file
     splits: dict[str, np.ndarray]  # name of the set -> rows, counted from 0

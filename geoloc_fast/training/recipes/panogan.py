@@ -93,6 +93,8 @@ class PanoGANTrainSettings(TrainSettings):
 
 @dataclass
 class Settings(RunSettings):
+    """All settings of a run, with their defaults."""
+
     data: DataSettings = field(default_factory=DataSettings)
     step: StepSettings = field(default_factory=StepSettings)
     train: PanoGANTrainSettings = field(default_factory=PanoGANTrainSettings)
@@ -265,6 +267,8 @@ def _pixels(image: Tensor) -> np.ndarray:
 
 
 class PanoGANRecipe:
+    """How street views are learned from satellite images: a generator against discriminators."""
+
     shown: tuple[str, ...] = ("loss", "image", "discriminators")
 
     def __init__(self, settings: Settings) -> None:
@@ -335,6 +339,7 @@ class PanoGANRecipe:
 
 
 def make_recipe(sources: Sequence[str | dict[str, Any]]) -> PanoGANRecipe:
+    """A run as the settings say, ready to train."""
     return PanoGANRecipe(read_settings(sources))
 
 

@@ -94,6 +94,8 @@ class TextTrainSettings(TrainSettings):
 
 @dataclass
 class Settings(RunSettings):
+    """All settings of a run, with their defaults."""
+
     data: DataSettings = field(default_factory=DataSettings)
     step: StepSettings = field(default_factory=StepSettings)
     train: TextTrainSettings = field(default_factory=TextTrainSettings)
@@ -194,6 +196,8 @@ def tile_of(pair: Pair, side: int) -> Tensor:
 
 
 class TextRecipe:
+    """How descriptions and satellite images are brought into one space."""
+
     shown: tuple[str, ...] = ("loss", "global")
 
     def __init__(self, settings: Settings) -> None:
@@ -342,6 +346,7 @@ class TextRecipe:
 
 
 def make_recipe(sources: Sequence[str | dict[str, Any]]) -> TextRecipe:
+    """A run as the settings say, ready to train."""
     return TextRecipe(read_settings(sources))
 
 

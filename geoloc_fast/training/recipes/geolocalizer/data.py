@@ -20,6 +20,7 @@ __all__ = ["pairs_of", "say_what_is_special"]
 
 
 def pairs_of(manifest: Manifest, settings: Settings, config: GeolocalizerConfig) -> PairDataset | PairsInMemory:
+    """The training pairs of a manifest: read as they are needed, or held in memory."""
     data = settings.data
     try:
         augment = Augmentation(**data.augment)

@@ -32,6 +32,8 @@ __all__ = ["GeolocalizerRecipe", "evaluate_model", "make_recipe"]
 
 
 class GeolocalizerRecipe:
+    """How the paper's network is trained: strips of photos against strips of places."""
+
     shown: tuple[str, ...] = ("loss", "true_window", "right")
 
     def __init__(self, settings: Settings) -> None:
@@ -124,6 +126,7 @@ class GeolocalizerRecipe:
 
 
 def make_recipe(sources: Sequence[str | dict[str, Any]]) -> GeolocalizerRecipe:
+    """A run as the settings say, ready to train."""
     return GeolocalizerRecipe(read_settings(sources))
 
 

@@ -25,6 +25,8 @@ SELECT = ("gumbel", "correlation", "cosine", "fixed")  # fixed: the middle of ev
 
 @dataclass
 class LossSettings:
+    """Which losses, and their weights."""
+
     kind: str = "info_nce"
     label_smoothing: float = 0.0
     symmetric: bool = True
@@ -47,6 +49,8 @@ class LossSettings:
 
 @dataclass
 class StepSettings:
+    """What one step does."""
+
     seed: int = 0
     chunk: int = 0  # pairs a process encodes at once; 0 is all of them
     bf16: bool = True
@@ -88,6 +92,8 @@ class DataSettings(EveryDataSettings):
 
 @dataclass
 class TrainSettings(EveryTrainSettings):
+    """How the steps of a run follow one another."""
+
     fresh: float = 1.0  # beside `pretrained`: times the rate, for the parts it does not set
     decay: int = 0  # the rate is constant and falls to 0 in this many last steps; 0: a cosine over all steps
     hard: int = 0  # negatives that follow each pair of a batch
@@ -105,6 +111,8 @@ class TrainSettings(EveryTrainSettings):
 
 @dataclass
 class Settings(RunSettings):
+    """All settings of a run, with their defaults."""
+
     pretrained: str | None = None  # backbones of a timm model's file, encoders of a bundle; "timm" downloads
     start: str | None = None  # a bundle of the same network, all of whose weights are gone on with
     data: DataSettings = field(default_factory=DataSettings)
