@@ -5,8 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt csrc/CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SANITIZE ?= address,undefined
+# LOCK=.ci/lock.txt installs exactly the versions of that file, checked by their hashes.
+LOCK ?=
 
-.PHONY: help install demo gate docs test test-full lint native-test python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
+.PHONY: help install demo gate docs test test-full lint lock lowest-test native-test python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -17,6 +19,7 @@ install: $(VENV)/.installed  ## make the virtual environment and install the pac
 $(VENV)/.installed: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (23, 1))' || $(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(LOCK),$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK))
 	$(BIN)/python -m pip install --quiet 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.22' 'ninja>=1.11'
 	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/editable -e '.[dev]'
 	touch $@
@@ -52,6 +55,20 @@ torch-test:
 	$(PYTHON) -m venv build/venv-torch$(TORCH)
 	build/venv-torch$(TORCH)/bin/python -m pip install --quiet torch$(addprefix ==,$(TORCH)) torchvision$(addprefix ==,$(TORCHVISION)) '$(NUMPY)' '.[all,test]'
 	cd python_tests && GEOLOC_FAST_REQUIRE=cpu ../build/venv-torch$(TORCH)/bin/python -m pytest -q -m "not slow and not checkout" .
+
+# Everything at the oldest version that pyproject.toml allows, on the oldest Python. No Triton there: it is torch's own.
+lowest-test:
+	$(PYTHON) -m venv build/venv-lowest
+	build/venv-lowest/bin/python -m pip install --quiet uv
+	build/venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra all --extra test pyproject.toml -o build/lowest.txt
+	build/venv-lowest/bin/python -m pip install --quiet -r build/lowest.txt
+	build/venv-lowest/bin/python -m pip install --quiet --no-deps -C cmake.define.GEOLOC_FAST_CUDA=OFF .
+	cd python_tests && GEOLOC_FAST_REQUIRE=cpu ../build/venv-lowest/bin/python -m pytest -q -m "not slow and not checkout" .
+
+lock: install  ## write .ci/lock.txt anew: every version that CI installs, with hashes
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.10 --extra dev pyproject.toml -o .ci/lock.txt \
+		--custom-compile-command 'make lock'
 
 # PAIRS is a manifest of panoramas with their satellite images; FLOORS are models that must not be better.
 PAIRS ?= pairs
