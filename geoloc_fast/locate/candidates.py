@@ -79,30 +79,30 @@ def candidates_of(neighbours: Neighbours) -> list[Candidate]:
     # A place without a position is NaN away from all, itself included.
     near = (great_circle_m(lat[:, None], lon[:, None], lat, lon) <= SPACING_M) | np.eye(len(ids), dtype=bool)
     left = np.ones(len(ids), bool)
-    found = []
+    seeds, joined = [], []
     while left.any():
         seed = int(left.argmax())
-        members = np.flatnonzero(left & near[seed])
-        left[members] = False
-        # A neighbour that looks another way was matched by something else. Without headings none does.
-        agree = ~(np.abs((heading[members] - heading[seed] + 180) % 360 - 180) > AGREEING_DEG)
-        pull = weight[members] * agree / (weight[members] * agree).sum()
-        to_lat: float | None = None
-        to_lon: float | None = None
-        if np.isfinite(lat[seed]):
-            east, north = offset_m(lat[seed], lon[seed], lat[members], lon[members])
-            at = move_m(lat[seed], lon[seed], float(pull @ east), float(pull @ north))
-            to_lat, to_lon = float(at[0]), float(at[1])
-        middle = None
-        if np.isfinite(heading[seed]):
-            turn = np.radians(np.where(np.isfinite(heading[members]), heading[members], heading[seed]))
-            middle = math.degrees(math.atan2(float(pull @ np.sin(turn)), float(pull @ np.cos(turn)))) % 360.0
-        found.append(
-            Candidate(
-                to_lat, to_lon, middle, None, float(score[seed]), int(ids[seed]), len(members),
-                float(weight[members].sum()),
-            )
-        )  # fmt: skip
+        members = left & near[seed]
+        left &= ~members
+        seeds.append(seed)
+        joined.append(members)
+    group = np.array(joined)  # [n, k]
+    # A neighbour that looks another way was matched by something else. Without headings none does.
+    agree = ~(np.abs((heading - heading[seeds, None] + 180) % 360 - 180) > AGREEING_DEG)
+    pull = weight * (agree & group)
+    pull /= pull.sum(1, keepdims=True)
+    east, north = offset_m(lat[seeds, None], lon[seeds, None], lat, lon)
+    east, north = ((np.where(group, metres, 0.0) * pull).sum(1) for metres in (east, north))
+    to_lat, to_lon = move_m(lat[seeds], lon[seeds], east, north)
+    turn = np.radians(np.where(np.isfinite(heading), heading, heading[seeds, None]))
+    middle = np.degrees(np.arctan2((pull * np.sin(turn)).sum(1), (pull * np.cos(turn)).sum(1))) % 360.0
+    columns = (
+        to_lat, to_lon, middle, score[seeds].astype(np.float64), ids[seeds], group.sum(1), (weight * group).sum(1)
+    )  # fmt: skip
+    found = [
+        Candidate(_known(at_lat), _known(at_lon), _known(turned), None, best, place, places, share)
+        for at_lat, at_lon, turned, best, place, places, share in zip(*(c.tolist() for c in columns), strict=True)
+    ]
     found.sort(key=lambda candidate: (-candidate.weight, candidate.place))
     at_lat, at_lon = _positions(found)
     close = great_circle_m(at_lat[:, None], at_lon[:, None], at_lat, at_lon) < SPACING_M
@@ -111,6 +111,10 @@ def candidates_of(neighbours: Neighbours) -> list[Candidate]:
         if not close[n, kept].any():
             kept.append(n)
     return [found[n] for n in kept]
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def features_of(
