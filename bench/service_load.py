@@ -2,14 +2,17 @@
 
     python bench/service_load.py --places 100000
 
-Places have random strips, photos are plain pictures: the work is that of real ones, the answers mean nothing. Ways are
-interleaved in one process; the load of the machine is printed with them.
+Places have random strips, photos are plain pictures: the work is that of real ones, the answers mean nothing. Ways by
+threads are interleaved in one process; over HTTP the service is a process of its own, whose memory is watched. The load
+of the machine is printed with them, and hostile clients share its cores with the service.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -25,14 +28,17 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "python_tests" / "serve"))
 
-from served_town import Running, make_served, photo_bytes  # type: ignore[import-not-found]
+from served_town import Running, make_served, opened, photo_bytes  # type: ignore[import-not-found]
 
 from geoloc_fast.locate.locator import Locator
 from geoloc_fast.serve.app import Service
-from geoloc_fast.serve.engine import Engine, Question
+from geoloc_fast.serve.engine import Engine, Question, Served
 from geoloc_fast.serve.guard import Limits
 
 PHOTOS = [photo_bytes(n) for n in range(32)]
+_HEAD = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="x.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+BODIES = [_HEAD + photo + b"\r\n--b--\r\n" for photo in PHOTOS]
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 def rate(ask: Callable[[int], Any], threads: int, seconds: float) -> float:
@@ -55,23 +61,25 @@ def rate(ask: Callable[[int], Any], threads: int, seconds: float) -> float:
     return sum(counts) / (time.perf_counter() - began)
 
 
-def latencies(url: str, clients: int, seconds: float) -> tuple[list[float], int]:
-    import httpx
-
+def latencies(port: int, clients: int, seconds: float) -> tuple[list[float], int]:
+    """Milliseconds of the requests of so many clients that ask one after another, and how many failed."""
     took: list[float] = []
     failed = 0
     until = time.perf_counter() + seconds
 
     def work() -> None:
         nonlocal failed
-        with httpx.Client(base_url=url, timeout=60) as client:
-            n = 0
-            while time.perf_counter() < until:
-                began = time.perf_counter()
-                response = client.post("/v1/locate", files={"photo": ("x.jpg", PHOTOS[n % 32], "image/jpeg")})
-                took.append(1000 * (time.perf_counter() - began))
-                failed += response.status_code != 200
-                n += 1
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        n = 0
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            client.request("POST", "/v1/locate", BODIES[n % 32], FORM)
+            response = client.getresponse()
+            response.read()
+            took.append(1000 * (time.perf_counter() - began))
+            failed += response.status != 200
+            n += 1
+        client.close()
 
     running = [threading.Thread(target=work) for _ in range(clients)]
     for thread in running:
@@ -101,45 +109,81 @@ def harm(port: int, stop: threading.Event, kind: int) -> None:
         stop.wait(0.05)
 
 
+def serve(folder: str, port: Any, end: Any) -> None:
+    torch.set_num_threads(1)
+    running = Running(
+        Service({"town": opened(Path(folder) / "town.index")}, limits=Limits(body_bytes=8 << 20, body_seconds=3.0))
+    )
+    port.put(running.port)
+    end.wait()
+    running.close()
+
+
+def memory_mb(process: Any) -> int:
+    """The most that it has held."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--places", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--only", choices=("threads", "http"), help="Half of it.")
     given = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {"places": given.places, "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
         served = make_served(Path(folder) / "town.index", given.places)
-        locator = Locator(served.index, served.model, confidence=served.confidence)
+        if given.only != "http":
+            found["photos_per_second"] = by_threads(served, given.seconds)
+        if given.only != "threads":
+            found |= over_http(folder, given.seconds)
+    found["load_after"] = os.getloadavg()[0]
+    print(json.dumps(found, indent=1))
 
-        def alone(n: int) -> None:
-            list(locator.locate([PHOTOS[n % 32]]))
 
-        ways: dict[str, list[float]] = {}
-        for _ in range(3):
-            for threads in (1, 4):
-                ways.setdefault(f"locator_{threads}_threads", []).append(rate(alone, threads, given.seconds))
-            for clients in (1, 4):
-                with Engine({"town": served}, workers=2) as engine:
-                    ask = lambda n, engine=engine: engine.ask(Question(PHOTOS[n % 32], "town")).result()  # noqa: E731
-                    ways.setdefault(f"engine_{clients}_clients", []).append(rate(ask, clients, given.seconds))
-        found["photos_per_second"] = {name: round(float(np.median(rates)), 1) for name, rates in ways.items()}
-        running = Running(Service({"town": served}, limits=Limits(body_bytes=8 << 20, body_seconds=3.0)))
-        quiet, failed = latencies(running.url, 8, 2 * given.seconds)
-        stop = threading.Event()
-        bad = [threading.Thread(target=harm, args=(running.port, stop, n)) for n in range(50)]
-        for thread in bad:
-            thread.start()
-        beside, failed_beside = latencies(running.url, 8, 2 * given.seconds)
-        stop.set()
-        for thread in bad:
-            thread.join()
-        running.close()
+def by_threads(served: Served, seconds: float) -> dict[str, float]:
+    locator = Locator(served.index, served.model, confidence=served.confidence)
+
+    def alone(n: int) -> None:
+        list(locator.locate([PHOTOS[n % 32]]))
+
+    ways: dict[str, list[float]] = {}
+    for _ in range(3):
+        for threads in (1, 4):
+            ways.setdefault(f"locator_{threads}_threads", []).append(rate(alone, threads, seconds))
+        for clients in (1, 4):
+            with Engine({"town": served}, workers=2) as engine:
+                ask = lambda n, engine=engine: engine.ask(Question(PHOTOS[n % 32], "town")).result()  # noqa: E731
+                ways.setdefault(f"engine_{clients}_clients", []).append(rate(ask, clients, seconds))
+    return {name: round(float(np.median(rates)), 1) for name, rates in ways.items()}
+
+
+def over_http(folder: str, seconds: float) -> dict[str, Any]:
+    spawn = multiprocessing.get_context("spawn")
+    told, end = spawn.Queue(), spawn.Event()
+    service = spawn.Process(target=serve, args=(folder, told, end))
+    service.start()
+    port = told.get(timeout=120)
+    latencies(port, 8, 1.0)
+    quiet, failed = latencies(port, 8, 2 * seconds)
+    before = memory_mb(service)
+    stop = threading.Event()
+    bad = [threading.Thread(target=harm, args=(port, stop, n)) for n in range(50)]
+    for thread in bad:
+        thread.start()
+    beside, failed_beside = latencies(port, 8, 2 * seconds)
+    stop.set()
+    for thread in bad:
+        thread.join()
+    found: dict[str, Any] = {"memory_mb": [before, memory_mb(service)]}
+    end.set()
+    service.join()
     for name, took, wrong in (("http_8_clients", quiet, failed), ("beside_50_hostile", beside, failed_beside)):
         p50, p95, p99 = np.percentile(took, (50, 95, 99)).round(1).tolist()
         found[name] = {"requests": len(took), "failed": wrong, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
-    found["load_after"] = os.getloadavg()[0]
-    print(json.dumps(found, indent=1))
+    return found
 
 
 if __name__ == "__main__":

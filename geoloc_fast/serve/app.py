@@ -381,7 +381,11 @@ def create_app(service: Service) -> Guard:
 
         return picture(draw)
 
-    @app.get("/tiles/{z}/{x}/{y}", response_class=Response)
+    @app.get(
+        "/tiles/{z}/{x}/{y}",
+        response_class=Response,
+        responses={204: {"description": "Nothing is shown there"}},
+    )
     def tile(z: int, x: int, y: int) -> Response:
         """A map tile of the region's own imagery; 204 where there is none, which is most of the world."""
         content = None

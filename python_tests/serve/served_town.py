@@ -36,6 +36,11 @@ def make_served(path: Path, places: int) -> Served:
     with PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers) as index:
         rows = {layer.name: Rows(random_strips(places, *layer.strip))}
         index.add(rows, model=model.fingerprint, lat=lat, lon=lon, key=[f"place-{n}" for n in range(places)])
+    return opened(path)
+
+
+def opened(path: Path) -> Served:
+    model = load_model(shipped_model())
     confidence = Confidence.load(Confidence.path_for(shipped_model()), model=model.fingerprint)
     return Served(PlaceIndex.open(path), model, confidence)
 
