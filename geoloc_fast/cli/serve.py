@@ -24,6 +24,18 @@ def serve(
         list[Path] | None,
         typer.Option(help="Manifest whose images the places of an index have, in the order of --index."),
     ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an index of cells: asked by its name, those first, then the places of --index."),
+    ] = None,
+    cells_model: Annotated[Path | None, typer.Option(help="The model bundle of --cells.")] = None,
+    text_index: Annotated[
+        Path | None, typer.Option(help="An index of the places of the first --index for descriptions.")
+    ] = None,
+    text_model: Annotated[Path | None, typer.Option(help="The model bundle that --text-index was made with.")] = None,
+    text_weight: Annotated[
+        float, typer.Option(min=0, help="What a text's score counts beside a photo's, as fit_scales gives it.")
+    ] = 1.0,
     tiles: Annotated[Path | None, typer.Option(help="Map tiles of the region (.pmtiles), made by `tiles`.")] = None,
     cases: Annotated[Path | None, typer.Option(help="Folder to keep cases in; without it nothing is kept.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
@@ -50,6 +62,7 @@ def serve(
     except ImportError as error:
         raise RuntimeError(f"{error.name} is not installed; pip install 'geoloc_fast[serve]' brings it") from error
     from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.locate.together import Beside
     from geoloc_fast.region.imagery import PmTiles
     from geoloc_fast.serve.engine import Served
 
@@ -64,6 +77,9 @@ def serve(
         raise typer.BadParameter(f"{_TOKEN}: expected at least 16 letters")
     if region is not None and len(region) > len(index):
         raise typer.BadParameter("--region: expected at most one an --index, in the same order")
+    for option, one, two in (("cells", cells, cells_model), ("text-index", text_index, text_model)):
+        if (one is None) != (two is None):
+            raise typer.BadParameter(f"--{option} and --{option.split('-')[0]}-model: give both, or neither")
     named(tiles, "--tiles", ".pmtiles")
     network = model_at(model)
     confidence = confidence_of(model, network)
@@ -74,9 +90,18 @@ def serve(
         called = path.resolve().name.removesuffix(".index")
         if called in served:
             raise typer.BadParameter(f"--index: two are called {called}")
-        served[called] = Served(opened, network, confidence)
+        beside = None
+        if n == 0 and text_index is not None:
+            words = model_at(text_model)
+            beside = Beside(PlaceIndex.open(text_index), words, opened, ratio=text_weight)
+        served[called] = Served(opened, network, confidence, beside)
         if region is not None and n < len(region):
             pictures[called] = pictures_of(region[n], opened)
+    if cells is not None:
+        called = cells.resolve().name.removesuffix(".index")
+        if called in served:
+            raise typer.BadParameter(f"--cells: an --index is called {called} too")
+        served[called] = Served(PlaceIndex.open(cells), model_at(cells_model), cells=True)
     names = {"127.0.0.1", "localhost", "[::1]"} if local else {host.lower()}
     service = Service(
         served=served, cases=cases, pictures=pictures, tiles=None if tiles is None else PmTiles(tiles),

@@ -10,7 +10,7 @@ the cell model, with its fitted temperature, gives to all of them. What a spot h
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.locate.answers import printable
 from geoloc_fast.locate.candidates import Candidate
-from geoloc_fast.locate.locator import Given, Locator
+from geoloc_fast.locate.locator import Answer, Given, Locator
 
 __all__ = ["CoarseAnswer", "CoarseToFine", "Spot", "SpotCandidate", "covered_share", "fit_sharpness", "spots_of"]
 
@@ -96,6 +96,13 @@ class CoarseAnswer:
                 for found in self.candidates
             ],
         }
+
+    def answer(self, least_probability: float = 0.5, fov_deg: float | None = None) -> Answer:
+        """What may be said of places alone: located if the first is as probable as that, of all the Earth."""
+        found = tuple(replace(one.candidate, probability=one.probability) for one in self.candidates)
+        sure = bool(found) and self.candidates[0].probability >= least_probability
+        status = "unreadable" if self.problem is not None else "located" if sure else "unknown"
+        return Answer(self.image, status, found, problem=self.problem, fov_deg=fov_deg)
 
     def as_lines(self) -> list[str]:
         """For a terminal: spots, then places within them, then what is left."""

@@ -11,12 +11,14 @@ is given the last score it does name, which is more than the place can have.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from geoloc_fast.errors import PlaceIndexError
 from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.locate.candidates import Candidate
 from geoloc_fast.models.contract import Model, Text
 
 __all__ = ["DEPTH", "Beside", "Scales", "add_up", "fit_scales"]
@@ -98,6 +100,11 @@ class Beside:
         self.index, self.model, self.ratio = index, model, ratio
         self._photo_id = np.full(1 + max(shared), -1)
         self._photo_id[list(shared)] = list(shared.values())
+
+    def in_photos(self, candidate: Candidate) -> Candidate:
+        """A candidate of the index of descriptions, with its place's id in the index of photos; -1 if it lacks it."""
+        known = 0 <= candidate.place < len(self._photo_id)
+        return replace(candidate, place=int(self._photo_id[candidate.place]) if known else -1)
 
     def search(self, text: str) -> Neighbours:
         """The best places of a description, with their ids in the index of photos; those it lacks are left out."""

@@ -7,7 +7,6 @@ import json
 import math
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -30,6 +29,7 @@ from geoloc_fast.evaluation.report.views import street_window
 from geoloc_fast.geo.regions import Box, Circle, Region, polygon_of
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate.answers import as_dict, as_features
+from geoloc_fast.locate.coarse_to_fine import CoarseAnswer
 from geoloc_fast.locate.locator import Answer
 from geoloc_fast.serve.cases import EXPORTS, Case, Cases
 from geoloc_fast.serve.engine import Engine, Question, Served
@@ -178,7 +178,7 @@ class Metrics:
 def create_app(service: Service) -> Guard:
     """The service as an ASGI application, guard and all."""
     engine = Engine(service.served, workers=service.workers, queue=service.queue)
-    jobs, metrics = Jobs(engine), Metrics(engine)
+    jobs, metrics = Jobs(engine, lambda *found: said_of(*found)[1]), Metrics(engine)
     cases = None if service.cases is None else Cases(service.cases)
     default = next(iter(service.served))
     coverage: dict[tuple[str, int], dict[str, Any]] = {}
@@ -205,22 +205,38 @@ def create_app(service: Service) -> Guard:
             "version": geoloc_fast.__version__,
         }  # fmt: skip
 
-    def question_of(
+    async def question_of(
         content: bytes | None, index: str | None, fov_deg: float | None, roll_deg: float, region: str | None,
         candidates: int, least_probability: float | None, text: str | None = None,
     ) -> Question:  # fmt: skip
+        # A polygon may have thousands of corners: others are served while it is read.
+        within = None if region is None else await asyncio.to_thread(region_of, region)
         return Question(
-            content, index or default, text=text, fov_deg=fov_deg, roll_deg=roll_deg, within=region_of(region),
+            content, index or default, text=text, fov_deg=fov_deg, roll_deg=roll_deg, within=within,
             candidates=candidates, least_probability=least_probability,
         )  # fmt: skip
 
-    async def answered(waiting: Future[Answer]) -> Answer:
+    async def answered(question: Question) -> tuple[Answer, dict[str, Any]]:
+        """The answer and what is said of it."""
         try:
-            answer = await asyncio.wait_for(asyncio.wrap_future(waiting), service.seconds)
+            found = await asyncio.wait_for(asyncio.wrap_future(engine.ask(question)), service.seconds)
         except asyncio.TimeoutError:
             raise HTTPException(503, f"the answer took longer than {service.seconds:g} seconds") from None
+        answer, said = said_of(found, question, "text" if question.photo is None else "photo")
         metrics.answered(answer)
-        return answer
+        return answer, said
+
+    def said_of(found: Answer | CoarseAnswer, question: Question, image: str) -> tuple[Answer, dict[str, Any]]:
+        if isinstance(found, Answer):
+            answer = replace(found, image=image)
+            return answer, as_dict(answer)
+        least = 0.5 if question.least_probability is None else question.least_probability
+        answer = replace(found.answer(least, question.fov_deg), image=image)
+        said, coarse = as_dict(answer), found.as_dict()
+        names = {served.index.path.name: name for name, served in engine.served.items()}
+        for candidate, place in zip(said["candidates"], coarse["candidates"], strict=True):
+            candidate |= {"index": names.get(place["index"]), "spot": place["spot"]}
+        return answer, said | {name: coarse[name] for name in ("spots", "not_covered", "elsewhere")}
 
     # --- errors ------------------------------------------------------------------------------------------
 
@@ -273,18 +289,18 @@ def create_app(service: Service) -> Guard:
         photo: Photo = None, text: Words = None, fov_deg: Fov = None, roll_deg: Roll = 0.0, region: Where = None,
         candidates: Most = 5, least_probability: Least = None, index: Index = None,
     ) -> Response:  # fmt: skip
-        """Where a photo may have been taken, or what a text describes may be: GeoJSON, with the whole answer in the
-        member `answer`. Nothing is kept."""
-        if (photo is None) == (text is None):
-            raise ValueError("photo, text: expected one of them")
+        """Where a photo may have been taken, or what a text describes may be, or both of one place: GeoJSON, with the
+        whole answer in the member `answer`. Nothing is kept."""
+        if photo is None and text is None:
+            raise ValueError("photo, text: expected one of them, or both")
         content = None if photo is None else await photo.read()
-        question = question_of(content, index, fov_deg, roll_deg, region, candidates, least_probability, text)
-        answer = replace(await answered(engine.ask(question)), image="photo" if text is None else "text")
-        said = {
-            "type": "FeatureCollection", "features": as_features(answer), "answer": as_dict(answer),
+        question = await question_of(content, index, fov_deg, roll_deg, region, candidates, least_probability, text)
+        answer, said = await answered(question)
+        collection = {
+            "type": "FeatureCollection", "features": as_features(answer), "answer": said,
             "source": source_of(question.index), "seconds": dict(answer.seconds),
         }  # fmt: skip
-        return Response(json.dumps(said), media_type="application/geo+json")
+        return Response(json.dumps(collection), media_type="application/geo+json")
 
     @app.post("/v1/jobs", status_code=202)
     async def begin(
@@ -292,12 +308,10 @@ def create_app(service: Service) -> Guard:
         region: Where = None, candidates: Most = 5, least_probability: Least = None, index: Index = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Begin a batch; look after it at the address in Location. Photos are forgotten as they are answered."""
-        questions = [
-            question_of(await photo.read(), index, fov_deg, 0.0, region, candidates, least_probability)
-            for photo in photos
-        ]
-        if questions and questions[0].index not in service.served:
+        first = await question_of(None, index, fov_deg, 0.0, region, candidates, least_probability)
+        if first.index not in service.served:
             raise ValueError(f"index: expected one of {', '.join(service.served)}")
+        questions = [replace(first, photo=await photo.read()) for photo in photos]
         job = jobs.begin([(photo.filename or f"photo {n}")[:200] for n, photo in enumerate(photos)], questions)
         response.headers["location"] = f"/v1/jobs/{job.id}"
         return job.said()
@@ -331,7 +345,7 @@ def create_app(service: Service) -> Guard:
                 {
                     **source_of(name), "places": len(served.index), "bounds": bounds, "coverage": coverage[key],
                     "probability": served.confidence is not None, "pictures": name in service.pictures,
-                    "takes": list(served.model.query_input.takes),
+                    "takes": list(served.takes), "cells": served.cells,
                 }
             )  # fmt: skip
         zooms = [] if service.tiles is None else service.tiles.zooms()
@@ -435,7 +449,7 @@ def create_app(service: Service) -> Guard:
     @app.post("/v1/cases/{case_id}/photos")
     async def add_photo(
         case_id: str, photo: Annotated[UploadFile | None, File()] = None, sha256: Digest = None,
-        fov_deg: Fov = None, roll_deg: Roll = 0.0, region: Where = None, candidates: Most = 5,
+        text: Words = None, fov_deg: Fov = None, roll_deg: Roll = 0.0, region: Where = None, candidates: Most = 5,
         least_probability: Least = None, index: Index = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Keep a photo in a case and locate it; or, by its `sha256`, locate one again that is there."""
@@ -447,16 +461,15 @@ def create_app(service: Service) -> Guard:
             sha256 = await asyncio.to_thread(case.add_photo, photo.filename or "photo", content)
         else:
             content = await asyncio.to_thread(case.photo, str(sha256))
-        question = question_of(content, index, fov_deg, roll_deg, region, candidates, least_probability)
-        answer = replace(await answered(engine.ask(question)), image="photo")
+        question = await question_of(content, index, fov_deg, roll_deg, region, candidates, least_probability, text)
+        _, said = await answered(question)
         settings = {
             "fov_deg": fov_deg, "roll_deg": roll_deg, "region": json.loads(region) if region else None,
-            "candidates": candidates, "least_probability": least_probability,
+            "candidates": candidates, "least_probability": least_probability, "text": text,
         }  # fmt: skip
-        await asyncio.to_thread(
-            case.add_answer, str(sha256), as_dict(answer), source=source_of(question.index), settings=settings
-        )
-        return {"sha256": sha256, "answer": as_dict(answer), "source": source_of(question.index)}
+        source = source_of(question.index)
+        await asyncio.to_thread(case.add_answer, str(sha256), said, source=source, settings=settings)
+        return {"sha256": sha256, "answer": said, "source": source}
 
     @app.get("/v1/cases/{case_id}/photos/{sha256}", response_class=Response)
     def read_photo(case_id: str, sha256: str) -> Response:

@@ -3,7 +3,8 @@
 - Host and Origin are checked, so that no page of another site and no name that suddenly means this machine can use a
   service on loopback. There are no cookies, so there is nothing for another site to ride on.
 - Beyond loopback a bearer token is needed, compared in constant time.
-- A body may have so many bytes and take so many seconds; a slow one holds nothing but its own connection.
+- A body may have so many bytes, and parts, and take so many seconds; a slow one holds nothing but its own connection.
+- What large bodies hold together is bounded; small ones are taken beside them.
 - Every answer has a request id, and headers that let the page load nothing from anywhere else.
 - One line of JSON a request goes to the log: never a file name, a position, a token or an address of a client.
 """
@@ -47,11 +48,17 @@ class Limits:
     body_bytes: of one request.
     body_seconds: until all of it is there.
     open: requests that are being received or answered at once.
+    small_bytes: of a body that is always taken; what others have beyond it is counted together.
+    shared_bytes: that all of them may have beyond it.
+    parts: of a form.
     """
 
     body_bytes: int = 64 << 20
     body_seconds: float = 30.0
     open: int = 128
+    small_bytes: int = 2 << 20
+    shared_bytes: int = 384 << 20
+    parts: int = 600
 
 
 def problem(status: int, title: str, detail: str, kind: str) -> tuple[int, bytes]:
@@ -84,6 +91,7 @@ class Guard:
         self.limits = limits or Limits()
         self.counted = counted
         self._open = 0
+        self._shared = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,6 +104,7 @@ class Guard:
         request_id = known if _REQUEST_ID.fullmatch(known) else uuid.uuid4().hex
         status = 500
         begun = False
+        held = _Held()
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             nonlocal status, begun
@@ -111,6 +120,8 @@ class Guard:
 
         async def refuse(found: tuple[int, bytes], **headers: str) -> None:
             code, body = found
+            if code == 503:
+                headers["retry_after"] = "1"
             lines = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
             lines += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
             await answer({"type": "http.response.start", "status": code, "headers": lines})
@@ -122,15 +133,16 @@ class Guard:
             if refused is not None:
                 await refuse(refused)
                 return
-            received = await self._body(receive, given)
-            if isinstance(received, tuple):
-                await refuse(received, connection="close")
+            wrong = await self._body(receive, given, held)
+            if wrong is not None:
+                await refuse(wrong, connection="close")
                 return
-            parts = iter([{"type": "http.request", "body": received, "more_body": False}])
 
             async def replay() -> MutableMapping[str, Any]:
-                part = next(parts, None)
-                return await receive() if part is None else part  # later only that the client has gone
+                if held.body is None:
+                    return await receive()  # later only that the client has gone
+                body, held.body = held.body, None  # forgotten here as soon as the form is read
+                return {"type": "http.request", "body": bytes(body), "more_body": False}
 
             await self.app(scope, replay, answer)
         except Exception:
@@ -139,6 +151,7 @@ class Guard:
                 await refuse(problem(500, "Something went wrong", "The log has it under this request id.", "internal"))
         finally:
             self._open -= 1
+            self._shared -= held.shared
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
             if self.counted is not None:
@@ -167,31 +180,54 @@ class Guard:
             return problem(503, "Busy", "Too many requests are open; try again in a moment.", "busy")
         return None
 
-    async def _body(self, receive: Receive, given: dict[str, str]) -> bytes | tuple[int, bytes]:
-        large = problem(413, "Too large", f"At most {self.limits.body_bytes} bytes a request.", "large")
+    async def _body(self, receive: Receive, given: dict[str, str], held: _Held) -> tuple[int, bytes] | None:
+        """Receives it into `held`; what is wrong with it, if anything is."""
+        limits = self.limits
+        large = problem(413, "Too large", f"At most {limits.body_bytes} bytes a request.", "large")
         length = given.get("content-length")
         if length is not None and (not length.isascii() or not length.isdigit() or len(length) > 15):
             return problem(400, "Bad length", "Content-Length is no number.", "length")
-        if length is not None and int(length) > self.limits.body_bytes:
+        if length is not None and int(length) > limits.body_bytes:
             return large
-        parts: list[bytes] = []
-        size = 0
-        until = time.monotonic() + self.limits.body_seconds
-        while True:
+        body = bytearray()
+        until = time.monotonic() + limits.body_seconds
+        more = True
+        while more:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
             except asyncio.TimeoutError:
-                return problem(408, "Too slow", f"A request has {self.limits.body_seconds:g} seconds.", "slow")
+                return problem(408, "Too slow", f"A request has {limits.body_seconds:g} seconds.", "slow")
             if message["type"] == "http.disconnect":
                 return problem(400, "Cut short", "The request ended before its body did.", "cut")
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self.limits.body_bytes:
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > limits.body_bytes:
                 return large
-            if part:
-                parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+            beyond = max(0, len(body) - limits.small_bytes) - held.shared
+            if self._shared + beyond > limits.shared_bytes:
+                return problem(503, "Busy", "Too many large requests are open; try again in a moment.", "busy")
+            self._shared += beyond
+            held.shared += beyond
+        # Counting is a thousand times faster than the parser that would find it out.
+        if _parts(body, given.get("content-type", "")) > limits.parts:
+            return problem(400, "Too many parts", f"At most {limits.parts} parts a form.", "parts")
+        held.body = body
+        return None
+
+
+@dataclass
+class _Held:
+    """Of one request."""
+
+    body: bytearray | None = None
+    shared: int = 0
+
+
+def _parts(body: bytearray, kind: str) -> int:
+    found = re.search(r'boundary="?([^";,]+)', kind)
+    if found is not None:
+        return body.count(b"--" + found[1].strip().encode("latin-1"))
+    return body.count(b"&") if kind.startswith("application/x-www-form-urlencoded") else 0
 
 
 def _name(host: str) -> str:

@@ -6,14 +6,12 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from geoloc_fast.errors import BusyError
-from geoloc_fast.locate.answers import as_dict
-from geoloc_fast.locate.locator import Answer
 from geoloc_fast.serve.engine import Engine, Question
 
 __all__ = ["Job", "Jobs"]
@@ -45,11 +43,13 @@ class Job:
 class Jobs:
     """Args:
     engine: that answers.
+    say: what is said of an answer, of its question, and of a name.
     most: jobs at once; more are refused with `BusyError`.
     """
 
-    def __init__(self, engine: Engine, *, most: int = 16) -> None:
+    def __init__(self, engine: Engine, say: Callable[[Any, Question, str], dict[str, Any]], *, most: int = 16) -> None:
         self._engine = engine
+        self._say = say
         self._most = most
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
@@ -79,21 +79,22 @@ class Jobs:
         return True
 
     def _run(self, job: Job, questions: list[Question]) -> None:
-        waiting: list[tuple[int, Future[Answer]]] = []
+        waiting: list[tuple[int, Question, Future[Any]]] = []
         todo = list(enumerate(questions))[::-1]
+        questions.clear()  # a photo is forgotten as it is answered
         try:
             while (todo or waiting) and job.state == "running":
                 while todo and len(waiting) < _AHEAD:
                     try:
-                        waiting.append((todo[-1][0], self._engine.ask(todo[-1][1])))
+                        waiting.append((*todo[-1], self._engine.ask(todo[-1][1])))
                         todo.pop()
                     except BusyError:
                         break
                 if not waiting:
                     time.sleep(0.05)
                     continue
-                number, answer = waiting.pop(0)
-                job.answers[number] = as_dict(replace(answer.result(), image=job.names[number]))
+                number, question, answer = waiting.pop(0)
+                job.answers[number] = self._say(answer.result(), question, job.names[number])
             if job.state == "running":
                 job.state = "done"
         except CancelledError:
@@ -101,6 +102,6 @@ class Jobs:
         except Exception as error:
             job.state, job.problem = "failed", str(error)
         finally:
-            for _, answer in waiting:
+            for _, _, answer in waiting:
                 answer.cancel()
             job.ended = time.time()

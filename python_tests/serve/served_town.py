@@ -5,22 +5,29 @@ from __future__ import annotations
 import io
 import threading
 import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from geoloc_fast.evaluation.report.pictures import Tile
+from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import Rows
 from geoloc_fast.locate.confidence import Confidence
+from geoloc_fast.locate.together import Beside
+from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig
 from geoloc_fast.models.contract import load_model, shipped_model
+from geoloc_fast.models.text.model import TextGeolocalizer
 from geoloc_fast.serve.app import Service, create_app
 from geoloc_fast.serve.engine import Served
 from geoloc_fast.testing import random_strips
+from geoloc_fast.testing.text_encoder import write_text_encoder
 
 LAT, LON = 48.0, 11.0
 
@@ -43,6 +50,39 @@ def opened(path: Path) -> Served:
     model = load_model(shipped_model())
     confidence = Confidence.load(Confidence.path_for(shipped_model()), model=model.fingerprint)
     return Served(PlaceIndex.open(path), model, confidence)
+
+
+def with_words(served: Served, folder: Path, ratio: float = 1.0) -> Served:
+    """The same, and its places described: a text model of random weights, and random strips."""
+    model = TextGeolocalizer.begin(
+        write_text_encoder(folder / "encoder", ["a", "bridge", "church", "river"]), None, channels=16, heads=2
+    )
+    model.eval().save(folder / "text.safetensors")
+    words = load_model(folder / "text.safetensors")
+    index = strips_at_places(folder / "words.index", words, served.index)
+    return replace(served, beside=Beside(index, words, served.index, ratio=ratio))
+
+
+def make_cells(folder: Path, served: Served) -> Served:
+    """A cell a place of it, with random strips, of a cell model of random weights."""
+    config = CellsConfig(
+        prototype_level=16, cell_level=17, clusters=6, cluster_dim=4, global_dim=8, hidden=16, photo_size=(48, 64),
+        tile_px=48, kappa=1.5, temperature=0.05,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CellGeolocalizer(config, np.unique(s2.from_lat_lon(*served.index.positions(), 16))).save(
+        folder / "cells.safetensors"
+    )
+    model = load_model(folder / "cells.safetensors")
+    return Served(strips_at_places(folder / "continent.index", model, served.index), model, cells=True)
+
+
+def strips_at_places(path: Path, model: Any, places: PlaceIndex) -> PlaceIndex:
+    lat, lon = places.positions()
+    rows = {layer.name: Rows(random_strips(len(lat), *layer.strip)) for layer in model.layers}
+    with PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers) as index:
+        index.add(rows, model=model.fingerprint, lat=lat, lon=lon, key=[f"place-{n}" for n in range(len(lat))])
+    return PlaceIndex.open(path)
 
 
 @lru_cache(maxsize=64)

@@ -25,13 +25,15 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 testing = pytest.importorskip("starlette.testclient", reason="httpx is not installed")
 
 import torch  # noqa: E402
-from served_town import FakePictures, Running, make_served, photo_bytes  # noqa: E402
+from served_town import FakePictures, Running, make_cells, make_served, photo_bytes, with_words  # noqa: E402
 
 from geoloc_fast.errors import BusyError, CaseError  # noqa: E402
 from geoloc_fast.geo.regions import Circle  # noqa: E402
 from geoloc_fast.geo.sphere import great_circle_m  # noqa: E402
 from geoloc_fast.index import PlaceIndex  # noqa: E402
+from geoloc_fast.locate.coarse_to_fine import CoarseToFine  # noqa: E402
 from geoloc_fast.locate.locator import Locator  # noqa: E402
+from geoloc_fast.models.contract import Text  # noqa: E402
 from geoloc_fast.serve.app import Service, coverage_of, create_app, region_of  # noqa: E402
 from geoloc_fast.serve.cases import Cases  # noqa: E402
 from geoloc_fast.serve.engine import Engine, Question, Served  # noqa: E402
@@ -178,6 +180,84 @@ def test_new_commits_are_picked_up_without_a_dropped_request(tmp_path: Path, mon
     assert said and set(said) == {200}
 
 
+def test_photos_of_many_pixels_hold_up_nobody(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are answered one at a time by a worker of their own; here the first of them takes until it is let go."""
+    answers, go, large = Engine._answers, threading.Event(), png_of(5_000, 4_000)
+
+    def slow(engine: Engine, questions: Any) -> Any:
+        if questions[0].photo == large:
+            assert len(questions) == 1 and go.wait(60)
+        return answers(engine, questions)
+
+    monkeypatch.setattr(Engine, "_answers", slow)
+    with Engine({"town": served}, workers=1) as engine:
+        many = [engine.ask(Question(large, "town")) for _ in range(3)]
+        assert engine.ask(Question(photo_bytes(0), "town")).result(60).candidates
+        assert not any(one.done() for one in many)
+        go.set()
+        assert all(one.result(60).candidates for one in many)
+
+
+def png_of(width: int, height: int) -> bytes:
+    sink = io.BytesIO()
+    Image.new("1", (width, height)).save(sink, "png")
+    return sink.getvalue()
+
+
+# --- descriptions and cells ----------------------------------------------------------------------------------
+
+
+def test_descriptions_alone_and_beside_photos(served: Served, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")
+    town = with_words(served, tmp_path, ratio=5.0)
+    assert town.takes == ("photo", "columns", "text", "both") and town.beside is not None
+    text = "a church by a bridge"
+    with testing.TestClient(create_app(Service({"town": town}, cases=tmp_path / "cases")), base_url=BASE) as client:
+        (about,) = client.get("/v1/index").json()["indexes"]
+        assert about["takes"] == list(town.takes)
+        alone = client.post("/v1/locate", data={"text": text, "candidates": 3}).json()["answer"]
+        (expected,) = Locator(town.beside.index, town.beside.model).locate([Text(text)], candidates=3)
+        assert [one["key"] for one in alone["candidates"]] == [one.key for one in expected.candidates]
+        for one in alone["candidates"]:  # ids of the index of photos, whose images the page shows
+            assert served.index.places([one["place"]])[0].key == one["key"]
+        both = client.post("/v1/locate", **sent(text=text)).json()["answer"]
+        locator = Locator(served.index, served.model, confidence=served.confidence, beside=town.beside)
+        (expected,) = locator.locate([photo_bytes(0)], text=text)
+        assert [one["place"] for one in both["candidates"]] == [one.place for one in expected.candidates]
+        photo = client.post("/v1/locate", **sent()).json()["answer"]
+        assert [one["place"] for one in photo["candidates"]] != [one["place"] for one in both["candidates"]]
+        where = client.post("/v1/cases", json={"name": "x"}).headers["location"]
+        assert client.post(f"{where}/photos", **sent(text=text)).status_code == 200
+        assert client.get(where).json()["photos"][0]["settings"]["text"] == text
+
+
+def test_from_cells_to_the_places_of_every_index(served: Served, tmp_path: Path) -> None:
+    cells = make_cells(tmp_path, served)
+    service = Service({"town": served, "continent": cells}, cases=tmp_path / "cases")
+    with testing.TestClient(create_app(service), base_url=BASE) as client:
+        assert [one["cells"] for one in client.get("/v1/index").json()["indexes"]] == [False, True]
+        found = client.post("/v1/locate", **sent(index="continent", candidates=8, least_probability=0)).json()
+        finder = CoarseToFine(
+            Locator(cells.index, cells.model), [Locator(served.index, served.model, confidence=served.confidence)]
+        )
+        (expected,) = finder.locate([photo_bytes(0)], candidates=8)
+        answer = found["answer"]
+        assert answer["status"] == "located" and [one["index"] for one in answer["candidates"]] == ["town"] * 8
+        assert [one["place"] for one in answer["candidates"]] == [one.candidate.place for one in expected.candidates]
+        assert answer["candidates"][0]["probability"] == pytest.approx(expected.candidates[0].probability)
+        assert len(answer["spots"]) == len(expected.spots) and answer["elsewhere"] == round(expected.elsewhere, 4)
+        unsure = client.post("/v1/locate", **sent(index="continent", least_probability=1)).json()
+        assert unsure["answer"]["status"] == "unknown" and len(unsure["features"]) == 6
+        bad = client.post("/v1/locate", files={"photo": b"no"}, data={"index": "continent"}).json()["answer"]
+        assert bad["status"] == "unreadable" and bad["problem"]
+        region = '{"circle": {"lat": 48, "lon": 11, "metres": 90}}'
+        assert "expected none" in client.post("/v1/locate", **sent(index="continent", region=region)).json()["detail"]
+        where = client.post("/v1/cases", json={"name": "x"}).headers["location"]
+        assert client.post(f"{where}/photos", **sent(index="continent")).status_code == 200
+        for form in ("geojson", "kml", "csv", "html"):
+            assert client.get(f"{where}/export", params={"format": form}).status_code == 200
+
+
 # --- answers over HTTP ---------------------------------------------------------------------------------------
 
 
@@ -225,8 +305,9 @@ def test_what_is_no_photo_is_an_answer_that_says_so(client: Any) -> None:
         response = client.post("/v1/locate", files={"photo": ("x.jpg", content, "image/jpeg")})
         assert response.status_code == 200
         assert response.json()["answer"]["status"] == "unreadable" and response.json()["answer"]["problem"]
-    for fields in ({}, {"photo": (None, "x"), "text": (None, "a bridge")}):
-        assert client.post("/v1/locate", files=fields).status_code == 422
+    assert client.post("/v1/locate", files={}).status_code == 422
+    both = client.post("/v1/locate", **sent(text="a bridge"))
+    assert both.status_code == 422 and "got both" in both.json()["detail"]
     said = client.post("/v1/locate", files={"text": (None, "a bridge over a river")})
     assert said.status_code == 422 and "takes photo" in said.json()["detail"]
     assert client.post("/v1/locate", json={"photo": 1}).status_code == 422
@@ -371,6 +452,31 @@ def test_too_much_and_too_slow_are_refused_and_the_others_are_served(running: Ru
             odd.settimeout(20)
             assert b" 400 " in odd.recv(1000)
         assert client.post("/v1/locate", **sent()).status_code == 200
+
+
+def test_what_large_requests_hold_together_is_bounded(served: Served) -> None:
+    import httpx
+
+    limits = Limits(body_seconds=20.0, small_bytes=50_000, shared_bytes=1_000_000)
+    started = Running(Service({"town": served}, limits=limits))
+    head = b"POST /v1/locate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 900000\r\n\r\n"
+    try:
+        with socket.create_connection(("127.0.0.1", started.port)) as slow:
+            slow.sendall(head + bytes(800_000))
+            with httpx.Client(base_url=started.url, timeout=30) as client:
+                until = time.monotonic() + 30
+                while (refused := client.post("/v1/locate", content=bytes(600_000))).status_code != 503:
+                    assert time.monotonic() < until
+                assert refused.headers["retry-after"] == "1"
+                assert client.post("/v1/locate", **sent()).status_code == 200  # small ones are taken
+                slow.close()
+                while client.post("/v1/locate", content=bytes(600_000)).status_code == 503:  # until it is noticed
+                    assert time.monotonic() < until
+                form = {"content-type": "multipart/form-data; boundary=b"}
+                many = client.post("/v1/locate", content=b"--b\r\n" * 700, headers=form)
+                assert many.status_code == 400 and "parts" in many.json()["detail"]
+    finally:
+        started.close()
 
 
 @pytest.mark.slow
@@ -572,6 +678,8 @@ def test_nothing_of_the_service_is_imported_otherwise() -> None:
     [
         (["--host", "0.0.0.0"], None, "set a token in GEOLOC_FAST_TOKEN"),
         (["--host", "0.0.0.0"], "short", "at least 16 letters"),
+        (["--cells", "x"], None, "--cells and --cells-model: give both"),
+        (["--text-model", "x"], None, "--text-index and --text-model: give both"),
         (["--tiles", "x.mbtiles"], None, "expected a name that ends in .pmtiles"),
     ],
 )
