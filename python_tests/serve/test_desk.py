@@ -17,7 +17,7 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
-from served_town import LAT, LON, FakePictures, Running, make_served, photo_bytes
+from served_town import LAT, LON, FakePictures, Running, make_cells, make_served, photo_bytes, with_words
 
 from geoloc_fast.region.tiles import make_tiles
 from geoloc_fast.serve.app import Service
@@ -33,7 +33,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running = Running(
         Service({"town": served}, cases=folder / "cases", pictures={"town": FakePictures()}, tiles=tiles_of(folder))
     )
-    running.folder = folder  # type: ignore[attr-defined]
+    running.town = served  # type: ignore[attr-defined]
     yield running
     running.close()
 
@@ -353,3 +353,52 @@ def test_axe_finds_nothing_serious(browser: Any, desk: Running, scheme: str) -> 
     ]
     assert serious == []
     tab.close()
+
+
+def test_several_indexes_cells_and_words_beside_a_photo(browser: Any, desk: Running, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")
+    town = desk.town  # type: ignore[attr-defined]
+    described = with_words(town, tmp_path, ratio=5.0)
+    running = Running(
+        Service(
+            {"town": described, "other": town, "continent": make_cells(tmp_path, town)},
+            pictures={"town": FakePictures()},
+        )
+    )
+    tab = Tab(browser, running)
+    tab.drop(12, 13)
+    tab.answered(5)
+    photo_alone = tab.page.inner_text("#candidates")
+    tab.page.locator("#words").fill("a church by a bridge")
+    tab.page.locator("#words-both").click()
+    tab.page.wait_for_function(
+        "(before) => document.getElementById('candidates').innerText !== before", arg=photo_alone
+    )
+    assert "a church by a bridge" in tab.page.inner_text("#photos")
+    tab.page.locator("#index").select_option("other")
+    tab.page.wait_for_function(
+        "(before) => document.getElementById('candidates').innerText === before", arg=photo_alone
+    )
+    assert not tab.page.locator("#words-form").is_visible() and tab.page.inner_text("#served").startswith("other")
+    tab.page.locator("#photos button").nth(1).click()
+    tab.answered(5)
+    tab.page.locator("#index").select_option("continent")
+    tab.page.wait_for_selector("#spots li")
+    assert "of it indexed" in tab.page.inner_text("#spots") and "elsewhere" in tab.page.inner_text("#spots")
+    assert not tab.page.locator("#tools").is_visible()
+    tab.page.wait_for_function("() => document.getElementById('street').naturalWidth === 640")  # of the town's place
+    tab.page.locator("#index").select_option("town")
+    tab.page.wait_for_function("() => document.getElementById('spots').hidden")
+    tab.answered(5)
+    tab.close()
+    running.close()
+
+
+def test_what_is_drawn_counts_for_every_photo_that_is_not_kept(tab: Tab) -> None:
+    tab.drop(14, 15)
+    tab.answered(5)
+    tab.page.locator("#spot").fill(f"{LAT}, {LON}, 60")
+    tab.page.locator("#spot").press("Enter")
+    for n in (1, 0):
+        tab.page.locator("#photos button").nth(n).click()
+        tab.page.wait_for_function("() => [1, 2, 3, 4].includes(document.querySelectorAll('#candidates li').length)")

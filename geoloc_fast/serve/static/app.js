@@ -3,14 +3,14 @@ import { ask, cut, form, problemOf } from "./service.js";
 import { Ground } from "./map.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { photos: [], at: -1, chosen: 0, region: null, about: null, index: null, caseId: "", sealed: false };
+const state = { photos: [], at: -1, chosen: 0, region: null, about: null, index: null, caseId: "", sealed: false, turn: 0 };
 let ground;
 
 // --- the list of photos ---------------------------------------------------------------------------------------
 
 class Photo {
   constructor(name, file) {
-    Object.assign(this, { name, file, sha256: null, text: null, answer: null, problem: null, fov: null, roll: 0, decisions: new Map(), asked: 0, source: null });
+    Object.assign(this, { name, file, sha256: null, text: null, words: null, answer: null, problem: null, fov: null, roll: 0, decisions: new Map(), asked: 0, source: null });
   }
   get said() {
     if (this.problem) return "problem";
@@ -43,7 +43,7 @@ const drawPhotos = () => {
     const button = document.createElement("button");
     button.type = "button";
     button.setAttribute("aria-pressed", String(n === state.at));
-    for (const text of [one.name, one.said]) button.append(Object.assign(document.createElement("span"), { textContent: text }));
+    for (const text of [one.words ? `${one.name}, “${one.words}”` : one.name, one.said]) button.append(Object.assign(document.createElement("span"), { textContent: text }));
     button.addEventListener("click", () => show(n));
     const item = document.createElement("li");
     item.append(button);
@@ -57,6 +57,7 @@ const show = async (n) => {
   const one = photo();
   drawPhotos();
   $("shown").hidden = one === null || one.text !== null;
+  $("words-both").hidden = $("shown").hidden || !state.index.takes.includes("both");
   if (one === null) return;
   if (one.text !== null) { drawAnswer(true); return; }
   if (!one.bitmap) {
@@ -94,12 +95,12 @@ const drawPhoto = () => {
 
 const locate = async (one) => {
   const turn = ++one.asked;
-  const fields = { fov_deg: one.fov, roll_deg: one.roll, region: state.region && JSON.stringify(state.region), candidates: 9, index: state.index?.index };
+  const fields = { fov_deg: one.fov, roll_deg: one.roll, text: state.index.takes.includes("both") ? one.words : null, region: state.region && !state.index.cells ? JSON.stringify(state.region) : null, candidates: 9, index: state.index.index };
   if (one === photo()) $("status").textContent = "Looking…";
   try {
     let found;
     if (one.text !== null) {
-      found = await ask("/v1/locate", { method: "POST", body: form({ text: one.text, region: fields.region, candidates: 9, index: fields.index }) });
+      found = await ask("/v1/locate", { method: "POST", body: form({ ...fields, text: one.text, fov_deg: null, roll_deg: null }) });
     } else if (state.caseId && !state.sealed) {
       const given = one.sha256 ? { sha256: one.sha256 } : { photo: one.file };
       found = await ask(`/v1/cases/${state.caseId}/photos`, { method: "POST", body: form({ ...given, ...fields }) });
@@ -157,7 +158,12 @@ const drawAnswer = (move) => {
     item.append(button);
     return item;
   }));
-  ground.draw(found, { fov: answer?.fov_deg ?? 90, radius: answer?.radius_m ?? null, chosen: state.chosen, verdicts: one?.decisions ?? new Map(), move });
+  const spots = one?.problem ? [] : answer?.spots ?? [];
+  $("spots").hidden = !spots.length;
+  $("spots").replaceChildren(...spots.map((spot) => Object.assign(document.createElement("li"), {
+    textContent: `spot at ${spot.lat.toFixed(4)}, ${spot.lon.toFixed(4)}: ${percent(spot.probability)}, ${percent(spot.covered)} of it indexed`,
+  })), ...(spots.length ? [Object.assign(document.createElement("li"), { textContent: `in a spot where nothing is indexed: ${percent(answer.not_covered)}; elsewhere: ${percent(answer.elsewhere)}` })] : []));
+  ground.draw(found, { spots, fov: answer?.fov_deg ?? 90, radius: answer?.radius_m ?? null, chosen: state.chosen, verdicts: one?.decisions ?? new Map(), move });
   compare();
 };
 
@@ -170,7 +176,7 @@ const choose = (n) => {
 };
 
 const compare = async () => {
-  const one = photo(), candidate = one?.answer?.candidates?.[state.chosen], n = state.chosen;
+  const one = photo(), answer = one?.answer, candidate = answer?.candidates?.[state.chosen], n = state.chosen;
   $("compare").hidden = !candidate;
   if (!candidate) return;
   $("compare-title").textContent = `Candidate ${n + 1}: ${candidate.lat.toFixed(6)}, ${candidate.lon.toFixed(6)}, ${degrees(candidate.heading_deg)}`;
@@ -179,17 +185,18 @@ const compare = async () => {
   const decision = one.decisions.get(n + 1);
   if (document.activeElement !== $("note")) $("note").value = decision?.note ?? "";
   $("decided").textContent = !kept ? "Choose or make a case to keep decisions." : decision?.verdict ? `${decision.verdict}ed` : "";
-  const has = state.index?.pictures && candidate.place >= 0;
-  const base = `/v1/index/${encodeURIComponent(state.index?.index ?? "")}/places/${candidate.place}`;
-  const view = `heading_deg=${(candidate.heading_deg ?? 0).toFixed(2)}&fov_deg=${Math.min(150, Math.max(10, one.answer.fov_deg ?? 90))}`;
+  const from = state.about.indexes.find((index) => index.index === (candidate.index ?? one.source?.index ?? state.index.index));
+  const has = from?.pictures && candidate.place >= 0;
+  const base = `/v1/index/${encodeURIComponent(from?.index ?? "")}/places/${candidate.place}`;
+  const view = `heading_deg=${(candidate.heading_deg ?? 0).toFixed(2)}&fov_deg=${Math.min(150, Math.max(10, answer.fov_deg ?? 90))}`;
   const street = has && candidate.heading_deg !== null ? await cut.image(`${base}/street?${view}`) : null;
   const above = has ? await cut.image(`${base}/satellite`) : null;
-  if (photo() !== one || state.chosen !== n) return;
+  if (photo() !== one || one.answer !== answer || state.chosen !== n) return;
   for (const [id, source] of [["street", street], ["under", street], ["satellite", above]]) if (source) $(id).src = source;
   $("street-view").hidden = $("over").hidden = !street;
   $("satellite-view").hidden = !above;
   $("taken").parentElement.hidden = one.text !== null;
-  drawFan(candidate.heading_deg, one.answer.fov_deg ?? 90);
+  drawFan(candidate.heading_deg, answer.fov_deg ?? 90);
 };
 
 const drawFan = (heading, fov) => {
@@ -233,11 +240,32 @@ const setRegion = (region) => {
   state.region = region;
   for (const button of document.querySelectorAll("[data-draw]")) button.setAttribute("aria-pressed", "false");
   const outside = region !== null && !ground.covered(region);
+  const all = state.index.cells ? "Looking for the best cells first, then for places of all indexes in them." : "Searching everything that the index covers (shaded).";
   $("where").className = outside ? "outside" : "";
-  $("where").textContent = region === null ? "Searching everything that the index covers (shaded)."
+  $("where").textContent = region === null ? all
     : outside ? "That is outside of what the index covers: nothing can be found there." : "Searching inside what is drawn.";
-  if (!outside) for (const one of state.photos) if (one === photo()) locate(one); else { one.answer = null; one.asked = 0; }
-  if (!outside) drawPhotos();
+  if (!outside && !state.sealed) again();
+};
+
+// What is kept in a case keeps its answer, and what was decided of it, unless it is the photo shown.
+const again = async () => {
+  const turn = ++state.turn;
+  const photos = state.photos.filter((one) => one === photo() || !one.sha256).sort((a, b) => (b === photo()) - (a === photo()));
+  for (const one of photos) { one.answer = null; one.problem = null; }
+  drawPhotos();
+  for (const one of photos) if (turn === state.turn) await locate(one);
+};
+
+const searchIn = (index) => {
+  state.index = index;
+  ground.clear();
+  ground.cover(index, state.about.tiles);
+  $("served").textContent = `${index.index}: ${index.places} places, commit ${index.commit}; the model was trained on ${index.trained_on}`;
+  $("words-form").hidden = !index.takes.includes("text");
+  $("words-both").hidden = $("shown").hidden || !index.takes.includes("both");
+  $("drop").hidden = state.sealed || !index.takes.includes("photo");
+  $("tools").hidden = index.cells;
+  setRegion(null);
 };
 
 const spot = () => {
@@ -274,12 +302,12 @@ const openCase = async (id) => {
   $("seal").hidden = !id || state.sealed;
   $("delete-case").hidden = $("exports").hidden = !id;
   for (const link of document.querySelectorAll("#exports a")) link.href = `/v1/cases/${id}/export?format=${link.dataset.format}`;
-  $("drop").hidden = state.sealed;
+  $("drop").hidden = state.sealed || !state.index.takes.includes("photo");
   for (const name of ["fov", "roll"]) $(name).disabled = state.sealed;
   if (content) {
     state.photos = content.photos.map((kept) => {
       const one = new Photo(kept.name, null);
-      Object.assign(one, { sha256: kept.sha256, answer: kept.answer, source: kept.source, fov: kept.settings?.fov_deg ?? null, roll: kept.settings?.roll_deg ?? 0, asked: 1 });
+      Object.assign(one, { sha256: kept.sha256, answer: kept.answer, source: kept.source, words: kept.settings?.text ?? null, fov: kept.settings?.fov_deg ?? null, roll: kept.settings?.roll_deg ?? 0, asked: 1 });
       for (const decision of kept.decisions) one.decisions.set(decision.rank, decision);
       return one;
     });
@@ -295,18 +323,17 @@ const begin = async () => {
   ground = new Ground($("map"), { choose, drawn: setRegion });
   const about = await ask("/v1/index");
   state.about = about;
-  state.index = about.indexes[0];
-  ground.cover(state.index, about.tiles);
-  $("served").textContent = `${state.index.index}: ${state.index.places} places, commit ${state.index.commit}; the model was trained on ${state.index.trained_on}`;
+  $("index").replaceChildren(...about.indexes.map((one) => new Option(one.cells ? `${one.index}: cells first` : one.index, one.index)));
+  $("indexes").hidden = about.indexes.length < 2;
+  $("index").addEventListener("change", () => { searchIn(about.indexes[$("index").selectedIndex]); });
   $("cases-bar").hidden = !about.cases;
-  $("words-form").hidden = !state.index.takes.includes("text");
-  $("drop").hidden = !state.index.takes.includes("photo");
   $("words-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const words = $("words").value.trim();
     if (words) addText(words);
   });
-  setRegion(null);
+  $("words-both").addEventListener("click", () => { photo().words = $("words").value.trim() || null; locate(photo()); });
+  searchIn(about.indexes[0]);
   if (about.cases) await listCases();
 
   $("files").addEventListener("change", (event) => { addFiles(event.target.files); event.target.value = ""; });

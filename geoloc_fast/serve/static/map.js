@@ -3,6 +3,7 @@ import { cut } from "./service.js";
 
 const L = window.L;
 const FAN_M = 45;
+const SPOT_M = 300;
 const METRES = 111_195.08;
 
 const moved = (lat, lon, east, north) => [lat + north / METRES, lon + east / (METRES * Math.cos(lat * Math.PI / 180))];
@@ -26,6 +27,9 @@ export class Ground {
     L.control.scale({ imperial: false }).addTo(this.map);
     this.fans = L.layerGroup().addTo(this.map);
     this.shape = L.layerGroup().addTo(this.map);
+    this.shaded = L.layerGroup().addTo(this.map);
+    this.map.createPane("cover").style.zIndex = 300;
+    this.tiles = null;
     this.rects = [];
     this.kind = null;
     this.points = [];
@@ -39,19 +43,20 @@ export class Ground {
     this.rects = shapes.map((ring) => [ring[0], ring[2]]);
     const { south, west, north, east } = index.bounds;
     if (south !== null) this.map.fitBounds([[south, west], [north, east]], { animate: false, padding: [10, 10] });
-    if (tiles) {
-      const bounds = south === null ? undefined : L.latLngBounds([south, west], [north, east]).pad(0.5);
-      new Tiles({ minZoom: tiles.min_zoom, maxNativeZoom: tiles.max_zoom, maxZoom: 22, bounds }).addTo(this.map);
+    if (tiles && !this.tiles) {
+      this.tiles = new Tiles({ minZoom: tiles.min_zoom, maxNativeZoom: tiles.max_zoom, maxZoom: 22 }).addTo(this.map);
     }
-    const pane = this.map.createPane("cover");
-    pane.style.zIndex = 300;
+    this.shaded.clearLayers();
     for (const ring of shapes) {
-      L.polygon(ring, { pane: "cover", stroke: false, fillColor: "#4a90c2", fillOpacity: tiles ? 0.08 : 0.22, interactive: false }).addTo(this.map);
+      L.polygon(ring, { pane: "cover", stroke: false, fillColor: "#4a90c2", fillOpacity: tiles ? 0.08 : 0.22, interactive: false }).addTo(this.shaded);
     }
   }
 
-  draw(candidates, { fov, radius, chosen, verdicts, move }) {
+  draw(candidates, { fov, radius, chosen, verdicts, move, spots }) {
     this.fans.clearLayers();
+    for (const spot of spots) {
+      L.circle([spot.lat, spot.lon], { radius: SPOT_M, color: "#ffd24d", weight: 1.5, dashArray: "2 6", fill: false, interactive: false }).addTo(this.fans);
+    }
     candidates.map((one, n) => [one, n]).reverse().forEach(([one, n]) => {
       const on = n === chosen;
       if (one.heading_deg !== null) {
@@ -70,7 +75,7 @@ export class Ground {
       L.marker([one.lat, one.lon], { icon, keyboard: false, zIndexOffset: on ? 1000 : -n, alt: `candidate ${n + 1}` })
         .on("click", () => this.choose(n)).addTo(this.fans);
     });
-    if (move && candidates.length) this.map.fitBounds(candidates.map((one) => [one.lat, one.lon]), { animate: false, padding: [70, 70], maxZoom: 18 });
+    if (move && candidates.length) this.map.fitBounds([...candidates, ...spots].map((one) => [one.lat, one.lon]), { animate: false, padding: [70, 70], maxZoom: 18 });
   }
 
   look({ lat, lon }) {
