@@ -39,7 +39,7 @@ PANORAMA_EYE_M = 2.2
 _SHADOW_RANGE_M = 40.0
 _NEAREST_M = 0.8
 _CLEAR_M = 3.2  # no car stands nearer to a camera
-_RAYS = 2  # per pixel, each way
+_LARGE = 256  # rows of an image from which on a pixel is small enough for one ray
 _SMOOTH_M = 26.0  # so near, ground is interpolated between cells
 _POSTS_M = 45.0
 _CARS_M = 65.0  # beyond, they are a pixel
@@ -436,25 +436,31 @@ class _Camera:
     azimuth_deg: np.ndarray  # [columns]
     rise: np.ndarray  # [rows], from the top down
     stretch: np.ndarray  # [columns]
+    rays: int  # a pixel, each way
 
     @classmethod
     def panorama(cls, size: tuple[int, int], column0_deg: float) -> _Camera:
         rows, columns = size
-        degrees = 360.0 / columns
-        across, down = _samples(columns), _samples(rows)
+        degrees, rays = 360.0 / columns, _rays_of(rows)
+        across, down = _samples(columns, rays), _samples(rows, rays)
         elevation_deg = (rows / 2 - 0.5 - down) * degrees
-        return cls(column0_deg + across * degrees, np.tan(np.radians(elevation_deg)), np.ones(len(across)))
+        return cls(column0_deg + across * degrees, np.tan(np.radians(elevation_deg)), np.ones(len(across)), rays)
 
     @classmethod
-    def plane(cls, across: np.ndarray, up: np.ndarray, heading_deg: float) -> _Camera:
+    def plane(cls, across: np.ndarray, up: np.ndarray, heading_deg: float, rays: int) -> _Camera:
         """Rays through a grid on the upright plane one metre ahead, `up` from the top down."""
         offset = np.arctan(across)
-        return cls(heading_deg + np.degrees(offset), up, np.cos(offset))
+        return cls(heading_deg + np.degrees(offset), up, np.cos(offset), rays)
 
 
-def _samples(count: int) -> np.ndarray:
+def _rays_of(rows: int) -> int:
+    """How many rays a pixel of an image of so many rows has, each way."""
+    return 1 if rows >= _LARGE else 2
+
+
+def _samples(count: int, rays: int) -> np.ndarray:
     """Coordinates of the rays, symmetric about each pixel's own coordinate."""
-    return (np.arange(count * _RAYS) + 0.5) / _RAYS - 0.5
+    return (np.arange(count * rays) + 0.5) / rays - 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -463,11 +469,13 @@ class _Rays:
 
     colour: np.ndarray  # float32 [rows, columns, 3], before exposure
     kind: np.ndarray  # uint8 [rows, columns], number in CLASSES
+    each_way: int  # rays a pixel
 
     def image(self, day: Day) -> np.ndarray:
-        rows, columns = (count // _RAYS for count in self.kind.shape)
+        n = self.each_way
+        rows, columns = (count // n for count in self.kind.shape)
         # The mean of each pixel's rays; exact and quick, unlike a mean over two axes of five.
-        parts = [self.colour[r::_RAYS, c::_RAYS] for r in range(_RAYS) for c in range(_RAYS)]
+        parts = [self.colour[r::n, c::n] for r in range(n) for c in range(n)]
         total = parts[0].copy()
         for part in parts[1:]:
             total += part
@@ -476,7 +484,8 @@ class _Rays:
 
     def classes(self) -> np.ndarray:
         """Of one ray of every pixel: a class has no mean."""
-        return np.ascontiguousarray(self.kind[_RAYS // 2 :: _RAYS, _RAYS // 2 :: _RAYS])
+        n = self.each_way
+        return np.ascontiguousarray(self.kind[n // 2 :: n, n // 2 :: n])
 
 
 def _look(
@@ -513,7 +522,7 @@ def _look(
     first = np.cumsum(tally, axis=1)[:, count[1] - 1 :: -1]  # [columns, rows]
     hit = first < len(distance)
 
-    colour = _sky(city, day, camera.azimuth_deg, slope)
+    colour = _sky(city, day, camera, slope)
     kind = np.full(count, SKY, np.uint8)
     depth = np.full(count, np.inf, np.float32)
     at, k = np.nonzero(hit)[0], first[hit]
@@ -548,15 +557,15 @@ def _look(
     colour -= day.sky[0]
     colour *= clear[..., None]
     colour += day.sky[0]
-    return _Rays(np.ascontiguousarray(colour.transpose(1, 0, 2)), np.ascontiguousarray(kind.T))
+    return _Rays(np.ascontiguousarray(colour.transpose(1, 0, 2)), np.ascontiguousarray(kind.T), camera.rays)
 
 
-def _sky(city: City, day: Day, azimuth_deg: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Colour of the sky on [columns, rows]: smooth, so one ray in four is enough."""
-    few = slope[::_RAYS, ::_RAYS]
+def _sky(city: City, day: Day, camera: _Camera, slope: np.ndarray) -> np.ndarray:
+    """Colour of the sky on [columns, rows]: smooth, so one ray a pixel is enough."""
+    few = slope[:: camera.rays, :: camera.rays]
     elevation = np.arctan(few)
     colour = day.sky[0] + np.clip(elevation / 0.7, 0, 1)[..., None] * (day.sky[1] - day.sky[0])
-    cols = (azimuth_deg[::_RAYS] * (GRAIN_SIZE / 360)).astype(int) & (GRAIN_SIZE - 1)
+    cols = (camera.azimuth_deg[:: camera.rays] * (GRAIN_SIZE / 360)).astype(int) & (GRAIN_SIZE - 1)
     rows = ((elevation * 160).astype(int) + day.seed) & (GRAIN_SIZE - 1)
     cloud = np.clip(city.clouds[rows, cols[:, None]] * 0.5 + day.cloudiness - 0.2, 0, 0.9)
     colour += cloud[..., None].astype(np.float32) * (np.float32(0.95) - colour)
@@ -910,12 +919,13 @@ def photo_rays(
 ) -> _Rays:
     """What every pixel of a perspective photo looks at; arguments as in `photo`."""
     rows, columns = size
-    focal = columns / 2 / np.tan(np.radians(fov_deg) / 2)
-    across = (_samples(columns) - (columns - 1) / 2) / focal
-    up = ((rows - 1) / 2 - _samples(rows)) / focal
+    focal, each_way = columns / 2 / np.tan(np.radians(fov_deg) / 2), _rays_of(rows)
+    across = (_samples(columns, each_way) - (columns - 1) / 2) / focal
+    up = ((rows - 1) / 2 - _samples(rows, each_way)) / focal
     eye_m += city.height_m(x_m, y_m)
     if pitch_deg == 0 and roll_deg == 0:
-        return _look(city, x_m, y_m, eye_m, _Camera.plane(across, up, heading_deg), day, people, vehicles)
+        camera = _Camera.plane(across, up, heading_deg, each_way)
+        return _look(city, x_m, y_m, eye_m, camera, day, people, vehicles)
     # A turned camera sees what a larger level one does, by a homography of the two image planes.
     pitch, roll = np.radians((pitch_deg, roll_deg))
     lift = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
@@ -929,14 +939,15 @@ def photo_rays(
     low, high = corners.min(axis=0) - 2 * ray, corners.max(axis=0) + 2 * ray
     wide = np.arange(low[0], high[0] + ray, ray)
     tall = np.arange(high[1], low[1] - ray, -ray)
-    rays = _look(city, x_m, y_m, eye_m, _Camera.plane(wide, tall, heading_deg), day, people, vehicles)
+    camera = _Camera.plane(wide, tall, heading_deg, each_way)
+    rays = _look(city, x_m, y_m, eye_m, camera, day, people, vehicles)
     to_plane = np.array([[ray, 0, across[0]], [0, -ray, up[0]], [0, 0, 1]])  # from (column, row)
     to_level = np.array([[1 / ray, 0, -low[0] / ray], [0, -1 / ray, high[1] / ray], [0, 0, 1]])
     warp = to_level @ turn @ to_plane
     shape = len(across), len(up)
     colour = cv2.warpPerspective(rays.colour, warp, shape, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     kind = cv2.warpPerspective(rays.kind, warp, shape, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
-    return _Rays(colour, kind)
+    return _Rays(colour, kind, each_way)
 
 
 def photo(
