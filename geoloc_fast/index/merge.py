@@ -20,7 +20,7 @@ class Neighbours(NamedTuple):
     heading_deg: np.ndarray  # [B, k] of the photo's centre, if it was taken there; NaN where no layer knows it
     lat: np.ndarray  # [B, k] NaN where the place has no position
     lon: np.ndarray  # [B, k]
-    standpoint_lat: np.ndarray  # [B, k] of the row that says most for the place
+    standpoint_lat: np.ndarray  # [B, k] of the row that says most for the place: of layers in which it has several
     standpoint_lon: np.ndarray  # [B, k]
     parts: np.ndarray  # [B, k, layers] float32, what each layer of the index adds to the score
     exact: np.ndarray  # [B] bool: no place that was not looked at can belong here

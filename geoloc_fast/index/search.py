@@ -214,6 +214,7 @@ class _Best(NamedTuple):
 
     score: np.ndarray  # [B, n, S] float64, -inf where a place has no row
     row: np.ndarray  # [B, n, S] of the bank
+    several: np.ndarray  # [B, n] bool: whether a place has more rows than one, with a heading
     shift: np.ndarray | None  # [B, n] if S = 1
 
 
@@ -254,7 +255,7 @@ def _scored_part(
     parts = np.empty((*places.shape, len(layers)), np.float32)
     shift, heading = np.full(places.shape, -1), np.full(places.shape, np.nan)
     standpoint = np.full((2, *places.shape), np.nan)
-    most = np.full(places.shape, -np.inf)
+    most, chose = np.full(places.shape, -np.inf), np.zeros(places.shape, bool)
     for n, layer in enumerate(layers):
         parts[..., n] = _absent(layer)
         rows = best.get(layer.name)
@@ -269,8 +270,9 @@ def _scored_part(
             chosen = at[..., 0] if rows.shift is None else rows.shift
             shift = np.where(there, chosen, shift)
             heading = np.where(there, _heading(layer, np.where(there, chosen, -1), query.centre), heading)
-        ahead = there & (weighted > most)
-        most = np.where(ahead, weighted, most)
+        # Where a place has one row only, that says nothing of where beside the place a photo was taken.
+        ahead = there & np.where(rows.several == chose, weighted > most, rows.several)
+        most, chose = np.where(ahead, weighted, most), chose | (there & rows.several)
         bank = segment.banks[layer.name]
         standpoint = np.where(ahead, np.stack([bank.lat[row], bank.lon[row]]), standpoint)
     parts[missing] = np.nan
@@ -289,6 +291,7 @@ def _best_rows(bank: Bank, layer: Layer, query: Query, places: np.ndarray, selec
     index = first[..., None] + np.arange(max(1, int(count.max())))
     there = index < (first + count)[..., None]
     flat = torch.from_numpy(np.where(there, index, -1).reshape(len(places), -1)).to(bank.strips.device)
+    several = (count > 1) & (layer.column0_deg is not None)
     strips, width = query.strips[layer.name], query.width[layer.name]
     if curve:
         values = strip_curve(strips, bank.strips, flat, query_width=width).double().cpu().numpy()
@@ -296,14 +299,14 @@ def _best_rows(bank: Bank, layer: Layer, query: Query, places: np.ndarray, selec
         values = np.where(there[..., None], values, -np.inf)
         row = values.argmax(axis=2)
         index = np.where(there, index, 0)
-        return _Best(values.max(axis=2), np.take_along_axis(index, row, 2), None)
+        return _Best(values.max(axis=2), np.take_along_axis(index, row, 2), several, None)
     options: dict[str, Any] = {} if layer.score == "cosine" else {"score": layer.score}
     found = strip_score(strips, bank.strips, flat, query_width=width, select=select, **options)
     score = found.score.double().cpu().numpy().reshape(there.shape)
     shifts = found.shift.cpu().numpy().reshape(there.shape)
     row = score.argmax(axis=2, keepdims=True)
     pick = [np.take_along_axis(values, row, 2) for values in (score, np.where(there, index, 0), shifts)]
-    return _Best(pick[0], pick[1], pick[2][..., 0])
+    return _Best(pick[0], pick[1], several, pick[2][..., 0])
 
 
 def group(query: Mapping[str, tuple[Tensor, Tensor | None]], batch: int) -> list[tuple[np.ndarray, list[str]]]:

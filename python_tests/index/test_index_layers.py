@@ -218,6 +218,24 @@ def test_the_standpoint_is_that_of_the_row_that_says_most(tmp_path: Path) -> Non
             assert len(set(found.id[0].tolist())) == 3  # a place counts once
 
 
+def test_one_row_of_a_place_says_nothing_of_the_standpoint(tmp_path: Path) -> None:
+    of = world((STREET, SATELLITE), 20, seed=14, most=1)
+    strips = random_strips(3 * 20, *SATELLITE.strip, seed=15)
+    place = np.repeat(np.arange(20), 3)
+    lat, lon = of.lat[place] + np.tile((0, 1e-5, 2e-5), 20), of.lon[place]
+    of.rows["satellite"] = Rows(strips, place, lat, lon)
+    street = of.rows["street"]
+    assert street.place is not None
+    with make(tmp_path / "index", of, (20,)) as index:
+        for row in range(0, 60, 7):
+            own = np.flatnonzero(street.place == place[row])
+            query = {"satellite": QueryStrips(strips[row : row + 1])}
+            if len(own):  # the street's part is the larger one, and stands elsewhere
+                query["street"] = QueryStrips(street.strips[own])
+            found = index.search(query, 1, layers=of.layers)
+            assert found.id[0, 0] == place[row] and found.standpoint_lat[0, 0] == lat[row]
+
+
 def test_rows_that_are_not_scanned_rescore(tmp_path: Path) -> None:
     of = world((STREET._replace(scanned_rows=1),), 40, seed=17, most=5)
     rows = of.rows["street"]
