@@ -8,7 +8,7 @@ SANITIZE ?= address,undefined
 # LOCK=.ci/lock.txt installs exactly the versions of that file, checked by their hashes.
 LOCK ?=
 
-.PHONY: help install demo gate docs test test-full lint lock lowest-test native-test python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
+.PHONY: help install demo gate docs test test-full lint lock lowest-test native-test readme python-test bench torch-test gpu-all gpu-test gpu-bench gpu-sanitize format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -78,6 +78,9 @@ gate: install  ## may MODEL ship? On real pairs against floors that need no trai
 
 docs: install  ## build the documentation into site/, offline and strict
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+readme: install  ## write what the README shows: its output, its picture, its figures
+	$(BIN)/python bench/readme.py
 
 bench: install  ## measure every operator against its peers (half an hour); renders docs/notes/benchmarks.md
 	$(BIN)/python -m pip install --quiet faiss-cpu

@@ -70,7 +70,7 @@ def run_demo(
         "model": {"file": model_path.name, "name": model.name, "fingerprint": model.fingerprint},
         "chance_recall_at_1": chance(truth, *index.positions()),
         **{views[title].key: evaluation.metrics() for title, evaluation in found.items()},
-        "photo_to_try": rows[next((n for n, answer in enumerate(answers) if answer.best), 0)]["image"],
+        "photo_to_try": rows[surest(answers)]["image"],
     }
     write_atomically(out / "predictions.geojson", json.dumps(as_geojson(answers, truth), indent=1))
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
@@ -98,6 +98,12 @@ def chance(truth: Truth, lat: np.ndarray, lon: np.ndarray) -> float:
     """Recall@1 of a random place: the mean share of places within the threshold of a photo."""
     away_m = great_circle_m(truth.lat[:, None], truth.lon[:, None], lat[None], lon[None])
     return float((away_m <= RIGHT_M).mean())
+
+
+def surest(answers: list[Answer]) -> int:
+    """The answer with the highest probability; without probabilities, the one with the highest score."""
+    first = [answer.candidates[0] for answer in answers]
+    return max(range(len(first)), key=lambda n: (first[n].probability or 0.0, first[n].score))
 
 
 def as_geojson(answers: list[Answer], truth: Truth) -> dict[str, Any]:
@@ -143,10 +149,8 @@ def summary(metrics: dict[str, Any]) -> str:
     lines.append(f"  {'chance':24}{100 * metrics['chance_recall_at_1']:7.1f}%")
     sure = metrics["field_of_view_assumed"].get("confidence")
     if sure is not None:
-        right = "" if sure["precision"] is None else f", {100 * sure['precision']:.0f}% of those answers right"
-        lines.append(
-            f'Sure enough of {100 * sure["coverage"]:.1f}% of the photos to answer{right}; the others are "unknown".'
-        )
+        right = "" if sure["precision"] is None else f" ({100 * sure['precision']:.0f}% correctly)"
+        lines.append(f'Answered {100 * sure["coverage"]:.1f}% of the photos{right}; the rest are "unknown".')
     return "\n".join(lines)
 
 

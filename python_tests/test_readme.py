@@ -1,6 +1,7 @@
 """What the README shows is what happens."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,17 @@ def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_files_it_points_to_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
+
+
+def test_figures_of_models_are_those_of_their_card() -> None:
+    """`make readme` copies them."""
+    sys.path.insert(0, str(README.parent / "bench"))
+    try:
+        import readme
+    finally:
+        sys.path.pop(0)
+    assert readme.with_figures(README.read_text()) == README.read_text()
+
+
+def test_it_is_two_screens() -> None:
+    assert len(README.read_text().splitlines()) <= 140

@@ -141,7 +141,7 @@ def as_lines(answer: Answer) -> list[str]:
 
 def _spot(candidate: Candidate) -> str:
     heading = "" if candidate.heading_deg is None else f"{candidate.heading_deg:.0f}°"
-    sure = "" if candidate.probability is None else f"{100 * candidate.probability:.0f}%"
+    sure = "" if candidate.probability is None else f"{percent(candidate.probability)}%"
     if candidate.lat is None or candidate.lon is None:
         where = printable(candidate.key) if candidate.key else f"place {candidate.place}"
         return f"{where:24.24} {heading:>8} {sure:>6}"
@@ -195,7 +195,7 @@ def _kml(answers: Iterable[Answer]) -> str:
         for rank, candidate in enumerate(_shown(answer), start=1):
             if candidate.lat is None or candidate.lon is None:
                 continue
-            sure = "" if candidate.probability is None else f", {100 * candidate.probability:.0f}%"
+            sure = "" if candidate.probability is None else f", {percent(candidate.probability)}%"
             title = f"{_xml(os.path.basename(answer.image))}: {'' if answer.best else f'maybe {rank}, '}{answer.status}"
             shapes = f"<Point><coordinates>{candidate.lon:.7f},{candidate.lat:.7f}</coordinates></Point>"
             if candidate.heading_deg is not None:
@@ -236,6 +236,12 @@ def fan(
     turns = [math.radians(heading_deg + fov_deg * (0.5 - n / steps)) for n in range(steps + 1)]
     rim = [move_m(lat, lon, reach_m * math.sin(turn), reach_m * math.cos(turn)) for turn in turns]
     return [(lat, lon), *((float(to_lat), float(to_lon)) for to_lat, to_lon in rim), (lat, lon)]
+
+
+def percent(probability: float) -> str:
+    """Whole percent, but never 0 or 100: nothing is certain."""
+    rounded = round(100 * probability)
+    return "<1" if rounded < 1 else ">99" if rounded > 99 else str(rounded)
 
 
 def printable(text: str) -> str:

@@ -142,10 +142,10 @@ def test_the_readme_shows_what_the_demo_prints(demo_run: tuple[dict, Path]) -> N
     printed = f"{summary(demo_run[0])}\nWritten to demo: predictions.geojson, metrics.json, report.html, "
     printed += "index, region\n\nNext: geoloc-fast locate demo/region/city/photo/city-00005.jpg --index demo/index"
     said = skeleton(printed)
-    assert [line for line in skeleton(shown) if not line.startswith("Sure")] == [
-        line for line in said if not line.startswith("Sure")
+    assert [line for line in skeleton(shown) if not line.startswith("Answered")] == [
+        line for line in said if not line.startswith("Answered")
     ]
-    assert sum(line.startswith("Sure enough of #% of the photos to answer") for line in skeleton(shown)) == 1
+    assert sum(line.startswith("Answered #% of the photos (#% correctly)") for line in skeleton(shown)) == 1
 
 
 def test_interrupting_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.layers import QueryStrips
-from geoloc_fast.locate.answers import as_dict, as_features, as_lines, locate_folder
+from geoloc_fast.locate.answers import as_dict, as_features, as_lines, locate_folder, percent
 from geoloc_fast.locate.candidates import SPACING_M, candidates_of
 from geoloc_fast.locate.confidence import FEATURES, Confidence, calibration_error, ranking_quality
 from geoloc_fast.locate.locator import Answer, Locator
@@ -822,3 +822,9 @@ def test_an_index_that_cannot_be_used_is_one_line_that_says_what_to_do(
     done, out, err = run("locate", photo_paths(city)[0], "--index", path, *options, "--json")
     assert (done, out, len(err.splitlines())) == (code, "", 1)
     assert message in err
+
+
+def test_no_probability_is_shown_as_certain() -> None:
+    assert [percent(p) for p in (0.0, 0.004, 0.006, 0.5, 0.994, 0.996, 1.0)] == [
+        "<1", "<1", "1", "50", "99", ">99", ">99"
+    ]  # fmt: skip

@@ -21,7 +21,7 @@ from geoloc_fast.evaluation.report.pictures import Pictures
 from geoloc_fast.evaluation.report.views import data_uri, mosaic, street_window
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import offset_m
-from geoloc_fast.locate.answers import fan, printable
+from geoloc_fast.locate.answers import fan, percent, printable
 from geoloc_fast.locate.locator import Answer, Candidate
 
 __all__ = ["WITH_PICTURES", "write_located"]
@@ -53,7 +53,7 @@ def write_located(
         notes: of a person, one a photo or none at all.
     """
     counts = {status: sum(answer.status == status for answer in answers) for status in _STATUS}
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status != "unreadable")
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     rows = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{_text(value)}</dd>" for name, value in {**about, "written": today}.items()
@@ -65,7 +65,7 @@ def write_located(
     page = Template(own_file("located.html")).substitute(
         title=html.escape(title),
         style=own_file("page.css") + own_file("located.css"),
-        counts=f"{len(answers)} photos: {said}.",
+        counts=f"{len(answers)} photo{'s' * (len(answers) != 1)}: {said}.",
         about=rows,
         cards=cards,
         rest=f"<h2>Further photos</h2><ul>{rest}</ul>" if rest else "",
@@ -110,7 +110,7 @@ def _table(answer: Answer) -> str:
     rows = []
     for rank, candidate in enumerate(answer.candidates, start=1):
         heading = "unknown" if candidate.heading_deg is None else f"{candidate.heading_deg:.0f}°"
-        sure = "" if candidate.probability is None else f"{100 * candidate.probability:.0f} %"
+        sure = "" if candidate.probability is None else f"{percent(candidate.probability)} %"
         within = "" if rank > 1 or answer.radius_m is None else f"{answer.radius_m:.0f} m"
         cells = (
             f"{rank}", *_position(candidate), heading, sure, within, f"{candidate.score:.3f}"
