@@ -3,8 +3,8 @@
     python bench/service_load.py --places 100000
 
 Places have random strips, photos are plain pictures: the work is that of real ones, the answers mean nothing. Ways by
-threads are interleaved in one process; over HTTP the service is a process of its own, whose memory is watched. The load
-of the machine is printed with them, and hostile clients share its cores with the service.
+threads are interleaved in one process; over HTTP the service, the good clients and the hostile ones are a process each, and
+the service's memory is watched. The load of the machine is printed with them: all of them share its cores.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from geoloc_fast.serve.guard import Limits
 PHOTOS = [photo_bytes(n) for n in range(32)]
 _HEAD = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="x.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
 BODIES = [_HEAD + photo + b"\r\n--b--\r\n" for photo in PHOTOS]
+HOSTILE, PAUSE_S = 50, 0.2
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
@@ -89,7 +90,7 @@ def latencies(port: int, clients: int, seconds: float) -> tuple[list[float], int
     return took, failed
 
 
-def harm(port: int, stop: threading.Event, kind: int) -> None:
+def harm(port: int, kind: int, counts: list[int], stop: Any) -> None:
     """A client that means no good: slow, too large, malformed, or of ten thousand fields."""
     head = b"POST /v1/locate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     fields = b"--b\r\n" + b'Content-Disposition: form-data; name="f"\r\n\r\n1\r\n--b\r\n' * 10_000
@@ -106,7 +107,19 @@ def harm(port: int, stop: threading.Event, kind: int) -> None:
                 bad.recv(1000)
         except OSError:
             pass
-        stop.wait(0.05)
+        counts[kind] += 1
+        stop.wait(PAUSE_S)
+
+
+def harm_all(port: int, count: int, stop: Any, told: Any) -> None:
+    counts, began = [0] * count, time.perf_counter()
+    running = [threading.Thread(target=harm, args=(port, n, counts, stop)) for n in range(count)]
+    for thread in running:
+        thread.start()
+    told.put("begun")
+    for thread in running:
+        thread.join()
+    told.put(round(sum(counts) / (time.perf_counter() - began)))
 
 
 def serve(folder: str, port: Any, end: Any) -> None:
@@ -169,15 +182,15 @@ def over_http(folder: str, seconds: float) -> dict[str, Any]:
     latencies(port, 8, 1.0)
     quiet, failed = latencies(port, 8, 2 * seconds)
     before = memory_mb(service)
-    stop = threading.Event()
-    bad = [threading.Thread(target=harm, args=(port, stop, n)) for n in range(50)]
-    for thread in bad:
-        thread.start()
+    stop = spawn.Event()
+    bad = spawn.Process(target=harm_all, args=(port, HOSTILE, stop, told))
+    bad.start()
+    told.get(timeout=120)  # they are at it
     beside, failed_beside = latencies(port, 8, 2 * seconds)
     stop.set()
-    for thread in bad:
-        thread.join()
-    found: dict[str, Any] = {"memory_mb": [before, memory_mb(service)]}
+    found: dict[str, Any] = {"hostile_per_second": told.get(timeout=60)}
+    bad.join()
+    found["memory_mb"] = [before, memory_mb(service)]
     end.set()
     service.join()
     for name, took, wrong in (("http_8_clients", quiet, failed), ("beside_50_hostile", beside, failed_beside)):
