@@ -3,8 +3,8 @@
     python bench/service_load.py --places 100000
 
 Places have random strips, photos are plain pictures: the work is that of real ones, the answers mean nothing. Ways by
-threads are interleaved in one process; over HTTP the service, the good clients and the hostile ones are a process each, and
-the service's memory is watched. The load of the machine is printed with them: all of them share its cores.
+threads are interleaved in one process; over HTTP the service, the good clients and the hostile ones are a process each,
+and the service's memory is watched. The load of the machine is printed with them: all of them share its cores.
 """
 
 from __future__ import annotations

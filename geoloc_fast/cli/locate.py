@@ -37,7 +37,7 @@ def locate(
     indexes: Annotated[
         list[Path] | None,
         typer.Option(
-            "--index", help='Folder of the index to search, default "index". With --cells any number of them.'
+            "--index", help='Folder of the index to search, default "index". Of several the places of all are searched.'
         ),
     ] = None,
     model: ModelOption = None,
@@ -89,7 +89,7 @@ def locate(
 
     Example: geoloc-fast locate --text "a white church on a corner, trees" --index text.index --model text.safetensors
     """
-    from geoloc_fast.index import PlaceIndex
+    from geoloc_fast.index import PlaceIndex, Several
     from geoloc_fast.locate import answers
     from geoloc_fast.locate.locator import Locator
     from geoloc_fast.models.contract import Text
@@ -136,10 +136,10 @@ def locate(
         lines = _coarse_to_fine(found, (cells, cells_model), (indexes or [], model), device, candidates, output)
         _write(lines, out)
         raise typer.Exit(1 if left_out else 0)
-    if indexes is not None and len(indexes) != 1:
-        raise typer.BadParameter(f"--index: expected one without --cells, got {len(indexes)}")
-    index = indexes[0] if indexes else Path("index")
-    opened, network = PlaceIndex.open(index, device=device), model_at(model, device)
+    many = [PlaceIndex.open(path, device=device) for path in indexes or [Path("index")]]
+    if len(many) > 1 and (together or region is not None):
+        raise typer.BadParameter(f"--text-index, --region: expected one --index with it, got {len(many)}")
+    opened, network = Several(many) if len(many) > 1 else many[0], model_at(model, device)
     opened.check_model(network.fingerprint)
     confidence = confidence_of(model, network)
     beside = None
@@ -147,7 +147,7 @@ def locate(
         from geoloc_fast.locate.together import Beside
 
         words = PlaceIndex.open(text_index, device=device)
-        beside = Beside(words, model_at(text_model, device), opened, ratio=text_weight)
+        beside = Beside(words, model_at(text_model, device), many[0], ratio=text_weight)
     locator = Locator(
         opened, network, confidence=confidence, within=area, least_probability=least_probability, beside=beside
     )
@@ -201,7 +201,7 @@ def locate(
         from geoloc_fast.evaluation.report import PhotoPictures, write_located
 
         about = {
-            "index": f"{opened.path.name}, commit {opened.commit}, {len(opened)} places",
+            "index": "; ".join(f"{one.path.name}, commit {one.commit}, {len(one)} places" for one in many),
             "model": opened.model[:12],
         }
         if area is not None:

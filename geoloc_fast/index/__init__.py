@@ -2,5 +2,6 @@
 
 from geoloc_fast.index.merge import Neighbours, merge
 from geoloc_fast.index.place_index import Place, PlaceIndex
+from geoloc_fast.index.several import Several
 
-__all__ = ["Neighbours", "Place", "PlaceIndex", "merge"]
+__all__ = ["Neighbours", "Place", "PlaceIndex", "Several", "merge"]

@@ -26,7 +26,7 @@ from geoloc_fast.images.cylindrical import pixels_across
 from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.exif import PhotoExif, parse_exif
 from geoloc_fast.images.storage import read_file
-from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.index import Neighbours, PlaceIndex, Several
 from geoloc_fast.layers import Layer, QueryStrips
 from geoloc_fast.locate.candidates import (
     NEIGHBOURS,
@@ -117,7 +117,7 @@ class Locator:
     """Locates queries in an index with the model it was built with. Safe to use from several threads.
 
     Args:
-        index: an opened index; its snapshot is searched.
+        index: an opened index; its snapshot is searched. Or several of one model, as one.
         model: as `load_model` gives it.
         confidence: how sure its answers are; without it no answer has a probability and none is "unknown".
         within: search this region only.
@@ -128,7 +128,7 @@ class Locator:
 
     def __init__(
         self,
-        index: PlaceIndex,
+        index: PlaceIndex | Several,
         model: Model,
         *,
         confidence: Confidence | None = None,

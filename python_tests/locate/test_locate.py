@@ -25,10 +25,10 @@ from geoloc_fast.cli import main
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ConfidenceError, OtherModelError, PlaceIndexError
 from geoloc_fast.evaluation.evaluate import evaluate, fov_label, summary, truth_of
-from geoloc_fast.geo.regions import Circle
+from geoloc_fast.geo.regions import Box, Circle
 from geoloc_fast.geo.sphere import great_circle_m, move_m
 from geoloc_fast.images.decode import decode_image
-from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.index import Neighbours, PlaceIndex, Several
 from geoloc_fast.layers import QueryStrips
 from geoloc_fast.locate.answers import as_dict, as_features, as_lines, locate_folder, percent
 from geoloc_fast.locate.candidates import SPACING_M, candidates_of
@@ -301,6 +301,40 @@ def test_a_region_restricts_the_answer(index: PlaceIndex, city: Manifest, model:
     assert answer.status == "located" and answer.candidates[0].probability is None  # nobody judges it
     with pytest.raises(PlaceIndexError, match="no places within"):
         Locator(index, model, within=Circle(0, 0, 10))
+
+
+def test_several_indexes_are_searched_as_one(
+    run: Any, index: PlaceIndex, city: Manifest, model: Geolocalizer, tmp_path: Path
+) -> None:
+    """Two halves of an index say what the whole says; only names and ids differ."""
+    middle = float(np.median(index.positions()[1]))
+    halves = []
+    for name, (west, east) in {"west": (-180, middle), "east": (math.nextafter(middle, 180), 180)}.items():
+        index.slice(tmp_path / name, Box(-90, west, 90, east))
+        halves.append(PlaceIndex.open(tmp_path / name))
+    both = Several(halves)
+    assert len(both) == len(index) == len(set(both.ids().tolist())) and min(map(len, halves)) > 2
+    path = photo_paths(city)[0]
+    whole, parts = one(Locator(index, model), path), one(Locator(both, model), path)
+    assert [c.lat for c in parts.candidates] == [c.lat for c in whole.candidates]
+    assert [c.key.split(": ", 1)[1] for c in parts.candidates] == [c.key for c in whole.candidates]
+    for candidate in parts.candidates:
+        name, key = candidate.key.split(": ", 1)
+        own = PlaceIndex.open(tmp_path / name).keys()
+        assert key in own and both.keys()[candidate.key] == candidate.place
+    assert parts.provenance is not None and parts.provenance.index_id == both.index_id
+    assert all(index.index_id in both.index_id for index in halves)
+    place = index.places([3])[0]
+    near = Circle(place.lat, place.lon, 60)  # of one of them maybe nothing
+    here, there = one(Locator(index, model, within=near), path), one(Locator(both, model, within=near), path)
+    assert [c.lat for c in here.candidates] == [c.lat for c in there.candidates]
+    given = ("--index", tmp_path / "west", "--index", tmp_path / "east", "--json")
+    code, out, _ = run("locate", path, *given)
+    assert code == 0 and json.loads(out)[0]["candidates"][0]["key"] == parts.candidates[0].key
+    code, _, err = run("locate", path, *given, "--region", city.root, "--report", tmp_path / "page.html")
+    assert code == 2 and "expected one --index" in err
+    with pytest.raises(PlaceIndexError, match="no places within"):
+        Locator(both, model, within=Circle(0, 0, 10))
 
 
 def test_not_sure_enough_is_unknown(city: Manifest, locator: Locator) -> None:

@@ -242,7 +242,6 @@ def test_one_command_goes_from_cells_to_places(continent: Manifest, model: CellG
     for wrong, words in (
         (asked[:4], "--cells and --cells-model"),
         ([*asked, "--format", "kml"], "--cells: expected photos"),
-        (["locate", photo, "--index", "a", "--index", "b"], "expected one without --cells"),
     ):
         done = run.invoke(app, wrong)
         assert done.exit_code == 2
