@@ -82,6 +82,9 @@ def locate(
         typer.Option(help="Folder of an index of cells: those first, then the places of --index within the best."),
     ] = None,
     cells_model: Annotated[Path | None, typer.Option(help="The model bundle of --cells.")] = None,
+    sharpness: Annotated[
+        float | None, typer.Option(min=0.01, help="How places share a spot of --cells, as CoarseToFine.fit gives it.")
+    ] = None,
 ) -> None:
     """Where were these photos taken, which way did they look, and how sure is that? Or: which place is described?
 
@@ -127,13 +130,16 @@ def locate(
     area = region_of(box, near, within)
     if (cells is None) != (cells_model is None):
         raise typer.BadParameter("--cells and --cells-model: give both, or neither")
+    if sharpness is not None and cells is None:
+        raise typer.BadParameter("--sharpness: expected with --cells")
     if cells is not None and cells_model is not None:
         if not photos or area is not None or report is not None or output not in ("table", "json", "jsonl"):
             raise typer.BadParameter(
                 "--cells: expected photos, --format table, json or jsonl, no --report and no region"
             )
         found, left_out = _photos_of(photos, answers)
-        lines = _coarse_to_fine(found, (cells, cells_model), (indexes or [], model), device, candidates, output)
+        fine = indexes or [], model
+        lines = _coarse_to_fine(found, (cells, cells_model), fine, sharpness, device, candidates, output)
         _write(lines, out)
         raise typer.Exit(1 if left_out else 0)
     many = [PlaceIndex.open(path, device=device) for path in indexes or [Path("index")]]
@@ -233,6 +239,7 @@ def _coarse_to_fine(
     photos: list[Path],
     cells: tuple[Path, Path],
     fine: tuple[list[Path], Path | None],
+    sharpness: float | None,
     device: str,
     candidates: int,
     output: str,
@@ -247,7 +254,8 @@ def _coarse_to_fine(
     if fine[0]:
         network = model_at(fine[1], device)
         locators = [Locator(PlaceIndex.open(path, device=device), network) for path in fine[0]]
-    found = list(CoarseToFine(coarse, locators).locate(photos, candidates=candidates))
+    finder = CoarseToFine(coarse, locators, sharpness=sharpness)
+    found = list(finder.locate(photos, candidates=candidates))
     if output == "json":
         return [json.dumps([answer.as_dict() for answer in found], indent=1)]
     if output == "jsonl":

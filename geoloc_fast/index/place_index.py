@@ -347,6 +347,29 @@ class PlaceIndex:
                 raise KeyError(f"ids: there is no place {number}")
         return [place for place in result if place is not None]
 
+    def strips(self, layer: str, ids: Iterable[int] | np.ndarray) -> Rows:
+        """What places of these ids, in this order, have in a layer, as it is stored. KeyError if one is not there."""
+        checks.choice("layer", layer, [one.name for one in self.layers])
+        wanted, shape = checked_ids(ids), self._snapshot.state.layer(layer).strip
+        found: list[torch.Tensor] = [torch.zeros(0, *shape)]
+        places, there = [np.zeros(0, np.int64)], np.zeros(len(wanted), bool)
+        for segment in self._segments():
+            here, row = segment.find(wanted)
+            there[here] = True
+            bank = segment.banks.get(layer)
+            if bank is None or not len(here):
+                continue
+            first, end = bank.rows(row)
+            count = end - first
+            rows = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
+            found.append(bank.strips.unpack(torch.from_numpy(rows).to(bank.strips.device)).cpu())
+            places.append(np.repeat(here, count))
+        if not there.all():
+            raise KeyError(f"ids: there is no place {wanted[~there][0]}")
+        place = np.concatenate(places)
+        order = np.argsort(place, kind="stable")
+        return Rows(torch.cat(found)[torch.from_numpy(order)], place[order])
+
     # --- search ------------------------------------------------------------------------------------------
 
     def search(

@@ -3,8 +3,10 @@
     P(place) = P(spot) * the share of the spot that is indexed * P(place given the spot)
 
 A spot is a cell that scores best within `spacing_m`, with all cells round it; its probability is what the softmax of
-the cell model, with its fitted temperature, gives to all of them. What a spot has beyond what fine indexes cover is
-"not covered", and what lies in no spot is "elsewhere": an answer says how much it does not know.
+the cell model, with its fitted temperature, gives to all of them. P(place given the spot) is a candidate's share of the
+spot's weight to a power, the sharpness, which `fit` learns from photos of known position; an answer says whether it
+was. What a spot has beyond what fine indexes cover is "not covered", and what lies in no spot is "elsewhere": an answer
+says how much it does not know.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from geoloc_fast.locate.locator import Answer, Given, Locator
 __all__ = ["CoarseAnswer", "CoarseToFine", "Spot", "SpotCandidate", "covered_share", "fit_sharpness", "spots_of"]
 
 SPACING_M = 300.0
+RIGHT_M = 25.0  # a candidate so near to where a photo was taken is the right one
 REACH_M = 50.0  # a point is covered when a place is so near
 _CELLS = 1024  # that are looked up; the rest are given at most the last one's score
 _GRID_LEVEL = 18  # of the cells whose centres coverage is counted on: 30 m
@@ -72,6 +75,8 @@ class CoarseAnswer:
     """That it was taken in one of the spots, where no fine index has places."""
     elsewhere: float
     """That it was taken in none of the spots."""
+    sharpness: float | None = None
+    """Power of the candidates' shares of a spot; None: it was not fitted, and their probabilities are a guess."""
     problem: str | None = None
     """Why it is unreadable."""
 
@@ -80,6 +85,7 @@ class CoarseAnswer:
         return {
             "image": self.image,
             "problem": self.problem,
+            "sharpness": self.sharpness,
             "not_covered": round(self.not_covered, 4),
             "elsewhere": round(self.elsewhere, 4),
             "spots": [{**spot._asdict(), "probability": round(spot.probability, 4)} for spot in self.spots],
@@ -122,6 +128,8 @@ class CoarseAnswer:
                 f"  place   {where}  {100 * found.probability:5.1f} %  {found.found_in}, spot {found.spot}{turn}"
             )
         left = f"  not covered {100 * self.not_covered:.1f} %, elsewhere {100 * self.elsewhere:.1f} %"
+        if self.candidates and self.sharpness is None:
+            left += "; how places share a spot was not fitted"
         return [*lines, left]
 
 
@@ -133,7 +141,7 @@ class CoarseToFine:
         fine: locators of fine indexes, of any models.
         spots: how many are looked into.
         spacing_m: no two spots are nearer.
-        sharpness: power of the candidates' weights within a spot, 1 until `fit_sharpness` says otherwise.
+        sharpness: power of the candidates' shares of a spot, as `fit` gives it; None: 1, and answers say so.
     """
 
     def __init__(
@@ -143,11 +151,11 @@ class CoarseToFine:
         *,
         spots: int = 5,
         spacing_m: float = SPACING_M,
-        sharpness: float = 1.0,
+        sharpness: float | None = None,
     ) -> None:
         if [layer.name for layer in cells.model.layers] != ["cell"]:
             raise PlaceIndexError(f"{cells.index.path}: expected an index of cells, got one of {cells.model.kind}")
-        if spots < 1 or not spacing_m > 0 or not sharpness > 0:
+        if spots < 1 or not spacing_m > 0 or not (sharpness is None or sharpness > 0):
             raise ValueError(f"spots, spacing_m, sharpness: expected above 0, got {(spots, spacing_m, sharpness)}")
         self.cells, self.fine = cells, list(fine)
         self.spots, self.spacing_m, self.sharpness = spots, spacing_m, sharpness
@@ -159,7 +167,7 @@ class CoarseToFine:
         for image in images:
             coarse = next(self._wide.locate([image], candidates=1))
             if coarse.neighbours is None:
-                yield CoarseAnswer(coarse.image, (), (), 0.0, 1.0, coarse.problem)
+                yield CoarseAnswer(coarse.image, (), (), 0.0, 1.0, self.sharpness, coarse.problem)
                 continue
             yield self._answer(image, coarse.image, coarse.neighbours, candidates)
 
@@ -173,24 +181,48 @@ class CoarseToFine:
             there = [locator for locator in self.fine if len(locator.index.ids(region))]
             covered = covered_share(region, [locator.index for locator in there])
             spots.append(spot._replace(key=keys[spot.place], covered=covered))
-            for locator, candidate, share in self._within(image, region, there):
+            within = self._within(image, region, there)
+            shares = _sharpened(np.array([share for _, _, share in within]), self.sharpness or 1.0)
+            for (locator, candidate, _), share in zip(within, shares.tolist(), strict=True):
                 probability = spot.probability * covered * share
                 inside.append(SpotCandidate(probability, number, locator.index.path.name, candidate))
         inside.sort(key=lambda one: -one.probability)
         total = sum(spot.probability for spot in spots)
         empty = sum(spot.probability * (1 - spot.covered) for spot in spots)
-        return CoarseAnswer(name, tuple(spots), tuple(inside[:limit]), empty, max(0.0, 1 - total))
+        return CoarseAnswer(name, tuple(spots), tuple(inside[:limit]), empty, max(0.0, 1 - total), self.sharpness)
+
+    def fit(self, images: Sequence[Given], lat: Sequence[float], lon: Sequence[float]) -> float:
+        """The sharpness that makes the places where these photos were taken most likely, each among the candidates of
+        its own spot; from then on it counts. ValueError if none of them was taken at an indexed place."""
+        level = self.cells.model.config.cell_level  # type: ignore[attr-defined]
+        middle_lat, middle_lon = s2.center(s2.from_lat_lon(lat, lon, level))
+        shares, right = [], []
+        for n, image in enumerate(images):
+            region = Circle(float(middle_lat[n]), float(middle_lon[n]), self.spacing_m)
+            within = self._within(image, region, [one for one in self.fine if len(one.index.ids(region))])
+            at = [(found.lat, found.lon) for _, found, _ in within]
+            away = [np.inf if a is None or b is None else float(great_circle_m(lat[n], lon[n], a, b)) for a, b in at]
+            shares.append(np.array([share for _, _, share in within]))
+            right.append(int(np.argmin(away)) if away and min(away) <= RIGHT_M else -1)
+        self.sharpness = fit_sharpness(shares, right)
+        return self.sharpness
 
     def _within(self, image: Given, region: Circle, there: Sequence[Locator]) -> list[tuple[Locator, Candidate, float]]:
-        """Candidates of the fine indexes in a region, and what share each has; together 1."""
+        """Candidates of the fine indexes in a region, and the share of each in the weight of all."""
         found = []
         for locator in there:
             inside = Locator(locator.index, locator.model, confidence=locator.confidence, within=region)
-            answer = next(inside.locate([image], candidates=64))
+            answer = next(inside.locate([image], candidates=64))  # of a photo that cannot be read there are none
             places = len(locator.index.ids(region))
-            found += [(locator, one, places * one.weight**self.sharpness) for one in answer.candidates]
+            found += [(locator, one, places * one.weight) for one in answer.candidates]
         total = sum(share for _, _, share in found)
         return [(locator, one, share / total) for locator, one, share in found] if total else []
+
+
+def _sharpened(shares: np.ndarray, power: float) -> np.ndarray:
+    """Shares to a power; together 1."""
+    found = shares**power
+    return found / found.sum() if len(found) else found
 
 
 def spots_of(nearest: Neighbours, cells: int, temperature: float, count: int, spacing_m: float) -> list[Spot]:

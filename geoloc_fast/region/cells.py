@@ -17,9 +17,9 @@ from geoloc_fast.models.cells import CellGeolocalizer
 from geoloc_fast.progress import Progress
 from geoloc_fast.region.encode import encode_places
 
-__all__ = ["build_cell_index", "refresh_cells"]
+__all__ = ["build_cell_index", "refold_cells", "refresh_cells"]
 
-_AT_ONCE = 8192  # cells without a tile in one commit
+_AT_ONCE = 8192  # cells without an image to encode, in one commit
 
 
 def build_cell_index(
@@ -85,6 +85,48 @@ def refresh_cells(index: PlaceIndex, model: CellGeolocalizer, manifest: Manifest
         _add(index, model, ids, part.layers["cell"], counts, _dates(manifest, part.rows))
         changed += index.remove([before[s2.token(cell)] for cell in ids])
     return changed
+
+
+def refold_cells(
+    index: PlaceIndex,
+    out: str | os.PathLike[str],
+    before: CellGeolocalizer,
+    after: CellGeolocalizer,
+    progress: Progress | None = None,
+) -> int:
+    """The cells of an index with another kappa, as a new index or one that was begun; returns how many it has.
+
+    No image is looked at: what `before` folded in of the prototypes goes, what `after` folds in comes. A value is
+    rounded once more than in an index built anew. ValueError, and nothing is made, unless the models differ in kappa
+    and temperature alone.
+    """
+    index.check_model(before.fingerprint)
+    if not before.same_codes(after):
+        raise ValueError("after: expected the model of this index with another kappa or temperature, got another one")
+    if not PlaceIndex.exists(out):
+        PlaceIndex.create(out, model=str(after.fingerprint), layers=after.layers, dtype=index.dtype).close()
+    with PlaceIndex.open(out, "write", model=after.fingerprint) as new:
+        known, old = new.keys(), index.keys()
+        todo = np.array([number for key, number in old.items() if key not in known], np.int64)
+        for start in range(0, len(todo), _AT_ONCE):
+            places = index.places(todo[start : start + _AT_ONCE])
+            strips, owner, *_ = index.strips("cell", todo[start : start + _AT_ONCE])
+            cells = np.array([s2.from_token(place.key) for place in places], np.uint64)[owner]
+            nothing = torch.zeros(len(cells), after.config.dim, device=after.stand_in.device)
+            there = torch.ones(len(cells), dtype=torch.bool, device=nothing.device)
+            change = (after.codes(cells, nothing, there) - before.codes(cells, nothing, there)).detach().cpu()
+            names = {name for place in places for name in place.attributes}
+            new.add(
+                {"cell": Rows(strips + change[:, :, None, None], owner)},
+                model=after.fingerprint,
+                lat=[place.lat for place in places],
+                lon=[place.lon for place in places],
+                key=[place.key for place in places],
+                attributes={name: [place.attributes.get(name) for place in places] for name in sorted(names)},
+            )
+            if progress is not None:
+                progress(len(known) + start + len(places), len(old))
+        return len(new)
 
 
 def cells_of(manifest: Manifest, model: CellGeolocalizer) -> np.ndarray:

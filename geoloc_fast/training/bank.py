@@ -3,18 +3,24 @@
 `bank_log_sum` is what a multi-similarity loss, a softmax or an InfoNCE over all prototypes needs of them. The
 definition is `geoloc_fast.reference.bank_log_sum`; here memory is O(batch x block), and the gradient of
 the bank holds only the rows that mattered.
+
+Where the bank is spread over processes, each by a range of its rows, everybody's queries visit every process
+(`spread_log_sum`, `spread_mix`): what travels is O(batch), never a row of the bank or its gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["bank_log_sum", "blocks"]
+from geoloc_fast.training.distributed import gather_sum, gathered, own_range, scatter_sum, world
 
-_BLOCK_BYTES = 32 << 20  # of a block's scores
+__all__ = ["bank_log_sum", "blocks", "spread_log_sum", "spread_mix"]
+
+_BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}  # of a block's scores: on a CPU what its caches hold
 _LEAST_ROWS, _MOST_ROWS = 256, 1 << 16
 
 
@@ -42,9 +48,56 @@ def bank_log_sum(query: Tensor, bank: Tensor, ignored: Tensor, scale: float, *, 
     return found
 
 
+def spread_log_sum(
+    query: Tensor, bank: Tensor, rows: int, ignored: Tensor, scale: float, *, least: float | None = None
+) -> Tensor:
+    """`bank_log_sum` of this process's queries over all `rows` of a bank of which it has its own: [B].
+
+    `ignored` counts rows of the whole. All processes have as many queries. The gradient of the bank is of everybody's
+    queries, that of the queries over everybody's rows.
+    """
+    if world()[1] == 1:
+        return bank_log_sum(query, bank, ignored, scale, least=least)
+    here = bank_log_sum(gather_sum(query), bank, _own(gathered(ignored), rows), scale, least=least)
+    found: Tensor = _LogSumAcross.apply(here)
+    return found
+
+
+def spread_mix(mix: Callable[[Tensor, Tensor], Tensor], rows: int, at: Tensor, weights: Tensor) -> Tensor:
+    """mix(at, weights) [B, D], a sum over rows `at` [B, K] of a table of which this process has its own.
+
+    `at` counts rows of the whole, -1 for none; `mix` is asked for everybody's, with those that are not here as -1.
+    """
+    if world()[1] == 1:
+        return mix(at, weights)
+    return scatter_sum(mix(_own(gathered(at), rows), gathered(weights)))
+
+
+def _own(at: Tensor, rows: int) -> Tensor:
+    """Rows of the whole as rows of this process's part, -1 where they are not in it."""
+    first, end = own_range(rows)
+    return torch.where((at >= first) & (at < end), at - first, -1)
+
+
+class _LogSumAcross(torch.autograd.Function):
+    """log of the sum over processes of exp(x), [B of all] in each, for the own queries: [B]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rank, processes = world()
+        total = gathered(x).view(processes, -1).logsumexp(0)
+        ctx.save_for_backward(torch.where(total.isfinite(), (x - total).exp(), 0))
+        return total.chunk(processes)[rank]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (share,) = ctx.saved_tensors
+        return share * gathered(grads[0])
+
+
 def blocks(query: Tensor, rows: int) -> list[tuple[int, int]]:
     """Where the blocks of rows that a pass holds at once begin and end."""
-    step = min(max(_BLOCK_BYTES // max(4 * len(query), 1), _LEAST_ROWS), _MOST_ROWS)
+    step = min(max(_BLOCK_BYTES[query.device.type] // max(4 * len(query), 1), _LEAST_ROWS), _MOST_ROWS)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

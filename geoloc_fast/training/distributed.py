@@ -4,13 +4,18 @@ Without `torchrun` there is one process, and nothing here does anything.
 
     gather_sum    everybody's rows; the gradients of all processes are summed: strips that everybody's scores depend on
     gather_own    everybody's rows; each process takes the gradient of its own: scores of which all know the whole loss
+    scatter_sum   everybody's parts of all rows; each process gets the sum of its own rows: `gather_sum` backwards
     shared        a parameter of a loss that every process computes whole
+
+A table that no process could hold is spread over them: each has a range of its rows (`spread`), takes their gradients
+and moves them. `whole_tables` puts it together in process 0 for a while, to be saved or measured.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +26,22 @@ from torch import Tensor
 __all__ = [
     "any_process",
     "barrier",
+    "clip_gradients",
     "device_of",
     "gather_own",
     "gather_sum",
     "gathered",
     "of_process_0",
+    "own_range",
+    "own_rows",
     "reduce_gradients",
+    "scatter_sum",
     "shared",
+    "spread",
+    "spread_rows",
     "summed",
+    "whole",
+    "whole_tables",
     "world",
 ]
 
@@ -87,6 +100,18 @@ class _GatherOwn(torch.autograd.Function):
         return _own(grads[0])
 
 
+class _ScatterSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return _own(total)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return gathered(grads[0])
+
+
 def gather_sum(x: Tensor) -> Tensor:
     """The tensors of all processes in one; gradients are the sum over processes."""
     return x if world()[1] == 1 else _GatherSum.apply(x)
@@ -95,6 +120,11 @@ def gather_sum(x: Tensor) -> Tensor:
 def gather_own(x: Tensor) -> Tensor:
     """The tensors of all processes in one; the gradient is this process's own part."""
     return x if world()[1] == 1 else _GatherOwn.apply(x)
+
+
+def scatter_sum(x: Tensor) -> Tensor:
+    """The sum over all processes of the own rows, of x [rows of all, ...]; a gradient goes to everybody's parts."""
+    return x if world()[1] == 1 else _ScatterSum.apply(x)
 
 
 def shared(x: Tensor) -> Tensor:
@@ -118,6 +148,105 @@ def reduce_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     dist.all_reduce(flat)
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = part.view_as(p).to(p.dtype)
+
+
+# -- tables of which each process has a range of rows ------------------------------------------------
+
+
+def spread(table: torch.nn.Parameter) -> None:
+    """Leaves this process its own rows of a table that all have whole, [R, D]. To be done before the optimiser."""
+    if world()[1] > len(table):
+        raise ValueError(f"expected at most as many processes as rows of the table, got {world()[1]} and {len(table)}")
+    if world()[1] > 1:
+        table.spread_rows = len(table)  # type: ignore[attr-defined]
+        table.data = own_rows(table.data, len(table)).clone()
+
+
+def spread_rows(table: Tensor) -> int | None:
+    """How many rows a table that was spread has in all processes together; None if it is whole here."""
+    return getattr(table, "spread_rows", None)
+
+
+def own_range(rows: int) -> tuple[int, int]:
+    """(first, end) of the rows that this process has; the ranges of all differ in length by one at most."""
+    rank, processes = world()
+    return rows * rank // processes, rows * (rank + 1) // processes
+
+
+def own_rows(x: Tensor, rows: int | None) -> Tensor:
+    """This process's part of a whole table of so many rows; all of it where it is not spread (None)."""
+    if rows is None:
+        return x
+    if len(x) != rows:
+        raise ValueError(f"expected a table of {rows} rows, got {len(x)}")
+    return x[slice(*own_range(rows))]
+
+
+def whole(x: Tensor, rows: int) -> Tensor:
+    """Everybody's parts of a table of so many rows, in every process."""
+    _, processes = world()
+    if processes == 1:
+        return x
+    most = -(-rows // processes)
+    padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+    parts = gathered(padded).split(most)
+    ends = [rows * n // processes for n in range(processes + 1)]
+    return torch.cat([part[: b - a] for part, a, b in zip(parts, ends[:-1], ends[1:], strict=True)])
+
+
+@contextlib.contextmanager
+def whole_tables(model: torch.nn.Module, state: Mapping[Tensor, dict[str, Any]]) -> Iterator[None]:
+    """Process 0 has all rows of every table that is spread meanwhile, and of what the optimiser keeps of each row.
+    To be entered by all processes."""
+    before: list[tuple[torch.nn.Parameter, Tensor]] = []
+    kept: list[tuple[dict[str, Any], str, Tensor]] = []
+    for table in model.parameters():
+        rows = spread_rows(table)
+        if rows is None:
+            continue
+        before.append((table, table.data))
+        found = whole(table.data, rows)
+        own = len(table)
+        if world()[0] == 0:
+            table.data = found
+        for name, value in state.get(table, {}).items():
+            if isinstance(value, Tensor) and value.ndim and len(value) == own:
+                kept.append((state[table], name, value))
+                found = whole(value, rows)
+                if world()[0] == 0:
+                    state[table][name] = found
+    try:
+        yield
+    finally:
+        for table, data in before:
+            table.data = data
+        for values, name, value in kept:
+            values[name] = value
+
+
+def clip_gradients(model: torch.nn.Module, most: float) -> float:
+    """Scales all gradients so that their norm is at most so much; returns what it was, the same in every process.
+    Those of spread tables count with the rows of all processes, sparse ones with the rows they hold."""
+    with_grad = [p for p in model.parameters() if p.grad is not None]
+    if not any(p.grad.is_sparse or spread_rows(p) is not None for p in with_grad):  # type: ignore[union-attr]
+        return float(torch.nn.utils.clip_grad_norm_(with_grad, most))
+    device = next(model.parameters()).device
+    here, apart = torch.zeros((), device=device), torch.zeros((), device=device)
+    values = []
+    for p in with_grad:
+        assert p.grad is not None
+        if p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+        values.append(p.grad.values() if p.grad.is_sparse else p.grad)
+        total = here if spread_rows(p) is None else apart
+        total += values[-1].detach().float().square().sum()
+    if any(spread_rows(p) is not None for p in model.parameters()):
+        dist.all_reduce(apart)
+    norm = float((here + apart).sqrt())
+    if norm > most:
+        for part in values:
+            part.mul_(most / (norm + 1e-6))
+    return norm
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -40,7 +40,8 @@ class AdamWithRows(torch.optim.AdamW):
             state["sum"] = torch.zeros(len(table), device=table.device)
         if grad.is_sparse:
             grad = grad.coalesce()
-            rows, values = grad.indices()[0], grad.values()
+            there = grad.values().any(1)
+            rows, values = grad.indices()[0][there], grad.values()[there]
         else:
             rows = grad.any(1).nonzero()[:, 0]
             values = grad[rows]

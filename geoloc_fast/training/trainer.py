@@ -32,7 +32,15 @@ from omegaconf import OmegaConf
 from geoloc_fast.errors import TrainingStopped
 from geoloc_fast.files import write_atomically
 from geoloc_fast.training.checkpoint import Checkpoint, first_difference
-from geoloc_fast.training.distributed import any_process, barrier, world
+from geoloc_fast.training.distributed import (
+    any_process,
+    barrier,
+    clip_gradients,
+    own_rows,
+    spread_rows,
+    whole_tables,
+    world,
+)
 from geoloc_fast.training.log import Display, Log, cut_log
 from geoloc_fast.training.recipe import Recipe
 from geoloc_fast.training.settings import deciding
@@ -103,8 +111,13 @@ class Trainer:
                     self.save()
                 if stopping:
                     raise KeyboardInterrupt
-        if self.rank == 0:
-            self.recipe.save_model(self.out / "model.safetensors")
+        with self._whole():
+            if self.rank == 0:
+                self.recipe.save_model(self.out / "model.safetensors")
+
+    def _whole(self) -> contextlib.AbstractContextManager[None]:
+        """All of the model and the optimiser in process 0, what is spread over the others included."""
+        return whole_tables(self.recipe.model, self.recipe.optimiser.state)
 
     def _device(self) -> torch.device:
         return next(self.recipe.model.parameters()).device
@@ -124,7 +137,7 @@ class Trainer:
         for group in recipe.optimiser.param_groups:
             group["lr"] = rate * group.get("times", 1.0)
         numbers = recipe.gradients(batch, step=self.step, epoch=self.epoch)
-        norm = float(torch.nn.utils.clip_grad_norm_(recipe.model.parameters(), self.settings.train.clip))
+        norm = clip_gradients(recipe.model, self.settings.train.clip)
         # The same in every process, so that all stop together.
         if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
             ids = {"step": self.step, "loss": str(numbers["loss"]), "gradient_norm": str(norm)}
@@ -152,13 +165,14 @@ class Trainer:
         self._sums.clear()
 
     def _evaluate(self, log: Log, display: Display) -> None:
-        if self.rank == 0:
-            found = self.recipe.evaluate(self.step)
-            log.write({"step": self.step, "evaluation": found.numbers})
-            display.say(f"step {self.step}: {found.text}")
-            if found.best is not None and found.best > self.best:
-                self.best = found.best
-                self.recipe.save_model(self.out / "best.safetensors")
+        with self._whole():
+            if self.rank == 0:
+                found = self.recipe.evaluate(self.step)
+                log.write({"step": self.step, "evaluation": found.numbers})
+                display.say(f"step {self.step}: {found.text}")
+                if found.best is not None and found.best > self.best:
+                    self.best = found.best
+                    self.recipe.save_model(self.out / "best.safetensors")
         barrier()
 
     @contextlib.contextmanager
@@ -182,9 +196,12 @@ class Trainer:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes a checkpoint from which `--resume` goes on, in process 0 alone."""
-        if self.rank != 0:
-            return
+        """Writes a checkpoint from which `--resume` goes on, in process 0 alone; to be called in all."""
+        with self._whole():
+            if self.rank == 0:
+                self._save()
+
+    def _save(self) -> None:
         model, optimiser = self.recipe.model, self.recipe.optimiser
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         for name, parameter in model.named_parameters():
@@ -216,13 +233,17 @@ class Trainer:
         def below(prefix: str) -> dict[str, torch.Tensor]:
             return {n.removeprefix(prefix): v for n, v in found.tensors.items() if n.startswith(prefix)}
 
-        self.recipe.model.load_state_dict(below("model."))
+        weights = below("model.")
         for name, parameter in self.recipe.model.named_parameters():
+            rows = spread_rows(parameter)
+            if rows is not None:
+                weights[name] = own_rows(weights[name], rows)
             state = below(f"optimiser.{name}.")
             if state:
                 self.recipe.optimiser.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter) for key, value in state.items()
+                    key: value if key == "step" else own_rows(value, rows).to(parameter) for key, value in state.items()
                 }
+        self.recipe.model.load_state_dict(weights)
         self.recipe.restore(below("recipe."))
         self.step, self.epoch, self.start = position["step"], position["epoch"], position["start"]
         self.best, self.seconds = position["best"], position["seconds"]

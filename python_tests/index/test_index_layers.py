@@ -301,6 +301,29 @@ def test_parts_of_an_index_give_what_the_whole_gives(tmp_path: Path) -> None:
         merge(found, 100)
 
 
+def test_strips_are_read_as_they_are_stored_whatever_the_order_of_their_places(tmp_path: Path) -> None:
+    of = world(LAYERS, 40, seed=37)
+    with make(tmp_path / "index", of, (25, 15)) as index:
+        index.remove([7])
+        asked = [33, 2, 2, 26, 11]
+        for layer in of.layers:
+            strips, place, lat, lon = index.strips(layer.name, asked)
+            rows = of.rows[layer.name]
+            assert rows.place is not None
+            expected = [np.flatnonzero(rows.place == number) for number in asked]
+            assert place is not None
+            assert place.tolist() == [n for n, at in enumerate(expected) for _ in at]
+            stored = StripBank.pack(rows.strips, dtype="fp32").unpack()
+            assert torch.equal(strips, stored[np.concatenate(expected)])
+            assert (lat, lon) == (None, None)
+        assert len(index.strips("cell", []).strips) == 0
+        for wrong, words in ((7, "there is no place 7"), (40, "there is no place 40")):
+            with pytest.raises(KeyError, match=words):
+                index.strips("cell", [1, wrong])
+        with pytest.raises(ValueError, match="layer"):
+            index.strips("sound", [1])
+
+
 def test_one_layer_of_several_rows_is_a_search_by_group(tmp_path: Path) -> None:
     of = world((STREET,), 50, seed=31)
     rows = of.rows["street"]

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from geoloc_fast.city.continent import write_continent
 from geoloc_fast.cli.run import app
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import OtherModelError
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m, move_m
@@ -24,7 +25,8 @@ from geoloc_fast.locate.coarse_to_fine import CoarseToFine, covered_share, fit_s
 from geoloc_fast.locate.locator import Locator
 from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig
 from geoloc_fast.models.contract import Photo
-from geoloc_fast.region.cells import build_cell_index, refresh_cells
+from geoloc_fast.region import cells as cells_module
+from geoloc_fast.region.cells import build_cell_index, refold_cells, refresh_cells
 
 CONFIG = CellsConfig(
     prototype_level=16, cell_level=17, clusters=6, cluster_dim=4, global_dim=8, hidden=16, photo_size=(48, 64),
@@ -133,6 +135,44 @@ def test_a_changed_tile_changes_its_cell_alone(
             refresh_cells(opened, model, copy, ["4b"])
 
 
+def test_another_kappa_makes_the_index_that_a_build_would_without_an_image(
+    continent: Manifest, model: CellGeolocalizer, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = CellGeolocalizer(model.config, model.prototypes.ids)
+    after.load_state_dict(model.state_dict())
+    after.calibrated(0.3, 0.2)
+    after.save(tmp_path / "after.safetensors")
+    after = CellGeolocalizer.load(tmp_path / "after.safetensors")
+    build_cell_index(tmp_path / "anew", after, continent, dtype="fp32")
+    monkeypatch.setattr(cells_module, "_AT_ONCE", 50)
+    monkeypatch.setattr(cells_module, "encode_places", None)  # whatever would look at an image
+    with PlaceIndex.open(index) as old:
+        count = refold_cells(old, tmp_path / "refolded", model, after)
+        assert count == refold_cells(old, tmp_path / "refolded", model, after) == len(old)
+        old_keys = old.keys()
+        other = CellGeolocalizer(model.config, model.prototypes.ids)
+        with pytest.raises(ValueError, match="after: expected the model of this index with another kappa"):
+            refold_cells(old, tmp_path / "none", model, other)
+        with pytest.raises(OtherModelError):
+            refold_cells(old, tmp_path / "none", after, model)
+        assert not (tmp_path / "none").exists()
+        assert old.keys() == old_keys
+    with PlaceIndex.open(tmp_path / "anew") as anew, PlaceIndex.open(tmp_path / "refolded") as new:
+        assert new.model == anew.model == after.fingerprint != model.fingerprint
+        one, two = anew.keys(), new.keys()
+        assert one.keys() == two.keys()
+        order = list(one)
+        expected = anew.strips("cell", [one[key] for key in order])
+        got = new.strips("cell", [two[key] for key in order])
+        torch.testing.assert_close(got.strips, expected.strips, rtol=1e-4, atol=1e-5)
+        with PlaceIndex.open(index) as old:
+            was = old.strips("cell", [old_keys[key] for key in order])
+        assert float((was.strips - got.strips).abs().max()) > 0.05
+        places = [opened.places([keys[key] for key in order]) for opened, keys in ((anew, one), (new, two))]
+        assert [place.attributes for place in places[0]] == [place.attributes for place in places[1]]
+        assert [(place.lat, place.lon) for place in places[0]] == [(place.lat, place.lon) for place in places[1]]
+
+
 def test_places_that_are_no_cells_make_no_index(continent: Manifest, model: CellGeolocalizer, tmp_path: Path) -> None:
     named = continent.places.set_column(0, "id", [[f"place {n}" for n in range(len(continent.places))]])
     coarse = continent.places.set_column(
@@ -145,6 +185,35 @@ def test_places_that_are_no_cells_make_no_index(continent: Manifest, model: Cell
                 tmp_path / "x", model, continent.replace(places=places, photos=continent.photos.slice(0, 0))
             )
         assert not (tmp_path / "x").exists()
+
+
+def test_a_bundle_of_another_model_is_refused_and_changes_nothing(
+    continent: Manifest, model: CellGeolocalizer, index: Path, tmp_path: Path
+) -> None:
+    other = CellGeolocalizer(CONFIG, model.prototypes.ids[:3])
+    other.save(tmp_path / "other.safetensors")
+    other = CellGeolocalizer.load(tmp_path / "other.safetensors")
+    copy = tmp_path / "index"
+    shutil.copytree(index, copy)
+    before = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
+    with pytest.raises(OtherModelError):
+        build_cell_index(copy, other, continent)
+    with PlaceIndex.open(copy, "write") as opened, pytest.raises(OtherModelError):
+        refresh_cells(opened, other, continent, [continent.places["id"][0].as_py()])
+    photo = str(continent.root / continent.photos["image"][0].as_py())
+    asked = ["locate", photo, "--cells", str(copy), "--cells-model", str(tmp_path / "other.safetensors")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == OtherModelError.exit_code
+    assert "holds strips of model" in str(done.exception or done.output)
+    assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
+
+
+def test_an_area_without_tiles_has_the_cells_below_prototypes(
+    continent: Manifest, model: CellGeolocalizer, tmp_path: Path
+) -> None:
+    bare = continent.replace(places=continent.places.slice(0, 0), photos=continent.photos)
+    count = build_cell_index(tmp_path / "bare", model, bare)
+    assert count == 4 * len(model.prototypes)
 
 
 # --- from a continent to a spot ---
@@ -214,8 +283,38 @@ def test_from_a_photo_to_a_place_and_what_is_left(
         assert bad.problem
         assert (bad.candidates, bad.elsewhere) == ((), 1.0)
         assert answer.as_dict()["candidates"][0]["index"] == "city-a.index"
-        with pytest.raises(ValueError, match="spots, spacing_m, sharpness: expected above 0"):
-            CoarseToFine(Locator(cells, model), [], spots=0)
+        assert answer.sharpness is None
+        assert answer.as_lines()[-1].endswith("how places share a spot was not fitted")
+        for wrong in ({"spots": 0}, {"sharpness": 0.0}):
+            with pytest.raises(ValueError, match="spots, spacing_m, sharpness: expected above 0"):
+                CoarseToFine(Locator(cells, model), [], **wrong)
+
+
+def test_how_places_share_a_spot_is_fitted_and_said(
+    continent: Manifest, model: CellGeolocalizer, index: Path, tmp_path: Path
+) -> None:
+    rows = continent.photos.to_pylist()[:12]
+    photos = [continent.root / row["image"] for row in rows]
+    at = np.array([(row["lat"], row["lon"]) for row in rows])
+    code = torch.stack([model.encode_queries([Photo(rgb(photo))])["cell"].strips.flatten() for photo in photos])
+    lat, lon = move_m(at[:, 0], at[:, 1], np.full(12, 120.0), np.zeros(12))  # of each a rival in the same spot
+    places = np.concatenate([at[:, 0], lat]), np.concatenate([at[:, 1], lon])
+    with PlaceIndex.open(index) as cells:
+        fitted = []
+        for name, codes in (("right", torch.cat([code, -code])), ("wrong", torch.cat([0.99 * code, code]))):
+            with fine_index(tmp_path / name, model, *places, codes) as fine:
+                finder = CoarseToFine(Locator(cells, model), [Locator(fine, model)])
+                before = next(finder.locate(photos[:1]))
+                fitted.append(finder.fit(photos, at[:, 0].tolist(), at[:, 1].tolist()))
+                answer = next(finder.locate(photos[:1]))
+                assert (before.sharpness, answer.sharpness) == (None, fitted[-1])
+                assert answer.as_dict()["sharpness"] == fitted[-1]
+                assert "not fitted" not in answer.as_lines()[-1]
+                together = sum(one.probability for one in next(finder.locate(photos[:1], candidates=64)).candidates)
+                assert together + answer.not_covered + answer.elsewhere == pytest.approx(1, abs=1e-6)
+                with pytest.raises(ValueError, match="got none"):
+                    finder.fit(photos[:1], [10.0], [10.0])
+        assert fitted[0] > 2 * fitted[1]  # where the best is right it is trusted
 
 
 def test_one_command_goes_from_cells_to_places(continent: Manifest, model: CellGeolocalizer, tmp_path: Path) -> None:
@@ -230,9 +329,10 @@ def test_one_command_goes_from_cells_to_places(continent: Manifest, model: CellG
         fine_index(tmp_path / name, model, lat[half], lon[half], codes).close()
     asked = ["locate", photo, "--cells", str(built), "--cells-model", str(bundle), "--model", str(bundle)]
     asked += ["--index", str(tmp_path / "city-a.index"), "--index", str(tmp_path / "city-b.index")]
-    done = run.invoke(app, [*asked, "--json", "--candidates", "64"])
+    done = run.invoke(app, [*asked, "--json", "--candidates", "64", "--sharpness", "0.7"])
     assert done.exit_code == 0, done.output
     (answer,) = json.loads(done.stdout)
+    assert answer["sharpness"] == 0.7
     assert {one["index"] for one in answer["candidates"]} <= {"city-a.index", "city-b.index"}
     assert max(spot["covered"] for spot in answer["spots"]) > 0.5
     together = sum(one["probability"] for one in answer["candidates"]) + answer["not_covered"] + answer["elsewhere"]
@@ -241,6 +341,7 @@ def test_one_command_goes_from_cells_to_places(continent: Manifest, model: CellG
     assert "not covered" in done.stdout
     for wrong, words in (
         (asked[:4], "--cells and --cells-model"),
+        (["locate", photo, "--sharpness", "1"], "--sharpness: expected with --cells"),
         ([*asked, "--format", "kml"], "--cells: expected photos"),
     ):
         done = run.invoke(app, wrong)

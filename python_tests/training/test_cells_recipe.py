@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -15,7 +19,15 @@ from geoloc_fast.evaluation.cells import CellDatabase
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig
-from geoloc_fast.training.recipes.cells import CellData, CellsRecipe, evaluate_model, losses, read_settings
+from geoloc_fast.training.command import main
+from geoloc_fast.training.recipes.cells import (
+    CellData,
+    CellsRecipe,
+    evaluate_model,
+    losses,
+    make_recipe,
+    read_settings,
+)
 from geoloc_fast.training.trainer import Trainer
 
 MODEL: dict[str, Any] = {
@@ -139,6 +151,49 @@ def test_what_cannot_be_trained_on_is_refused(continent: Path, tmp_path: Path) -
     ):
         with pytest.raises(ValueError, match=words):
             recipe(continent, tmp_path / "run", **change)
+
+
+def without(table: pa.Table, *columns: str) -> pa.Table:
+    for name in columns:
+        at = table.column_names.index(name)
+        table = table.set_column(at, table.schema.field(at), pa.nulls(len(table), table.schema.field(at).type))
+    return table
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("no positions", r"data\.manifest: expected photos with positions, got none of \d+"),
+        ("no tiles", r"data\.manifest: expected cells with aerial tiles, got none of \d+ places"),
+        ("mixed levels", r"data\.manifest: expected cells of level 17, got levels \[12, 17\]"),
+    ],
+)
+def test_a_manifest_that_cannot_be_trained_on_leaves_nothing(
+    what: str,
+    words: str,
+    continent: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = Manifest.load(continent)
+    places, photos = manifest.places, manifest.photos
+    if what == "no positions":
+        photos = without(photos, "lat", "lon")
+    elif what == "no tiles":
+        street = places.column_names.index("street")  # panoramas alone
+        places = without(places.set_column(street, places.schema.field(street), places["satellite"]), "satellite")
+    else:
+        ids = [s2.token(s2.parent(s2.from_token(places["id"][0].as_py()), 12)), *places["id"].to_pylist()[1:]]
+        places = places.set_column(0, "id", [ids])
+    Manifest(tmp_path / "given", places, photos).save()
+    (tmp_path / "model.yaml").write_text(json.dumps({"model": MODEL, "pretrained": "", "train": {"device": "cpu"}}))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    given = [str(tmp_path / "model.yaml"), f"data.manifest={tmp_path / 'given'}", f"out={tmp_path / 'run'}"]
+    monkeypatch.setattr(sys, "argv", ["cells.py", *given])
+    assert main("-", make_recipe, evaluate_model) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 # --- evaluation ---

@@ -68,8 +68,12 @@ class Prototypes(nn.Module):
 
     def interpolated(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Unit vectors [n, D] of a stencil, zero where it is empty. The gradient reaches all of its rows."""
+        return F.normalize(self.mixed(rows, weights), dim=-1)
+
+    def mixed(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """[n, D]: what `interpolated` makes unit vectors of, the weighted sum of a stencil's rows, -1 for none."""
         near = F.normalize(F.embedding(rows.clamp(min=0), self.weight, sparse=self.sparse).float(), dim=-1)
-        return F.normalize((near * weights[..., None]).sum(-2), dim=-1)
+        return (near * torch.where(rows >= 0, weights, 0)[..., None]).sum(-2)
 
     def of(self, ids: Any) -> Tensor:
         """Unit vectors [n, D] of cells of this or a finer level by the one they lie in, zero where there is none."""

@@ -9,6 +9,9 @@ those with their centre nearer than 1.5 edges are no negatives, all others are, 
 
 A batch is made of groups: a photo, one taken 2 to 10 cells away, one from a cell whose prototype is most similar to
 that of the first, and one from anywhere. With a frozen backbone its tokens are computed once and kept in `data.cache`.
+
+Under torchrun the batch is shared out by groups, and the prototypes are spread: each process has a range of their
+cells, sums over it for everybody's codes, and moves it alone. Photos are compared with the tiles of their own process.
 """
 
 from __future__ import annotations
@@ -33,8 +36,16 @@ from geoloc_fast.geo import s2
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.models.cells import CellGeolocalizer, CellsConfig
 from geoloc_fast.retrieval import StripBank, strip_topk
-from geoloc_fast.training.bank import bank_log_sum
-from geoloc_fast.training.distributed import device_of, reduce_gradients, summed, world
+from geoloc_fast.training.bank import spread_log_sum, spread_mix
+from geoloc_fast.training.distributed import (
+    device_of,
+    reduce_gradients,
+    spread,
+    spread_rows,
+    summed,
+    whole,
+    world,
+)
 from geoloc_fast.training.feature_cache import FeatureCache
 from geoloc_fast.training.losses import info_nce, multi_similarity
 from geoloc_fast.training.recipe import Evaluation
@@ -45,6 +56,7 @@ from geoloc_fast.training.settings import RunSettings, TrainSettings, at_least, 
 __all__ = ["CellData", "CellsRecipe", "Settings", "evaluate_model", "make_recipe", "read_settings"]
 
 LOSSES = ("multi_similarity", "info_nce", "haversine", "hierarchy")
+_DENSE = ("haversine", "hierarchy")  # losses of all prototypes at once
 _CHUNK = 128  # images whose tokens are made and kept together
 _APART_EDGES = 1.5  # a cell nearer than this is no negative
 _NEIGHBOURS = 2, 10  # cells away: a photo there is a hard negative
@@ -247,33 +259,35 @@ def losses(model: CellGeolocalizer, batch: dict[str, Any], how: StepSettings) ->
     ground = model.ground(_seen(model, batch["photo"], how, batch["draw"], aerial=False))
     aerial = model.aerial(_seen(model, batch["tile"], how, batch["draw"], aerial=True))
     own, rows, weights = batch["own"], batch["rows"], batch["weights"]
-    bank, positive = model.prototypes.weight, model.prototypes.interpolated(rows, weights)
+    bank, count = model.prototypes.weight, len(model.prototypes.ids)
+    positive = F.normalize(spread_mix(model.prototypes.mixed, count, rows, weights), dim=-1)
     least = how.least if how.least >= 0 else None
     known, has = weights.sum(1) > 0.5, own >= 0
 
-    def to_bank(code: Tensor, right: Tensor, near: Tensor, kept: Tensor) -> Tensor:
-        score = (code * right).sum(1)
+    def to_bank(code: Tensor, kept: Tensor) -> Tensor:
+        score = (code * positive).sum(1)
+        scale = how.beta if how.loss == "multi_similarity" else 1 / how.temperature
+        total = spread_log_sum(code, bank, count, batch["near"], scale, least=least)
         if how.loss == "multi_similarity":
-            total = bank_log_sum(code, bank, near, how.beta, least=least) - how.beta * how.base
+            total = total - how.beta * how.base
             pull = F.softplus(-how.alpha * (score - how.base)) / how.alpha
             push = torch.logaddexp(total, torch.zeros_like(total)) / how.beta
         else:
-            total = bank_log_sum(code, bank, near, 1 / how.temperature, least=least)
             pull, push = -score / how.temperature, torch.logaddexp(total, score / how.temperature)
-        return ((pull + push) * kept).sum() / kept.sum().clamp(min=1)
+        # A mean over everybody's photos, as if one process had them all.
+        photos = summed({"photos": kept.sum()})["photos"] / world()[1]
+        return ((pull + push) * kept).sum() / photos.clamp(min=1 / world()[1])
 
     found = {}
-    if how.loss in ("haversine", "hierarchy"):
+    if how.loss in _DENSE:
         found["ground_prototype"] = _classes(model, ground, batch, how)
     else:
-        found["ground_prototype"] = to_bank(ground, positive, batch["near"], known)
-        paired = has & known
-        if bool(paired.any()):
-            found["aerial_prototype"] = to_bank(
-                aerial[own[paired]], positive[paired], batch["near"][paired], known[paired]
-            )
-    if how.loss != "haversine" and bool(has.any()) and len(aerial) > 1:
-        found["ground_aerial"] = _across(ground[has] @ aerial.T, own[has], batch["apart"][has], how)
+        found["ground_prototype"] = to_bank(ground, known)
+        found["aerial_prototype"] = to_bank(aerial[own.clamp(min=0)], has & known)
+    if how.loss != "haversine":
+        some = bool(has.any()) and len(aerial) > 1  # the term is there all the same: processes must agree on their sums
+        score = ground[has] @ aerial.T
+        found["ground_aerial"] = _across(score, own[has], batch["apart"][has], how) if some else 0 * score.sum()
     found["loss"] = torch.stack([getattr(how, name) * value for name, value in found.items()]).sum()
     return found
 
@@ -351,6 +365,12 @@ class CellsRecipe:
                     weights = backbone.load_pretrained(settings.pretrained)
             origin = {"backbone": weights.source, "sha256": weights.sha256, "licence": weights.licence}
             model.config = dataclasses.replace(model.config, provenance=origin)
+        if world()[1] > 1 and settings.step.loss in _DENSE:
+            raise ValueError(
+                f"step.loss: expected one that is summed block by block, got {settings.step.loss!r}: it compares with "
+                f"all prototypes at once, which are spread over {world()[1]} processes; use one"
+            )
+        spread(model.prototypes.weight)
         model.to(self.device)
         model.prototypes.sparse = settings.step.least >= 0
         self._edge_m = float(s2.edge_m(cells).mean())
@@ -418,7 +438,7 @@ class CellsRecipe:
             "draw": draw,
             "photo_id": [str(self.data.photos["id"][int(row)]) for row in rows],
         }
-        if self.settings.step.loss in ("haversine", "hierarchy"):
+        if self.settings.step.loss in _DENSE:
             lat, lon = data.lat[rows, None], data.lon[rows, None]
             found["away_m"] = torch.from_numpy(great_circle_m(lat, lon, *self._centre)).float().to(device)
             found["edge_m"] = self._edge_m
@@ -432,10 +452,10 @@ class CellsRecipe:
     @torch.no_grad()
     def _most_similar(self, count: int = 8) -> np.ndarray:
         """int64 [cells of the batches, count], -1 pads: those at least two cells away."""
-        table = self.model.prototypes.weight.detach().cpu()
-        bank = StripBank.pack(table[:, :, None, None], dtype="fp32")
-        found = strip_topk(table[:, :, None, None], bank, min(3 * count, len(bank))).index.numpy()
-        ids, cells = self.model.prototypes.ids, self.batcher.cells
+        ids, cells, own = self.model.prototypes.ids, self.batcher.cells, self.model.prototypes.weight.detach()
+        bank = StripBank.pack(whole(own, len(ids)).cpu()[:, :, None, None], dtype="fp32")
+        some = strip_topk(own.cpu()[:, :, None, None], bank, min(3 * count, len(bank))).index.to(self.device)
+        found = whole(some, len(ids)).cpu().numpy()
         at = np.searchsorted(cells, ids)  # every prototype's cell is one of the batches
         (lat, lon), result = s2.center(ids), np.full((len(cells), count), -1, np.int64)
         away_m = great_circle_m(lat[:, None], lon[:, None], lat[found], lon[found])
@@ -458,8 +478,8 @@ class CellsRecipe:
             trained = [p for p in self.model.parameters() if p.requires_grad]
             for p in trained:
                 if p.grad is not None:
-                    p.grad = (p.grad.to_dense() if p.grad.is_sparse else p.grad) / processes
-            reduce_gradients(trained)
+                    p.grad /= processes
+            reduce_gradients([p for p in trained if spread_rows(p) is None])
             numbers = {name: value / processes for name, value in summed(numbers).items()}
         return {name: float(value) for name, value in numbers.items()}
 
@@ -502,15 +522,17 @@ class CellsRecipe:
         return Evaluation(numbers, numbers.get(self.settings.train.best), text)
 
     def state(self) -> dict[str, Tensor]:
-        similar = self.batcher.similar
+        config, similar = self.model.config, self.batcher.similar
+        calibration = {"calibration": torch.tensor([config.kappa, config.temperature], dtype=torch.float64)}
         if similar is None:
-            return {}
+            return calibration
         padded = np.full((len(similar), 8), -1, np.int64)
         for row, found in zip(padded, similar, strict=True):
             row[: len(found)] = found
-        return {"similar": torch.from_numpy(padded)}
+        return {**calibration, "similar": torch.from_numpy(padded)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        self.model.calibrated(*state["calibration"].tolist())
         if "similar" in state:
             self._similar(state["similar"].numpy())
 
