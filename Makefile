@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt csrc/CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SANITIZE ?= address,undefined
+MUTANTS ?= OFF
 # LOCK=.ci/lock.txt installs exactly the versions of that file, checked by their hashes.
 LOCK ?=
 
@@ -37,14 +38,15 @@ lint: install
 # The native core without Python, under sanitizers.
 native-test: install
 	$(BIN)/cmake -S . -B build/native-$(SANITIZE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DGEOLOC_FAST_PYTHON=OFF -DGEOLOC_FAST_CUDA=OFF \
-		-DGEOLOC_FAST_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo -DGEOLOC_FAST_SANITIZE=$(SANITIZE)
+		-DGEOLOC_FAST_TESTS=ON -DGEOLOC_FAST_MUTANTS=$(MUTANTS) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DGEOLOC_FAST_SANITIZE=$(SANITIZE)
 	$(BIN)/cmake --build build/native-$(SANITIZE)
-	$(BIN)/ctest --test-dir build/native-$(SANITIZE) --output-on-failure
+	$(BIN)/ctest --test-dir build/native-$(SANITIZE) --output-on-failure --parallel $(shell nproc)
 
 python-test: install
 	OMP_WAIT_POLICY=passive GEOLOC_FAST_REQUIRE=cpu $(BIN)/python -m pytest -q -n auto -m "not slow"
 
-test-full: test  ## adds the long grids, the thread sanitizer, and the oldest and newest torch
+test-full: test  ## adds the long grids, mutants of the kernels, the thread sanitizer, and the oldest and newest torch
+	$(MAKE) native-test MUTANTS=ON
 	$(MAKE) native-test SANITIZE=thread
 	GEOLOC_FAST_REQUIRE=cpu $(BIN)/python -m pytest -q -m slow
 	$(MAKE) torch-test TORCH=2.4.1 TORCHVISION=0.19.1 NUMPY='numpy<2.3'

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "cuda/strip_topk_heuristics.h"
 #include "geoloc_fast/strip_topk.h"
@@ -221,17 +222,25 @@ void plans() {
 }  // namespace
 }  // namespace geoloc_fast
 
-int main() {
+// The order of the threads as the argument names it; all three without one.
+int main(int arguments, char** argument) {
   using namespace geoloc_fast;
   plans();
   banks();
-  for (const simt::Order order : {simt::Order::kForward, simt::Order::kBackward, simt::Order::kRandom}) {
+  const std::string only = arguments > 1 ? argument[1] : "";
+  const std::pair<const char*, simt::Order> orders[] = {
+      {"forward", simt::Order::kForward}, {"backward", simt::Order::kBackward}, {"random", simt::Order::kRandom}};
+  bool ran = false;
+  for (const auto& [name, order] : orders) {
+    if (!only.empty() && only != name) continue;
+    ran = true;
     simt::set_order(order, 3);
     all_forms();
     dots_and_groups();
     if (tests::failure_count() > 0) break;  // a mutant has shown itself
     if (order == simt::Order::kRandom) near_ties();
   }
+  CHECK(ran, "no order is called %s", only.c_str());
   std::printf("ran:%s\n", g_plans.c_str());
   return tests::failures();
 }
