@@ -74,14 +74,19 @@ class Trials(NamedTuple):
     """[N], of `SIZES`."""
     kind: np.ndarray
     """[N] text: "home", or what kind of stranger."""
+    layers: tuple[str, ...]
+    """That took part in every search."""
 
     def take(self, rows: np.ndarray) -> Trials:
-        return Trials(*(values[rows] for values in self))
+        return Trials(*(values[rows] for values in self[:-1]), self.layers)
 
     @staticmethod
     def joined(parts: Iterable[Trials]) -> Trials:
-        """Those of several indexes of one model."""
-        return Trials(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        """Those of several indexes of one model and the same layers."""
+        *columns, layers = zip(*parts, strict=True)
+        if len(set(layers)) != 1:
+            raise ValueError(f"parts: expected the same layers in all, got {sorted(set(layers))}")
+        return Trials(*map(np.concatenate, columns), layers[0])
 
 
 def trials(
@@ -137,18 +142,18 @@ def trials(
             parts.append((features, metres[0], bool((metres[1:] <= RIGHT_M).any()), here, size, kinds[n]))
         if progress is not None:
             progress(done + 1, len(regions))
-    return Trials(*(np.array(column) for column in zip(*parts, strict=True)))
+    took_part = tuple(layer.name for layer in model.layers if layer.name in index.filled.intersection(strips))
+    return Trials(*(np.array(column) for column in zip(*parts, strict=True)), took_part)
 
 
 def fit(model: Model, tried: Trials, *, precision: float = 0.9) -> Confidence:
     """A confidence whose answers are right this often where a query was taken in the region, and which says no to
     those that were not: to all but `MOST_ELSEWHERE` of every kind, in regions of every size."""
-    layers = [layer.name for layer in model.layers]
     told = tried.size >= 8  # below there is nothing to learn from
     some = tried.take(np.flatnonzero(told)) if told.any() else tried
     fitted = Confidence.fit(
         str(model.fingerprint), some.features, np.where(some.here, some.away_m, np.inf), some.further_down,
-        layers=layers, here=some.here, precision=precision,
+        layers=tried.layers, here=some.here, precision=precision,
     )  # fmt: skip
     probability = fitted.probability(tried.features)
     threshold = fitted.threshold

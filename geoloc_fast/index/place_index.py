@@ -256,6 +256,11 @@ class PlaceIndex:
             segment.check()
         return segments
 
+    @property
+    def filled(self) -> frozenset[str]:
+        """Names of the layers in which some place has a row."""
+        return frozenset(name for segment in self._segments() for name, bank in segment.banks.items() if len(bank))
+
     def info(self) -> dict[str, Any]:
         """Plain values, printable as JSON."""
         state, segments = self._snapshot.state, self._segments()

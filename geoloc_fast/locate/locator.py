@@ -119,7 +119,8 @@ class Locator:
     Args:
         index: an opened index; its snapshot is searched. Or several of one model, as one.
         model: as `load_model` gives it.
-        confidence: how sure its answers are; without it no answer has a probability and none is "unknown".
+        confidence: how sure its answers are; without it, and where other layers take part than those it was fitted
+            with, no answer has a probability and none is "unknown".
         within: search this region only.
         least_probability: below it the answer is "unknown"; default what `confidence` says.
         neighbours: how many of the nearest places are looked up; candidates are made of the first `NEIGHBOURS`.
@@ -208,11 +209,14 @@ class Locator:
             found = self.index.search(strips, depth, layers=self.model.layers, within=self.within)
             searched = time.perf_counter()
             share = share_of_turn(self.model.layers, strips, len(shown))
+            judge = self.confidence
+            if said is not None or (judge is not None and self.index.filled.intersection(strips) != set(judge.layers)):
+                judge = None
             for row, (n, one) in enumerate(shown.items()):
                 nearest = found.photo(row)
                 if said is not None and self.beside is not None:
                     nearest = add_up(nearest, said, self.beside.ratio, self.neighbours)
-                answers[n] = self._answer(names[n], one, nearest, float(share[row]), candidates, sure=said is None)
+                answers[n] = self._answer(names[n], one, nearest, float(share[row]), candidates, judge)
         ends = (started, decoded, encoded, searched, time.perf_counter())
         stages = ("decode", "encode", "search", "answer")
         seconds = {stage: (ends[i + 1] - ends[i]) / len(queries) for i, stage in enumerate(stages)}
@@ -260,20 +264,20 @@ class Locator:
         return _Shown(Photo(image, fov), fov, source, exif)
 
     def _answer(
-        self, name: str, shown: _Shown, neighbours: Neighbours, share: float, limit: int, *, sure: bool
+        self, name: str, shown: _Shown, neighbours: Neighbours, share: float, limit: int, judge: Confidence | None
     ) -> Answer:
         nearest = neighbours.first(NEIGHBOURS)
         found = candidates_of(nearest)
         features = features_of(found, nearest, share, content_of(shown.query), self._places)
         status, radius = "located", None
-        if self.confidence is not None and self._places < self.confidence.least_places:
+        if judge is not None and self._places < judge.least_places:
             status = "unknown"  # too small a region to tell
-        elif self.confidence is not None and sure:
-            first = float(self.confidence.probability(features[None])[0])
-            found = with_probabilities(found, first, self.confidence.further_down)
-            least = self.confidence.threshold if self.least_probability is None else self.least_probability
+        elif judge is not None:
+            first = float(judge.probability(features[None])[0])
+            found = with_probabilities(found, first, judge.further_down)
+            least = judge.threshold if self.least_probability is None else self.least_probability
             status = "located" if first >= least else "unknown"
-            radius = radius_m(found, self.confidence)
+            radius = radius_m(found, judge)
         best, agrees = found[0], None
         if shown.exif.lat is not None and best.lat is not None:
             agrees = bool(great_circle_m(best.lat, best.lon, shown.exif.lat, shown.exif.lon) <= 100.0)

@@ -80,6 +80,17 @@ def test_what_was_not_taken_here_is_seldom_located(region: Any, tried: Trials) -
     assert len(right) > 10 and np.mean(right) > 0.85
 
 
+def test_of_layers_it_was_not_fitted_with_a_confidence_says_nothing(region: Any, tried: Trials) -> None:
+    from dataclasses import replace
+
+    index, home, _, _ = region
+    confidence = replace(fit(Pixels(), tried), layers=("satellite", "street"))
+    (answer,) = Locator(index, Pixels(), confidence=confidence).locate(home[1:2])
+    assert answer.candidates[0].probability is None and answer.radius_m is None
+    with pytest.raises(ValueError, match="same layers"):
+        Trials.joined([tried, tried._replace(layers=("satellite",))])
+
+
 def test_a_region_too_small_to_tell_has_no_probability(region: Any, tried: Trials) -> None:
     from dataclasses import replace
 
