@@ -149,6 +149,15 @@ def test_dropped_photos_are_located_and_their_fans_drawn_on_the_regions_own_tile
     assert tab.page.locator("#fan path").count() == 1
 
 
+def test_fifty_photos_are_a_question_each(tab: Tab) -> None:
+    tab.drop(*(n % 40 for n in range(50)))
+    tab.page.wait_for_function(
+        "() => { const said = [...document.querySelectorAll('#photos span:last-child')].map((one) => one.textContent);"
+        " return said.length === 50 && said.every((one) => one !== '…'); }",
+        timeout=60_000,
+    )
+
+
 def test_a_description_is_a_question_where_the_model_takes_one(browser: Any, desk: Running) -> None:
     """The model that ships takes photos alone: what the service says of it is changed on the way."""
     tab = Tab(browser, desk)

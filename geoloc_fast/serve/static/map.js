@@ -13,7 +13,11 @@ const Tiles = L.GridLayer.extend({
   createTile({ x, y, z }, done) {
     const image = document.createElement("img");
     image.alt = "";
-    cut.image(`/tiles/${z}/${x}/${y}`).then((source) => { if (source) image.src = source; done(null, image); }, () => done(null, image));
+    image.hidden = true; // what has no source is drawn with a frame
+    cut.image(`/tiles/${z}/${x}/${y}`).then((source) => {
+      if (source) { image.src = source; image.hidden = false; }
+      done(null, image);
+    }, () => done(null, image));
     return image;
   },
 });
