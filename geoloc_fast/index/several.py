@@ -59,6 +59,11 @@ class Several:
         """0: `index_id` has theirs."""
         return 0
 
+    @property
+    def filled(self) -> frozenset[str]:
+        """Names of the layers in which some place has a row."""
+        return frozenset().union(*(index.filled for index in self.indexes))
+
     def check_model(self, model: str | None) -> None:
         """OtherModelError unless it is the model of these indexes."""
         self.indexes[0].check_model(model)
