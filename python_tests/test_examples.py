@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from geoloc_fast.models.contract import KINDS
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 pytestmark = [
@@ -82,3 +84,20 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(capsys: pytest.Captur
             exec("".join(cell["source"]), names)
     said = capsys.readouterr().out
     assert "m away" in said and "bytes" in said and "synthetic cities" in said
+
+
+def test_a_model_of_ones_own_by_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "edges", None)  # what it adds is taken back
+    assert loaded("own_model").main(tmp_path) >= 4 / 24  # 8 of 24, where chance is 1
+
+
+@pytest.mark.slow
+def test_cells_of_a_continent(tmp_path: Path) -> None:
+    assert 0 < loaded("cells_of_a_continent").main(tmp_path) < 5_000_000
+
+
+@pytest.mark.slow
+def test_a_text_finds_a_place(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="the extra [text] is not installed")
+    answer = loaded("text_finds_a_place").main(tmp_path)
+    assert answer.candidates[0].key and answer.candidates[0].heading_deg is None
