@@ -63,7 +63,7 @@ def fit_region(
     config: LayeredConfig | None = None,
     *,
     split: str | None = None,
-    ridge: float = 0.5,
+    ridge: float = 0.1,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Layered, FitReport]:
@@ -114,7 +114,13 @@ def fit_region(
                 f"layer {layer}: expected photos of known heading beside {what[layer]}, got {report.pairs[layer]}: "
                 "give headings, or fit the other layer alone"
             )
-        _set_maps(model, layer, maps := canonical_maps(sums, channels, ridge=ridge))
+        maps = canonical_maps(sums, channels, ridge=ridge)
+        if not maps.correlation[0] > 1e-3:
+            raise TrainingStopped(
+                f"layer {layer}: expected photos that have something in common with their places, got correlations of "
+                f"at most {maps.correlation[0]:.2g}: are the images all alike, or headings wrong?"
+            )
+        _set_maps(model, layer, maps)
         report.correlation[layer] = maps.correlation.tolist()
     model.config = dataclasses.replace(
         model.config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 
 from geoloc_fast import azimuth_match, shift_to_heading
 from geoloc_fast.city.views import TIDY, Sizes
@@ -113,6 +115,9 @@ def test_files_to_index_to_answer(region: Manifest, fitted: Fitted, tmp_path: Pa
     truth = np.array([sample["heading_deg"] for sample in samples])
     away = (found.heading_deg[:, 0] - truth + 180) % 360 - 180
     assert np.median(np.abs(away[right])) < 12
+    # Both together stand where the satellite image says: a street view has one row.
+    of_both = great_circle_m(found.standpoint_lat[:, 0], found.standpoint_lon[:, 0], found.lat[:, 0], found.lon[:, 0])
+    assert of_both.max() > 1
     right = great_circle_m(above.lat[:, 0], above.lon[:, 0], lat, lon) < 1
     taken = [np.array([sample[name] for sample in samples])[right] for name in ("photo_lat", "photo_lon")]
     off = great_circle_m(above.standpoint_lat[right, 0], above.standpoint_lon[right, 0], *taken)
@@ -151,6 +156,16 @@ def test_a_region_with_one_source_only(region: Manifest, weights: Path) -> None:
     model, report = fit_region(one, weights, alone)
     assert report.pairs == {"satellite": 24}
     assert [layer.name for layer in model.layers] == ["satellite"]
+
+
+def test_images_that_are_all_alike(region: Manifest, weights: Path, tmp_path: Path) -> None:
+    shutil.copytree(region.root, tmp_path / "grey")
+    for path in (tmp_path / "grey").rglob("*.jpg"):
+        with Image.open(path) as image:
+            size = image.size
+        Image.new("RGB", size, (90, 90, 90)).save(path)
+    with pytest.raises(TrainingStopped, match=r"layer (street|satellite): .*images all alike"):
+        fit_region(Manifest.load(tmp_path / "grey"), weights, CONFIG)
 
 
 def test_photos_without_heading_are_counted(region: Manifest, weights: Path) -> None:

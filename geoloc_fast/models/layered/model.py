@@ -35,9 +35,9 @@ LAYERS = ("street", "satellite")
 _POLAR_BATCH = 8  # polar images at once: their features stay near the cache
 
 
-def ring(count: int, radius_m: float) -> tuple[tuple[float, float], ...]:
-    """`count` points (east, north) on a circle."""
-    angles = [2 * math.pi * i / count for i in range(count)]
+def ring(count: int, radius_m: float, first_deg: float = 0.0) -> tuple[tuple[float, float], ...]:
+    """`count` points (east, north) on a circle, the first of them at an azimuth."""
+    angles = [math.radians(first_deg) + 2 * math.pi * i / count for i in range(count)]
     return tuple((radius_m * math.sin(a), radius_m * math.cos(a)) for a in angles)
 
 
@@ -67,11 +67,14 @@ class LayeredConfig:
     """Of a strip."""
     column0_deg: float = 180.0
     """Heading of column 0 of every strip."""
-    standpoints_m: tuple[tuple[float, float], ...] = ((0.0, 0.0), *ring(6, 1.8), *ring(12, 3.5))
-    """East and north of the place: where its satellite image is seen from, a row each, those to be scanned first."""
-    scanned_standpoints: int = 7
+    standpoints_m: tuple[tuple[float, float], ...] = (
+        *ring(3, 1.75, 30.0), (0.0, 0.0), *ring(3, 1.75, 90.0), *ring(6, 3.0), *ring(6, 3.5, 30.0),
+    )  # fmt: skip
+    """East and north of the place: where its satellite image is seen from, a row each, those to be scanned first. By
+    default a hexagonal grid of 1.75 m, within 4 m."""
+    scanned_standpoints: int = 3
     """So many of them are searched; the others only rescore the best places."""
-    weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.7, "satellite": 0.3})
+    weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.8, "satellite": 0.2})
     """Of the layers' scores in the sum."""
     absent: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.0, "satellite": 0.0})
     """The scores that stand in where a place has nothing in a layer."""
