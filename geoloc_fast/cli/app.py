@@ -12,9 +12,9 @@ app = typer.Typer(
 )
 
 
-city_app = typer.Typer(help="Synthetic cities, to train, test and demonstrate without any data.")
+city_app = typer.Typer(help="Make synthetic cities, to train, test and demonstrate without data.")
 app.add_typer(city_app, name="city")
 
 
-index_app = typer.Typer(help="The reference database: places and their strips.")
+index_app = typer.Typer(help="Build and maintain an index: places and their strips.")
 app.add_typer(index_app, name="index")

@@ -30,9 +30,10 @@ from geoloc_fast.cli.output import progress, say
 
 @app.command("evaluate")
 def evaluate_photos(
-    manifest: Annotated[Path, typer.Argument(help="Folder with a photos table whose positions or places are known.")],
+    manifest: Annotated[Path, typer.Argument(help="Folder with a photos table, with known positions or places.")],
     index: Annotated[
-        Path | None, typer.Option(help="Folder of the index to search; default one made of the manifest's places.")
+        Path | None,
+        typer.Option(help="Folder of the index to search; default: a new one, made from the manifest's places."),
     ] = None,
     model: ModelOption = None,
     box: BoxOption = None,
@@ -41,16 +42,16 @@ def evaluate_photos(
     split: SplitOption = None,
     crop_fov: Annotated[
         list[float] | None,
-        typer.Option(min=10, max=360, help="Of photos that go all the way round, a crop of these degrees; repeatable."),
+        typer.Option(min=10, max=360, help="Crop 360-degree photos to this many degrees; may be repeated."),
     ] = None,
-    turns: Annotated[int, typer.Option(min=1, max=360, help="Crops a photo, at seeded headings.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, max=360, help="Crops per photo, at seeded headings.")] = 1,
     report: Annotated[
-        Path | None, typer.Option(help="Write a page with map, figures and pictures; it opens with the network off.")
+        Path | None, typer.Option(help="Write a page with map, figures and pictures; it opens offline.")
     ] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """How often is the index right about photos of known position? Recall with intervals, headings, confidence, time.
+    """Measure how often an index is right: recall with intervals, headings, confidence, time.
 
     Photos are located twice: as if nobody knew their field of view, and, where the table has it, with it. Those that go
     all the way round are located whole, or as crops, with their field of view and as if nobody knew it:
@@ -113,20 +114,22 @@ def evaluate_photos(
 
 @app.command("fit-confidence")
 def fit_confidence_of_model(
-    manifest: Annotated[Path, typer.Argument(help="Folder with a photos table whose positions or places are known.")],
-    model: Annotated[Path, typer.Option(help="The model bundle; its confidence is written beside it.")],
+    manifest: Annotated[Path, typer.Argument(help="Folder with a photos table, with known positions or places.")],
+    model: Annotated[Path, typer.Option(help="The model bundle; the confidence is written beside it.")],
     index: Annotated[Path, typer.Option(help="Folder of an index of that model.")] = Path("index"),
     split: SplitOption = None,
     use_fov: UseFovOption = False,
-    precision: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the answers to be given.")] = 0.9,
+    precision: Annotated[
+        float, typer.Option(min=0.01, max=0.999, help="Share of the given answers that should be right.")
+    ] = 0.9,
     foreign: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder with a photos table of other regions, to learn to say no; repeatable."),
+        typer.Option(help='Photos of other regions, from which "unknown" is learned; may be repeated.'),
     ] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Learn how sure a model of your own is, from some hundred photos of known position it was not trained on.
+    """Fit the probabilities of a model, on a few hundred photos of known position that it was not trained on.
 
     It also learns what was not taken here: from blank images, noise and screenshots, from photos searched in parts of
     the region where they were not taken, and from --foreign photos. Afterwards `locate` gives probabilities and says

@@ -29,10 +29,10 @@ def index_build(
     index: IndexArgument,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the stored values: bf16 or fp32.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="How strips are stored: bf16 or fp32.")] = "bf16",
     as_json: JsonOption = False,
 ) -> None:
-    """Make an index of the places of a manifest. An interrupted run goes on where it stopped.
+    """Build an index of a manifest's places. An interrupted build continues where it stopped.
 
     Example: geoloc-fast index build ready/ region.index
     """
@@ -59,7 +59,7 @@ def index_add(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Add the places of a manifest that are not in an index yet, by their ids in the manifest.
+    """Add the places of a manifest that are not in an index yet, compared by their ids.
 
     Example: geoloc-fast index add more/ region.index
     """
@@ -83,7 +83,7 @@ def index_remove(
     within: WithinOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take places out of an index: by id, by key, or all of a region.
+    """Remove places from an index: by id, by key, or all in a region.
 
     Example: geoloc-fast index remove region.index --near lat=48.137,lon=11.575,metres=200
     """
@@ -134,11 +134,11 @@ def index_slice(
 def index_compact(
     index: IndexArgument,
     keep: Annotated[
-        int | None, typer.Option(min=0, help="Older commits that stay; default eight and those of the last hour.")
+        int | None, typer.Option(min=0, help="Older commits to keep; default: eight, and those of the last hour.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rewrite an index as one segment, without what was removed. No answer changes.
+    """Rewrite an index as one segment, without removed places. No answer changes.
 
     Example: geoloc-fast index compact region.index --keep 0
     """
@@ -168,10 +168,10 @@ def index_verify(index: IndexArgument, as_json: JsonOption = False) -> None:
 @index_app.command("restore")
 def index_restore(
     index: IndexArgument,
-    commit: Annotated[int, typer.Option(help="Number of the commit whose state comes back.")],
+    commit: Annotated[int, typer.Option(help="Number of the commit to go back to.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Commit the state of an older commit anew; also out of a last commit that is damaged.
+    """Go back to the state of an older commit, also if the last commit is damaged.
 
     Example: geoloc-fast index restore region.index --commit 12
     """
@@ -184,7 +184,7 @@ def index_restore(
 
 @index_app.command("info")
 def index_info(index: IndexArgument, as_json: JsonOption = False) -> None:
-    """What an index holds.
+    """Show what an index holds.
 
     Example: geoloc-fast index info region.index --json
     """

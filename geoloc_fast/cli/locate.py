@@ -29,10 +29,10 @@ from geoloc_fast.cli.output import bar, progress, say
 def locate(
     photos: Annotated[list[Path] | None, typer.Argument(help="Photos, and folders of them.")] = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="A description of the place, instead of photos or beside them.")
+        list[str] | None, typer.Option(help="A description of the place, instead of photos or together with one.")
     ] = None,
     text_file: Annotated[
-        Path | None, typer.Option(help="Descriptions, one a line of this UTF-8 file, instead of photos.")
+        Path | None, typer.Option(help="A UTF-8 file with one description per line, instead of photos.")
     ] = None,
     indexes: Annotated[
         list[Path] | None,
@@ -42,20 +42,20 @@ def locate(
     ] = None,
     model: ModelOption = None,
     text_index: Annotated[
-        Path | None, typer.Option(help="For photos and --text together: an index of the same places for descriptions.")
+        Path | None, typer.Option(help="With photos and --text together: an index of the same places for descriptions.")
     ] = None,
-    text_model: Annotated[Path | None, typer.Option(help="The model bundle that --text-index was made with.")] = None,
+    text_model: Annotated[Path | None, typer.Option(help="The model that --text-index was built with.")] = None,
     text_weight: Annotated[
-        float | None, typer.Option(min=0, help="What a text's score counts beside a photo's, as fit_scales gives it.")
+        float | None, typer.Option(min=0, help="Weight of a text's score against a photo's, as fit_scales gives it.")
     ] = None,
     device: DeviceOption = "cpu",
     box: BoxOption = None,
     near: NearOption = None,
     within: WithinOption = None,
     fov_deg: Annotated[
-        float | None, typer.Option(help="Horizontal field of view; default what the photo says, else assumed.")
+        float | None, typer.Option(help="Horizontal field of view; default: from EXIF, else assumed.")
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, max=64, help="At most this many a photo.")] = 5,
+    candidates: Annotated[int, typer.Option(min=1, max=64, help="Candidates per photo, at most.")] = 5,
     least_probability: Annotated[
         float | None, typer.Option(min=0, max=1, help='Below it the answer is "unknown".')
     ] = None,
@@ -66,27 +66,30 @@ def locate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write the answers here: .csv, .json, .jsonl, .geojson, .kml; "
+            help="File for the answers: .csv, .json, .jsonl, .geojson, .kml; "
             ".parquet, of one folder, goes on where it stopped."
         ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write a page (.html) of photos and candidates; it opens with the network off."),
+        typer.Option(help="Write a page (.html) of photos and candidates; it opens offline."),
     ] = None,
     region: Annotated[
-        Path | None, typer.Option(help="Manifest of the index's places, whose images the page of --report shows.")
+        Path | None, typer.Option(help="Manifest of the index's places, for the images in --report.")
     ] = None,
     cells: Annotated[
         Path | None,
-        typer.Option(help="Folder of an index of cells: those first, then the places of --index within the best."),
+        typer.Option(help="Folder of an index of cells, searched first; then --index within the best cells."),
     ] = None,
     cells_model: Annotated[Path | None, typer.Option(help="The model bundle of --cells.")] = None,
     sharpness: Annotated[
-        float | None, typer.Option(min=0.01, help="How places share a spot of --cells, as CoarseToFine.fit gives it.")
+        float | None,
+        typer.Option(
+            min=0.01, help="How sharply places share the probability of a spot, as CoarseToFine.fit gives it."
+        ),
     ] = None,
 ) -> None:
-    """Where were these photos taken, which way did they look, and how sure is that? Or: which place is described?
+    """Locate photos: place, heading and probability. Or find the place that a text describes.
 
     Example: geoloc-fast locate photo.jpg --index region.index --near lat=48.137,lon=11.575,metres=5000
 
@@ -301,17 +304,19 @@ def pictures_of(region: Path | None, index: Any) -> Any:
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder to write predictions.geojson, metrics.json, report.html to.")
-    ] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for predictions.geojson, metrics.json, report.html.")] = Path(
+        "demo"
+    ),
     places: Annotated[int, typer.Option(min=2, max=20_000, help="Places in the city.")] = 400,
     photos: Annotated[int, typer.Option(min=1, max=20_000, help="Photos to locate.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Which city. The shipped model was trained on others.")] = 20_000,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Number of the city. The model that ships was trained on others.")
+    ] = 20_000,
     model: Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")] = None,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
-    """Make an unseen synthetic city, index it, and locate photos of unknown heading.
+    """Make a synthetic city, index it, and locate its photos.
 
     Example: geoloc-fast demo --out demo --places 400 --photos 200
     """

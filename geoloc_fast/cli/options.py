@@ -9,21 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
-ModelOption = Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")]
+ModelOption = Annotated[Path | None, typer.Option(help="A model bundle; default: the one that ships.")]
 
 
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1: where to compute.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
 
 
 BoxOption = Annotated[
-    str | None, typer.Option("--box", help="south=…,west=…,north=…,east=… in degrees; west > east crosses 180.")
+    str | None,
+    typer.Option("--box", help="Search inside south=…,west=…,north=…,east=… in degrees; west > east crosses 180."),
 ]
 
 
-NearOption = Annotated[str | None, typer.Option("--near", help="lat=…,lon=…,metres=…")]
+NearOption = Annotated[str | None, typer.Option("--near", help="Search inside lat=…,lon=…,metres=…")]
 
 
-WithinOption = Annotated[Path | None, typer.Option("--within", help="Inside the polygons of this GeoJSON file.")]
+WithinOption = Annotated[Path | None, typer.Option("--within", help="Search inside the polygons of a GeoJSON file.")]
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -36,7 +37,7 @@ SplitOption = Annotated[str | None, typer.Option(help="Only photos of this split
 
 
 UseFovOption = Annotated[
-    bool, typer.Option("--use-fov/--assume-fov", help="Whether the table's field of view is used.")
+    bool, typer.Option("--use-fov/--assume-fov", help="Use the table's field of view, or assume one.")
 ]
 
 

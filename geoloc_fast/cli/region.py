@@ -15,13 +15,13 @@ from geoloc_fast.cli.output import progress, say
 
 @city_app.command("make")
 def city_make(
-    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run goes on where it stopped.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run continues where it stopped.")],
     places: Annotated[int, typer.Option(min=1, help="Places in each city.")] = 100,
-    cities: Annotated[int, typer.Option(min=1, max=1000, help="How many; styles take turns.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+    cities: Annotated[int, typer.Option(min=1, max=1000, help="Number of cities; their styles alternate.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same bytes.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
-    """Make synthetic cities and write them as a manifest folder like that of any other region.
+    """Make synthetic cities, as a manifest folder like any other region.
 
     Example: geoloc-fast city make cities/ --places 100 --cities 12 --seed 7
     """
@@ -36,7 +36,7 @@ def city_make(
 def city_describe(
     folder: Annotated[Path, typer.Argument(help="Folder of synthetic cities.")],
     out: Annotated[Path, typer.Argument(help="CSV to write, with the columns place and text.")],
-    draws: Annotated[int, typer.Option(min=1, max=100, help="Pairs of a long and a short description a place.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, max=100, help="Pairs of a long and a short description per place.")] = 1,
 ) -> None:
     """Describe the places of synthetic cities in words, as witnesses would.
 
@@ -56,44 +56,46 @@ def read(
             "sets: cvusa, cvact, vigor, msgd, utm-names; with words: cvg-text, rsicd, geotext. Or manifest."
         ),
     ],
-    path: Annotated[Path, typer.Argument(help="The folder or file; of a manifest also one of its tables.")],
+    path: Annotated[Path, typer.Argument(help="The folder or file; for a manifest, also one of its tables.")],
     out: Annotated[
         Path | None,
-        typer.Argument(help="Folder for the tables: PATH (the default) or one above it. Of imagery a new folder."),
+        typer.Argument(help="Folder for the tables: PATH (default) or one above it. For imagery, a new folder."),
     ] = None,
     places: Annotated[
         str | None,
-        typer.Option(help="Of imagery, where: grid:10 (metres), points.csv (lat, lon), or roads.geojson:5 (metres)."),
+        typer.Option(
+            help="Where places are (imagery): grid:10 (metres), points.csv (lat, lon), roads.geojson:5 (metres)."
+        ),
     ] = None,
-    side: Annotated[float, typer.Option(help="Of imagery: side of the squares that are cut out, in metres.")] = 60.0,
+    side: Annotated[float, typer.Option(help="Side of the squares, in metres (imagery).")] = 60.0,
     within: WithinOption = None,
-    zoom: Annotated[int | None, typer.Option(help="Of tiles; default the deepest there is.")] = None,
-    tms: Annotated[bool, typer.Option("--tms", help="Rows of a folder of tiles count from the south.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Of imagery: say what it would cost and stop.")] = False,
-    gpx: Annotated[Path | None, typer.Option(help="Track of whoever carried the camera (video).")] = None,
-    offset: Annotated[float | None, typer.Option(help="Seconds to add to the frames' times (video).")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second; else EXIF has their times (video).")] = None,
+    zoom: Annotated[int | None, typer.Option(help="Zoom of the tiles; default: the deepest.")] = None,
+    tms: Annotated[bool, typer.Option("--tms", help="Tile rows count from the south (tiles).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop (imagery).")] = False,
+    gpx: Annotated[Path | None, typer.Option(help="GPX track of the camera (video).")] = None,
+    offset: Annotated[float | None, typer.Option(help="Seconds added to the frames' times (video).")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second; default: times from EXIF (video).")] = None,
     facing: Annotated[
-        float | None, typer.Option(help="Where the camera looked: 0 forwards, 90 to the right (video).")
+        float | None, typer.Option(help="Direction of the camera: 0 forwards, 90 to the right (video).")
     ] = None,
     format: Annotated[str, typer.Option(help="parquet or csv.")] = "parquet",
     assign: Annotated[
-        float | None, typer.Option(min=0, help="Give photos of unknown place the nearest within so many metres.")
+        float | None, typer.Option(min=0, help="Assign photos to the nearest place within this many metres.")
     ] = None,
-    replace: Annotated[bool, typer.Option(help="Replace tables that are there; they are kept as .old.")] = False,
+    replace: Annotated[bool, typer.Option(help="Replace existing tables; they are kept as .old.")] = False,
     zone: Annotated[int | None, typer.Option(help="UTM zone (msgd, utm-names).")] = None,
-    south: Annotated[bool | None, typer.Option("--south", help="The zone is a southern one (msgd, utm-names).")] = None,
-    city: Annotated[str | None, typer.Option(help="Of all entries (msgd).")] = None,
+    south: Annotated[bool | None, typer.Option("--south", help="The zone is in the south (msgd, utm-names).")] = None,
+    city: Annotated[str | None, typer.Option(help="City of all entries (msgd).")] = None,
     mat: Annotated[str | None, typer.Option(help="Name of the MATLAB file, if there are several (msgd).")] = None,
     street_column0_deg: Annotated[
         float | None, typer.Option(help="Heading of the panoramas' left edge, if known (msgd).")
     ] = None,
     panoramas: Annotated[
         bool | None,
-        typer.Option("--panoramas", help="Images in folders `database` (utm-names), or frames (video), are places."),
+        typer.Option("--panoramas", help="Images in folders `database` (utm-names), or frames (video), become places."),
     ] = None,
 ) -> None:
-    """Make a manifest of imagery, street photos or a published data set, or convert one between CSV and Parquet.
+    """Make a manifest from imagery, street photos or a published data set; or convert one to CSV or Parquet.
 
     Of imagery, squares round places are cut out into OUT; all other images stay where they are. docs/guide/imagery.md
     says what may be used for what, docs/guide/data.md shows the layouts.
@@ -174,18 +176,20 @@ def _cut(
 @app.command()
 def prepare(
     manifest: Annotated[Path, typer.Argument(help="Folder with places and photos tables, or one of the tables.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run goes on where it stopped.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run continues where it stopped.")],
     rows: Annotated[int, typer.Option(help="Rows of panoramas.")] = 128,
     columns: Annotated[int, typer.Option(help="Columns of panoramas.")] = 512,
-    method: Annotated[str, typer.Option(help="Calibration of street views of unknown heading.")] = "azimuth",
-    assumed_fov_deg: Annotated[float, typer.Option(help="Field of view of photos that do not say theirs.")] = 90.0,
+    method: Annotated[
+        str, typer.Option(help="How to measure unknown headings of street views: azimuth, orb, sift or orb-mean.")
+    ] = "azimuth",
+    assumed_fov_deg: Annotated[float, typer.Option(help="Field of view of photos without one.")] = 90.0,
     zoom: Annotated[
         float | None, typer.Option(help="Web-Mercator zoom of satellite tiles without a resolution.")
     ] = None,
     image_format: Annotated[str, typer.Option(help="jpeg or png.")] = "jpeg",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
 ) -> None:
-    """Cut satellite images, calibrate street views, reproject photos: everything encoding needs.
+    """Prepare a region: crop satellite images, measure headings of street views, reproject photos.
 
     Example: geoloc-fast prepare region/ ready/ --zoom 20
     """
@@ -209,8 +213,8 @@ def prepare(
 def show(
     manifest: Annotated[Path, typer.Argument(help="Folder with places and photos tables, or one of the tables.")],
     out: Annotated[Path, typer.Option(help="The picture to write, .png or .jpg.")] = Path("sheet.png"),
-    places: Annotated[int, typer.Option(min=1, max=100, help="How many places, spread over the manifest.")] = 6,
-    ids: Annotated[list[str] | None, typer.Option("--id", help="These places instead; may be repeated.")] = None,
+    places: Annotated[int, typer.Option(min=1, max=100, help="Number of places, spread over the manifest.")] = 6,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="Show this place instead; may be repeated.")] = None,
 ) -> None:
     """Draw a contact sheet: photo, street view, satellite and polar image of places, with headings.
 
@@ -228,16 +232,16 @@ def show(
 
 @app.command()
 def synthesize(
-    manifest: Annotated[Path, typer.Argument(help="Folder with a places table; it is completed in place.")],
-    model: Annotated[Path, typer.Option(help="A bundle of train/panogan.py.")],
+    manifest: Annotated[Path, typer.Argument(help="Folder with a places table, which is changed in place.")],
+    model: Annotated[Path, typer.Option(help="A model trained by train/panogan.py.")],
     date: Annotated[
-        str | None, typer.Option(help="2024-05-31: street views a year away from it are replaced too.")
+        str | None, typer.Option(help="A date, as 2024-05-31: street views more than a year from it are replaced too.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make street views of satellite images where there is no real one that counts, and mark them as synthetic.
+    """Generate street views from satellite images where real ones are missing or outdated, and label them.
 
     Example: geoloc-fast synthesize region/ --model panogan.safetensors --date 2024-05-31
     """

@@ -27,7 +27,7 @@ GROUPS = (region, index, locate, evaluate, serve)  # imported for the commands t
 
 @app.command()
 def info() -> None:
-    """What was built and what can run here, as JSON.
+    """Show what was built and what runs here, as JSON.
 
     Example: geoloc-fast info
     """
