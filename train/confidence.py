@@ -38,7 +38,7 @@ if __name__ == "__main__":
         tried.append(
             trials(index, model, photos, truth_of(rows, index.keys()), {"foreign": foreign, **strangers}, seed=seed)
         )
-    confidence = fit(model, Trials.joined(tried))
+    confidence = fit(model, Trials.joined(tried), layers=[layer.name for layer in model.layers])
     confidence.save(Confidence.path_for(given.model))
     print(f"threshold {confidence.threshold:.3f}, from {confidence.least_places} places on; located elsewhere:")
     print(located(confidence, Trials.joined(tried)))

@@ -156,7 +156,7 @@ def fit_confidence_of_model(
         strangers[f"foreign {number + 1}"] = shown
     with progress("regions") as shown_bar:
         tried = trials(opened, network, home, truth_of(kept, opened.keys()), strangers, progress=shown_bar)
-    confidence = fit(network, tried, precision=precision)
+    confidence = fit(network, tried, layers=opened.filled, precision=precision)
     elsewhere = located(confidence, tried)
     path = Confidence.path_for(model)
     confidence.save(path)

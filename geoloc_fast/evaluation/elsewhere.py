@@ -6,7 +6,7 @@ were not taken. Regions are of every size, from one place up: with one place in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -74,19 +74,14 @@ class Trials(NamedTuple):
     """[N], of `SIZES`."""
     kind: np.ndarray
     """[N] text: "home", or what kind of stranger."""
-    layers: tuple[str, ...]
-    """That took part in every search."""
 
     def take(self, rows: np.ndarray) -> Trials:
-        return Trials(*(values[rows] for values in self[:-1]), self.layers)
+        return Trials(*(values[rows] for values in self))
 
     @staticmethod
     def joined(parts: Iterable[Trials]) -> Trials:
-        """Those of several indexes of one model and the same layers."""
-        *columns, layers = zip(*parts, strict=True)
-        if len(set(layers)) != 1:
-            raise ValueError(f"parts: expected the same layers in all, got {sorted(set(layers))}")
-        return Trials(*map(np.concatenate, columns), layers[0])
+        """Those of several indexes of one model."""
+        return Trials(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 def trials(
@@ -142,18 +137,21 @@ def trials(
             parts.append((features, metres[0], bool((metres[1:] <= RIGHT_M).any()), here, size, kinds[n]))
         if progress is not None:
             progress(done + 1, len(regions))
-    took_part = tuple(layer.name for layer in model.layers if layer.name in index.filled.intersection(strips))
-    return Trials(*(np.array(column) for column in zip(*parts, strict=True)), took_part)
+    return Trials(*(np.array(column) for column in zip(*parts, strict=True)))
 
 
-def fit(model: Model, tried: Trials, *, precision: float = 0.9) -> Confidence:
+def fit(model: Model, tried: Trials, *, layers: Collection[str], precision: float = 0.9) -> Confidence:
     """A confidence whose answers are right this often where a query was taken in the region, and which says no to
-    those that were not: to all but `MOST_ELSEWHERE` of every kind, in regions of every size."""
+    those that were not: to all but `MOST_ELSEWHERE` of every kind, in regions of every size.
+
+    Args:
+        layers: that hold something in the index that was searched (`PlaceIndex.filled`).
+    """
     told = tried.size >= 8  # below there is nothing to learn from
     some = tried.take(np.flatnonzero(told)) if told.any() else tried
     fitted = Confidence.fit(
         str(model.fingerprint), some.features, np.where(some.here, some.away_m, np.inf), some.further_down,
-        layers=tried.layers, here=some.here, precision=precision,
+        layers=sorted(layers), here=some.here, precision=precision,
     )  # fmt: skip
     probability = fitted.probability(tried.features)
     threshold = fitted.threshold

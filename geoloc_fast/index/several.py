@@ -62,7 +62,7 @@ class Several:
     @property
     def filled(self) -> frozenset[str]:
         """Names of the layers in which some place has a row."""
-        return frozenset().union(*(index.filled for index in self.indexes))
+        return frozenset(name for index in self.indexes for name in index.filled)
 
     def check_model(self, model: str | None) -> None:
         """OtherModelError unless it is the model of these indexes."""
