@@ -31,6 +31,7 @@ __all__ = [
     "as_text",
     "fan",
     "find_photos",
+    "inert",
     "locate_folder",
     "of_dict",
     "passed_over",
@@ -172,7 +173,7 @@ def _csv(answers: Iterable[Answer]) -> str:
     for answer in answers:
         whole = as_dict(answer)
         common = {name: whole[name] for name in ("status", "fov_deg", "fov_from", "exif_agrees", *Provenance._fields)}
-        common |= {name: _inert(whole[name]) for name in ("image", "problem")}
+        common |= {name: inert(whole[name]) for name in ("image", "problem")}
         for rank, candidate in enumerate(whole["candidates"], start=1):
             radius = whole["radius_m"] if rank == 1 else None
             table.writerow({**common, "rank": rank, "radius_m": radius, **candidate})
@@ -181,7 +182,7 @@ def _csv(answers: Iterable[Answer]) -> str:
     return sink.getvalue()
 
 
-def _inert(text: str | None) -> str | None:
+def inert(text: str | None) -> str | None:
     """No formula to a spreadsheet, whatever a file is called."""
     text = None if text is None else printable(text)
     return f"'{text}" if text and text[0] in "=+-@" else text
@@ -195,7 +196,7 @@ def _kml(answers: Iterable[Answer]) -> str:
         for rank, candidate in enumerate(_shown(answer), start=1):
             if candidate.lat is None or candidate.lon is None:
                 continue
-            sure = "" if candidate.probability is None else f", {percent(candidate.probability)}%"
+            sure = "" if candidate.probability is None else _xml(f", {percent(candidate.probability)}%")  # <1
             title = f"{_xml(os.path.basename(answer.image))}: {'' if answer.best else f'maybe {rank}, '}{answer.status}"
             shapes = f"<Point><coordinates>{candidate.lon:.7f},{candidate.lat:.7f}</coordinates></Point>"
             if candidate.heading_deg is not None:

@@ -12,8 +12,10 @@ what it holds is data.
 
 from __future__ import annotations
 
+import csv
 import datetime
 import hashlib
+import io
 import json
 import os
 import re
@@ -23,6 +25,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ from geoloc_fast.errors import CaseError, NoSuchCaseError
 from geoloc_fast.evaluation.report import PhotoPictures, Pictures, write_located
 from geoloc_fast.files import write_atomically
 from geoloc_fast.images.decode import read_header
-from geoloc_fast.locate.answers import as_features, as_text, fan, of_dict
+from geoloc_fast.locate.answers import as_features, as_text, fan, inert, of_dict
+from geoloc_fast.locate.locator import Answer
 
 __all__ = ["Case", "Cases"]
 
@@ -264,8 +268,11 @@ class Case:
                     shape = {"type": "Polygon", "coordinates": [ring]}
                     features.append({"type": "Feature", "geometry": shape, "properties": about})
             return json.dumps({"type": "FeatureCollection", "features": features}, indent=1).encode()
-        if form in ("kml", "csv"):
-            return as_text(answers, form).encode("utf-8", "replace")
+        if form == "kml":  # a folder a photo: what a person decided describes it
+            said = [replace(answer, problem=_said(p) or None) for p, answer in zip(photos, answers, strict=True)]
+            return as_text(said, form).encode("utf-8", "replace")
+        if form == "csv":
+            return _table(photos, answers).encode("utf-8", "replace")
         about = {"case": content["name"], "begun": content["created"]}
         for photo in photos:
             about |= {name: str(value) for name, value in photo["source"].items()}
@@ -330,6 +337,21 @@ def _object(text: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _table(photos: list[dict[str, Any]], answers: list[Answer]) -> str:
+    """The rows of `as_text`, and beside each what a person decided of that candidate."""
+    sink = io.StringIO()
+    table = csv.writer(sink, lineterminator="\n")
+    for photo, answer in zip(photos, answers, strict=True):
+        verdicts = {row["rank"]: row for row in photo["decisions"]}
+        head, *rows = csv.reader(io.StringIO(as_text([answer], "csv")))
+        if not sink.tell():
+            table.writerow([*head, "sha256", "verdict", "note"])
+        for row in rows:
+            decided = verdicts.get(int(row[head.index("rank")] or 0), {})
+            table.writerow([*row, photo["sha256"], decided.get("verdict"), inert(decided.get("note"))])
+    return sink.getvalue()
 
 
 def _said(photo: dict[str, Any]) -> str:

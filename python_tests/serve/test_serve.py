@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import itertools
@@ -31,8 +32,10 @@ from geoloc_fast.errors import BusyError, CaseError  # noqa: E402
 from geoloc_fast.geo.regions import Circle  # noqa: E402
 from geoloc_fast.geo.sphere import great_circle_m  # noqa: E402
 from geoloc_fast.index import PlaceIndex  # noqa: E402
+from geoloc_fast.locate.answers import as_text  # noqa: E402
+from geoloc_fast.locate.candidates import Candidate  # noqa: E402
 from geoloc_fast.locate.coarse_to_fine import CoarseToFine  # noqa: E402
-from geoloc_fast.locate.locator import Locator  # noqa: E402
+from geoloc_fast.locate.locator import Answer, Locator  # noqa: E402
 from geoloc_fast.models.contract import Text  # noqa: E402
 from geoloc_fast.serve.app import Service, coverage_of, create_app, region_of  # noqa: E402
 from geoloc_fast.serve.cases import Cases  # noqa: E402
@@ -585,7 +588,11 @@ def test_exports_hold_the_decision_and_no_markup_of_others(client: Any) -> None:
 
     kml = client.get(f"{where}/export", params={"format": "kml"})
     assert "<script" not in kml.text and ElementTree.fromstring(kml.content).tag.endswith("kml")
-    assert client.get(f"{where}/export", params={"format": "csv"}).text.startswith("image,status,rank,")
+    assert "candidate 1 accepted" in kml.text
+    client.post(f"{where}/photos/{sha256}/decisions", json={"rank": 2, "verdict": "reject", "note": "=1+1"})
+    rows = list(csv.DictReader(io.StringIO(client.get(f"{where}/export", params={"format": "csv"}).text)))
+    assert [row["verdict"] for row in rows] == ["accept", "reject", "", "", ""] and rows[1]["note"] == "'=1+1"
+    assert {row["sha256"] for row in rows} == {sha256} and rows[0]["status"] in ("located", "unknown")
     page = client.get(f"{where}/export", params={"format": "html"})
     assert "<script" not in page.text and "<img src=x" not in page.text and "accepted" in page.text
     assert (
@@ -593,6 +600,14 @@ def test_exports_hold_the_decision_and_no_markup_of_others(client: Any) -> None:
         and "attachment" in page.headers["content-disposition"]
     )
     assert client.get(f"{where}/export", params={"format": "exe"}).status_code == 422
+
+
+def test_a_kml_of_small_probabilities_is_xml() -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    far = Candidate(48.0, 11.0, 90.0, 0.001, 0.5, 1, 1, 0.1, "<b>")
+    kml = as_text([Answer("<i>&.jpg", "unknown", (far,))], "kml")
+    assert "&lt;1%" in kml and ElementTree.fromstring(kml.encode()).tag.endswith("kml")
 
 
 def test_a_sealed_case_cannot_be_changed_and_tells_when_it_was(client: Any, tmp_path: Path) -> None:

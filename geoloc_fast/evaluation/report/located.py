@@ -110,7 +110,7 @@ def _table(answer: Answer) -> str:
     rows = []
     for rank, candidate in enumerate(answer.candidates, start=1):
         heading = "unknown" if candidate.heading_deg is None else f"{candidate.heading_deg:.0f}°"
-        sure = "" if candidate.probability is None else f"{percent(candidate.probability)} %"
+        sure = "" if candidate.probability is None else _text(f"{percent(candidate.probability)} %")  # <1
         within = "" if rank > 1 or answer.radius_m is None else f"{answer.radius_m:.0f} m"
         cells = (
             f"{rank}", *_position(candidate), heading, sure, within, f"{candidate.score:.3f}"

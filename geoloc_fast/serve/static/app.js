@@ -128,7 +128,7 @@ const soon = () => { clearTimeout(waiting); const one = photo(); waiting = setTi
 // --- the answer -----------------------------------------------------------------------------------------------
 
 const degrees = (value) => value === null ? "heading unknown" : `looking ${Math.round(value) % 360}°`;
-const percent = (value) => value === null ? "" : value > 0 && value < 0.005 ? "< 1 %" : `${Math.round(100 * value)} %`;
+const percent = (value) => value === null ? "" : value < 0.005 ? "< 1 %" : value > 0.995 ? "> 99 %" : `${Math.round(100 * value)} %`;
 
 const drawAnswer = (move) => {
   const one = photo(), answer = one?.answer ?? null, status = $("status");
