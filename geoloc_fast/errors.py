@@ -12,6 +12,7 @@ __all__ = [
     "BundleError",
     "BusyError",
     "CaseError",
+    "ClusterError",
     "ConfidenceError",
     "DamagedIndexError",
     "GeolocError",
@@ -20,6 +21,7 @@ __all__ = [
     "IndexBusyError",
     "IndexVersionError",
     "ManifestError",
+    "MissingShardsError",
     "NoSuchCaseError",
     "OtherModelError",
     "PlaceIndexError",
@@ -30,6 +32,7 @@ __all__ = [
     "UnsureCommitError",
     "WeightsError",
     "WordError",
+    "WorkerLostError",
 ]
 
 
@@ -157,3 +160,19 @@ class NoSuchCaseError(CaseError):
 
 class BusyError(GeolocError):
     """More waits at the service than its queue holds; try again later."""
+
+
+class ClusterError(GeolocError, RuntimeError):
+    """A cluster that cannot be had or used; the message says what to do."""
+
+
+class WorkerLostError(ClusterError):
+    """A worker was lost before it answered."""
+
+
+class MissingShardsError(ClusterError):
+    """Shards of an index did not answer. `coverage` says which."""
+
+    def __init__(self, message: str, coverage: Any = None) -> None:
+        super().__init__(message)
+        self.coverage = coverage

@@ -92,6 +92,11 @@ def test_reference_imports_torch_only() -> None:
                 assert top in {"torch", "geoloc_fast"} or top in sys.stdlib_module_names, f"{path}: {name}"
 
 
+def test_one_module_imports_ray() -> None:
+    having = [path for path in PACKAGE.rglob("*.py") if re.search(r"^\s*(from|import) ray\b", path.read_text(), re.M)]
+    assert having == [PACKAGE / "cluster" / "on_ray.py"]
+
+
 def test_package_never_imports_its_users() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert not re.search(r"^\s*(from|import) (train|bench|python_tests)\b", path.read_text(), re.M), path
@@ -127,7 +132,7 @@ def test_kernel_sources_bring_no_inline_code_along() -> None:
 
 
 def test_import_is_light() -> None:
-    heavy = ("cv2", "bokeh", "timm", "triton", "typer", "torchvision", "PIL", "pyarrow")
+    heavy = ("cv2", "bokeh", "timm", "triton", "typer", "torchvision", "PIL", "pyarrow", "ray")
     code = f"import sys, geoloc_fast; print(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.split() == []

@@ -1,4 +1,4 @@
-"""Commands on an index: build, add, remove, slice, compact, verify, restore, info, export."""
+"""Commands on an index: build, add, remove, slice, shard, compact, verify, restore, info, export."""
 
 from __future__ import annotations
 
@@ -128,6 +128,30 @@ def index_slice(
     with progress("places") as shown:
         part = whole.slice(out, region, shown)
     say({"places": len(part), "path": str(out)}, f"{len(part)} of {len(whole)} places in {out}", as_json)
+
+
+@index_app.command("shard")
+def index_shard(
+    index: IndexArgument,
+    out: Annotated[Path, typer.Argument(help="A new folder, or one with earlier shards of this index.")],
+    shards: Annotated[int, typer.Option(min=1, help="How many, of about as many places each.")],
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of each that answer.")] = 1,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", help="Of machines of a Ray cluster, for the replicas in turn.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut an index by place into shards that several workers search. They keep their ids.
+
+    Example: geoloc-fast index shard region.index shards/ --shards 8
+    """
+    from geoloc_fast.cluster.shards import cut
+    from geoloc_fast.index import PlaceIndex
+
+    with progress("shards") as shown:
+        made = cut(PlaceIndex.open(index), out, shards, replicas=replicas, labels=labels or (), progress=shown)
+    text = f"{made.places} places of commit {made.index_commit} in {shards} shards, as commit {made.commit} of {out}"
+    say({"places": made.places, "shards": shards, "replicas": replicas, "commit": made.commit}, text, as_json)
 
 
 @index_app.command("compact")

@@ -1,7 +1,7 @@
 """The reference database: places and what is known of them on disk, searchable while it grows."""
 
-from geoloc_fast.index.merge import Neighbours, merge
+from geoloc_fast.index.merge import Coverage, Missing, Neighbours, merge
 from geoloc_fast.index.place_index import Place, PlaceIndex
 from geoloc_fast.index.several import Several
 
-__all__ = ["Neighbours", "Place", "PlaceIndex", "Several", "merge"]
+__all__ = ["Coverage", "Missing", "Neighbours", "Place", "PlaceIndex", "Several", "merge"]

@@ -7,7 +7,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Neighbours", "merge"]
+__all__ = ["Coverage", "Missing", "Neighbours", "merge"]
+
+
+class Missing(NamedTuple):
+    """A part of an index that was not searched."""
+
+    name: str
+    places: int
+    box: tuple[float, float, float, float] | None
+    """South, west, north, east of its places, degrees; None if none of them has a position."""
+    reason: str
+
+
+class Coverage(NamedTuple):
+    """How much of an index a search saw: of the parts that can hold an answer, where it was kept to a region."""
+
+    searched: int
+    """Places."""
+    there: int
+    missing: tuple[Missing, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
 
 
 class Neighbours(NamedTuple):
@@ -24,6 +47,11 @@ class Neighbours(NamedTuple):
     standpoint_lon: np.ndarray  # [B, k]
     parts: np.ndarray  # [B, k, layers] float32, what each layer of the index adds to the score
     exact: np.ndarray  # [B] bool: no place that was not looked at can belong here
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """None: of an index that is searched whole or not at all. That of shards says how much was searched."""
+        return None
 
     def photo(self, n: int) -> Neighbours:
         """Of the n-th query: [k] each."""

@@ -39,12 +39,12 @@ from geoloc_fast.errors import (
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.index import commits, incoming
 from geoloc_fast.index import search as searching
-from geoloc_fast.index.arguments import checked_ids, checked_layers, checked_places, checked_query, same_layers
+from geoloc_fast.index.arguments import checked_ids, checked_layers, checked_places
 from geoloc_fast.index.attributes import Value, joined, values_of
 from geoloc_fast.index.commits import LAST_ID, IndexState, Kept
 from geoloc_fast.index.folder import Folder, Lock, damaged
 from geoloc_fast.index.merge import Neighbours
-from geoloc_fast.index.search import Query
+from geoloc_fast.index.search import Segments
 from geoloc_fast.index.segment import Segment, merge_segments, write_segment
 from geoloc_fast.index.verify import problems, restore
 from geoloc_fast.layers import Layer, QueryStrips, Rows
@@ -237,9 +237,22 @@ class PlaceIndex:
         return self._snapshot.state.commit
 
     @property
+    def digest(self) -> str:
+        """Of the commit: two indexes of the same digest are the same."""
+        return self._snapshot.state.digest
+
+    @property
     def index_id(self) -> str:
         """Drawn at random when the index was made; 32 hexadecimal digits."""
         return self._snapshot.state.index
+
+    def most(self) -> dict[str, int]:
+        """For each layer, the rows of the place that has most."""
+        banks = [segment.entry.banks for segment in self._snapshot.segments]
+        return {
+            layer.name: max([0, *(bank[layer.name].most for bank in banks if layer.name in bank)])
+            for layer in self.layers
+        }
 
     def check_model(self, model: str | None) -> None:
         """OtherModelError unless it is the model of this index."""
@@ -248,6 +261,10 @@ class PlaceIndex:
                 f"{self.path}: holds strips of model {self.model[:12]}, got model {str(model)[:12]}: "
                 "use the model it was built with, or build an index with this one"
             )
+
+    def parts(self) -> Segments:
+        """What a search of this snapshot asks."""
+        return Segments(self._segments())
 
     def _segments(self) -> tuple[Segment, ...]:
         """Those of the snapshot, as safe to read as a look at their files can make them."""
@@ -325,6 +342,14 @@ class PlaceIndex:
                     found.setdefault(key, number)
         return found
 
+    def there(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
+        """bool [n]: which ids are those of places."""
+        wanted = checked_ids(ids)
+        found = np.zeros(len(wanted), bool)
+        for segment in self._segments():
+            found[segment.find(wanted)[0]] = True
+        return found
+
     def places(self, ids: Iterable[int] | np.ndarray) -> list[Place]:
         """The places of these ids, in this order. KeyError if one is not there."""
         wanted = checked_ids(ids)
@@ -400,31 +425,10 @@ class PlaceIndex:
             within: search this region only.
             depth: no layer's list of best places grows longer than this.
         """
-        checks.whole("k", k, 1, MAX_K)
-        checks.whole("depth", depth, k, MAX_K)
-        taking = self.layers if layers is None else same_layers(self.layers, layers)
-        batch, given = checked_query(self.layers, query, self._device)
-        segments = self._segments()
-        groups = searching.group({name: (strips, width) for name, (strips, width) in given.items()}, batch)
-        found = []
-        for rows, names in groups:
-            width = {name: given[name][1] for name in names}
-            headed = [layer.name for layer in taking if layer.name in names and layer.column0_deg is not None]
-            centre = torch.zeros(batch, dtype=torch.int64)
-            if headed:
-                own = width[headed[0]]
-                centre = torch.full((batch,), given[headed[0]][0].shape[3]) if own is None else own
-            part = Query({name: given[name][0] for name in names}, width, centre)
-            if len(rows) < batch:
-                part = part.take(rows)
-            found.append(searching.search(segments, taking, part, k, select, within, depth))
-        if len(groups) == 1:
-            return found[0]
-        answer = searching.nothing(batch, k, len(taking))
-        for (rows, _), part_of in zip(groups, found, strict=True):
-            for target, values in zip(answer, part_of, strict=True):
-                target[rows] = values
-        return answer
+        return searching.search(
+            self.parts(), self.layers, query, k, layers=layers, select=select, within=within,
+            depth=depth, device=self._device,
+        )  # fmt: skip
 
     # --- changes -----------------------------------------------------------------------------------------
 
@@ -570,13 +574,19 @@ class PlaceIndex:
             self._tidy(keep + 1)
         return todo
 
-    def slice(self, out: str | os.PathLike[str], within: Region, progress: Progress | None = None) -> PlaceIndex:
-        """A new index of the places in a region, opened for reading. They keep their ids."""
+    def slice(
+        self, out: str | os.PathLike[str], within: Region | np.ndarray, progress: Progress | None = None
+    ) -> PlaceIndex:
+        """A new index of the places in a region, or of these ids, opened for reading. They keep their ids."""
         before = self._snapshot.state
         state = IndexState(
             secrets.token_hex(16), before.model, before.dtype, before.layers, before.attributes, before.next_id
         )
-        picks = [(segment, segment.places(within)) for segment in self._segments()]
+        if isinstance(within, np.ndarray):
+            wanted = np.unique(checked_ids(within))
+            picks = [(segment, np.sort(segment.find(wanted)[1])) for segment in self._segments()]
+        else:
+            picks = [(segment, segment.places(within)) for segment in self._segments()]
         picks = [(segment, rows) for segment, rows in picks if len(rows)]
         told = _counted(progress, sum(len(rows) for _, rows in picks))
 

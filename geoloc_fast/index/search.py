@@ -11,12 +11,15 @@ places, they are scored over all layers, and no place that was named by none can
     sum over layers of  w_l * max(last score of layer l's list, absent_l),
 
 so the lists are made longer until the k-th place stands above that.
+
+All of it asks `Parts`, which are the segments of an index here or the shards of one elsewhere: the same steps in the
+same order, so that the answer is the same to the last bit however the places are spread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,12 +27,14 @@ from torch import Tensor
 
 from geoloc_fast.azimuth import shift_to_heading
 from geoloc_fast.geo.regions import Region
+from geoloc_fast.index.arguments import checked_query, same_layers
 from geoloc_fast.index.merge import Neighbours, merge
 from geoloc_fast.index.segment import Bank, Segment
-from geoloc_fast.layers import Layer
-from geoloc_fast.retrieval import strip_curve, strip_score, strip_topk
+from geoloc_fast.layers import Layer, QueryStrips
+from geoloc_fast.ops import checks
+from geoloc_fast.retrieval import MAX_K, strip_curve, strip_score, strip_topk
 
-__all__ = ["Query", "search"]
+__all__ = ["Call", "Lists", "Parts", "Query", "Segments", "search"]
 
 _FIRST_DEPTH = 64
 _DEEPER = 4
@@ -52,6 +57,47 @@ class Query(NamedTuple):
             self.centre[index],
         )
 
+    def to(self, device: torch.device) -> Query:
+        return Query(
+            {name: strips.to(device) for name, strips in self.strips.items()},
+            {name: None if width is None else width.to(device) for name, width in self.width.items()},
+            self.centre.to(device),
+        )
+
+
+class Call(NamedTuple):
+    """What is asked of every part."""
+
+    layers: tuple[Layer, ...]
+    query: Query
+    select: str
+    within: Region | None
+
+    @property
+    def taking(self) -> list[Layer]:
+        """The layers in which the queries have something."""
+        return [layer for layer in self.layers if layer.name in self.query.strips]
+
+
+Lists = dict[str, tuple[np.ndarray, np.ndarray]]
+"""The best places of each layer: (number of the place in its part, score), [B, n] each; -1 pads."""
+
+
+class Parts(Protocol):
+    """Where places lie. Every method but `whole` gives one item for each part."""
+
+    def whole(self, call: Call) -> bool:
+        """Whether no place has rows that are not scanned."""
+
+    def nearest(self, call: Call, k: int) -> list[Neighbours]:
+        """The k best places, of a call in which one layer takes part and no row is left out."""
+
+    def lists(self, call: Call, length: int) -> list[Lists]:
+        """The `length` best places of each layer that takes part, or more."""
+
+    def scored(self, call: Call, places: Sequence[np.ndarray]) -> list[Neighbours]:
+        """These places of each part, [B, n] as `lists` numbers them (-1 pads), scored over all layers."""
+
 
 def nothing(batch: int, k: int, layers: int) -> Neighbours:
     """k columns of no place."""
@@ -62,26 +108,148 @@ def nothing(batch: int, k: int, layers: int) -> Neighbours:
 
 
 def search(
-    segments: Sequence[Segment], layers: Sequence[Layer], query: Query, k: int, select: str, within: Region | None,
-    depth: int,
+    parts: Parts, own: Sequence[Layer], query: Mapping[str, QueryStrips], k: int, *, layers: Sequence[Layer] | None,
+    select: str, within: Region | None, depth: int, device: torch.device,
 ) -> Neighbours:  # fmt: skip
-    """The k best places of the segments for queries that have something in the layers of `query`."""
-    batch = len(query.centre)
-    taking = [layer for layer in layers if layer.name in query.strips]
-    usable = [segment for segment in segments if any(layer.name in segment.banks for layer in taking)]
-    if within is not None:
-        usable = [segment for segment in usable if np.any(segment.alive(within))]
-    if not usable or not batch:
-        return nothing(batch, k, len(layers))
-    whole = all(
-        segment.banks[layer.name].entry.most <= layer.scanned_rows
-        for segment in usable for layer in taking if layer.name in segment.banks
-    )  # fmt: skip
+    """The k best places of all parts; arguments as of `PlaceIndex.search`.
+
+    Args:
+        own: the layers of the index.
+    """
+    checks.whole("k", k, 1, MAX_K)
+    checks.whole("depth", depth, k, MAX_K)
+    taking = tuple(own) if layers is None else same_layers(own, layers)
+    batch, given = checked_query(own, query, device)
+    groups = group({name: (strips, width) for name, (strips, width) in given.items()}, batch)
+    found = []
+    for rows, names in groups:
+        width = {name: given[name][1] for name in names}
+        headed = [layer.name for layer in taking if layer.name in names and layer.column0_deg is not None]
+        centre = torch.zeros(batch, dtype=torch.int64)
+        if headed:
+            first = width[headed[0]]
+            centre = torch.full((batch,), given[headed[0]][0].shape[3]) if first is None else first
+        part = Query({name: given[name][0] for name in names}, width, centre)
+        if len(rows) < batch:
+            part = part.take(rows)
+        found.append(_search(parts, Call(taking, part, select, within), k, depth))
+    if len(groups) == 1:
+        return found[0]
+    answer = nothing(batch, k, len(taking))
+    for (rows, _), part_of in zip(groups, found, strict=True):
+        for target, values in zip(answer, part_of, strict=True):
+            target[rows] = values
+    return answer
+
+
+def _search(parts: Parts, call: Call, k: int, depth: int) -> Neighbours:
+    batch = len(call.query.centre)
+    if not batch:
+        return nothing(batch, k, len(call.layers))
+    whole, taking = parts.whole(call), call.taking
     if len(taking) == 1 and whole:
-        found = [_one_layer(segment, layers, taking[0], query, k, select, within) for segment in usable]
-        return merge([nothing(batch, k, len(layers)), *found], k)
-    select = select if len(taking) == 1 else "cosine"
-    return _deepened(usable, layers, taking, query, k, select, within, depth, whole)
+        return merge([nothing(batch, k, len(call.layers)), *parts.nearest(call, k)], k)
+    if len(taking) > 1:
+        call = call._replace(select="cosine")
+    return _deepened(parts, call, k, depth, whole)
+
+
+def _deepened(parts: Parts, call: Call, k: int, depth: int, whole: bool) -> Neighbours:
+    batch, taking, query = len(call.query.centre), call.taking, call.query
+    answer = nothing(batch, k, len(call.layers))
+    left = np.arange(batch)
+    length = min(max(_FIRST_DEPTH, _DEEPER * k), depth)
+    others = sum(_absent(layer) for layer in call.layers if layer not in taking)
+    while True:
+        part = call if len(left) == batch else call._replace(query=query.take(left))
+        bound = np.full(len(left), float(others))
+        lists = parts.lists(part, length)
+        named: list[list[np.ndarray]] = [[np.full((len(left), 1), -1)] for _ in lists]
+        complete = np.ones(len(left), bool)
+        for layer in taking:
+            last = _last([found[layer.name][1] for found in lists if layer.name in found], len(left), length)
+            full = last > -np.inf
+            bound += layer.weight * np.maximum(np.where(full, last, -np.inf), layer.absent)
+            complete &= ~full
+            for n, found in enumerate(lists):
+                if layer.name in found:
+                    place, score = found[layer.name]
+                    named[n].append(np.where(score >= last[:, None], place, -1))
+        places = [_unique(np.hstack(each)) for each in named]
+        best = merge([nothing(len(left), k, len(call.layers)), *parts.scored(part, places)], k)
+        enough = np.where(best.id[:, -1] >= 0, best.score[:, -1] > bound + _ROUNDING, False)
+        # Rows that are not scanned have no bound, however deep the lists are. Where nothing is named nothing is there.
+        exact = (complete | enough) & (whole | np.all([each[:, -1] < 0 for each in places], axis=0))
+        for target, values in zip(answer, best._replace(exact=exact), strict=True):
+            target[left] = values
+        if length >= depth:
+            return answer
+        left = left[~(complete | enough)]
+        if not len(left):
+            return answer
+        length = min(_DEEPER * length, depth)
+
+
+def _last(scores: list[np.ndarray], batch: int, length: int) -> np.ndarray:
+    """float64 [B], the last score of a list over all parts, as long as one index would; -inf if it is shorter."""
+    joined = np.hstack([np.full((batch, length), -np.inf, np.float32), *scores])
+    return (-np.partition(-joined, length - 1, axis=1)[:, length - 1]).astype(np.float64)
+
+
+# --- the segments of an index here -------------------------------------------------------------------------------
+
+
+class Segments:
+    """The segments of an index, as one part. A place's number counts through all of their tables."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+        self._begin = np.cumsum([0, *map(len, segments)])
+
+    def _usable(self, call: Call) -> list[tuple[int, Segment]]:
+        return [
+            (begin, segment) for begin, segment in zip(self._begin.tolist(), self.segments, strict=False)
+            if any(layer.name in segment.banks for layer in call.taking)
+            and (call.within is None or np.any(segment.alive(call.within)))
+        ]  # fmt: skip
+
+    def whole(self, call: Call) -> bool:
+        return all(
+            segment.banks[layer.name].entry.most <= layer.scanned_rows
+            for _, segment in self._usable(call) for layer in call.taking if layer.name in segment.banks
+        )  # fmt: skip
+
+    def nearest(self, call: Call, k: int) -> list[Neighbours]:
+        layers, query, select, within = call
+        (layer,) = call.taking
+        empty = nothing(len(query.centre), k, len(layers))
+        found = [_one_layer(segment, layers, layer, query, k, select, within) for _, segment in self._usable(call)]
+        return [merge([empty, *found], k)]
+
+    def lists(self, call: Call, length: int) -> list[Lists]:
+        found: Lists = {}
+        for layer in call.taking:
+            places, scores = [], []
+            for begin, segment in self._usable(call):
+                bank = segment.banks.get(layer.name)
+                if bank is not None:
+                    alive = bank.alive(segment.alive(call.within), call.within, layer.scanned_rows)
+                    row, score, _ = _topk(bank, layer, call.query, length, call.select, alive)
+                    places.append(np.where(row < 0, -1, bank.places(row) + begin))
+                    scores.append(score)
+            if places:
+                found[layer.name] = np.hstack(places), np.hstack(scores)
+        return [found]
+
+    def scored(self, call: Call, places: Sequence[np.ndarray]) -> list[Neighbours]:
+        (numbers,) = places
+        found = [nothing(len(numbers), 1, len(call.layers))]
+        for begin, end, segment in zip(self._begin, self._begin[1:], self.segments, strict=False):
+            here = (numbers >= begin) & (numbers < end)
+            if here.any():
+                own = _unique(np.where(here, numbers - begin, -1))
+                found.append(_scored(segment, call.layers, call.taking, call.query, own, call.select))
+        return [merge(found, sum(each.id.shape[1] for each in found))]
 
 
 def _absent(layer: Layer) -> float:
@@ -138,67 +306,6 @@ def _one_layer(
         shift = np.full_like(shift, -1)
     heading = _heading(layer, shift, query.centre)
     return Neighbours(ids, score, shift, heading, lat, lon, at_lat, at_lon, parts, np.ones(len(ids), bool))
-
-
-# --- several layers ----------------------------------------------------------------------------------------------
-
-
-def _deepened(
-    segments: Sequence[Segment], layers: Sequence[Layer], taking: Sequence[Layer], query: Query, k: int, select: str,
-    within: Region | None, depth: int, whole: bool,
-) -> Neighbours:  # fmt: skip
-    batch = len(query.centre)
-    answer = nothing(batch, k, len(layers))
-    left = np.arange(batch)
-    length = min(max(_FIRST_DEPTH, _DEEPER * k), depth)
-    others = sum(_absent(layer) for layer in layers if layer not in taking)
-    while True:
-        part = query if len(left) == batch else query.take(left)
-        bound = np.full(len(left), float(others))
-        named: list[list[np.ndarray]] = [[] for _ in segments]  # of each segment, places [B, n], -1 pads
-        complete = np.ones(len(left), bool)
-        for layer in taking:
-            last, full = _named_by(layer, segments, part, length, select, within, named)
-            bound += layer.weight * np.maximum(np.where(full, last, -np.inf), layer.absent)
-            complete &= ~full
-        found = [
-            _scored(segment, layers, taking, part, _unique(np.hstack(places)), select)
-            for segment, places in zip(segments, named, strict=True)
-            if places
-        ]
-        best = merge([nothing(len(left), k, len(layers)), *found], k)
-        enough = np.where(best.id[:, -1] >= 0, best.score[:, -1] > bound + _ROUNDING, False)
-        exact = (complete | enough) & whole
-        for target, values in zip(answer, best._replace(exact=exact), strict=True):
-            target[left] = values
-        if length >= depth:
-            return answer
-        # Rows that are not scanned have no bound, however deep the lists are.
-        left = left[~(complete | enough)]
-        if not len(left):
-            return answer
-        length = min(_DEEPER * length, depth)
-
-
-def _named_by(
-    layer: Layer, segments: Sequence[Segment], query: Query, length: int, select: str, within: Region | None,
-    named: list[list[np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Adds each segment's places of the layer's list to `named`; (its last score, whether it is full) [B]."""
-    scores, owners = [np.full((len(query.centre), length), -np.inf, np.float32)], []
-    for n, segment in enumerate(segments):
-        bank = segment.banks.get(layer.name)
-        if bank is None:
-            continue
-        alive = bank.alive(segment.alive(within), within, layer.scanned_rows)
-        row, score, _ = _topk(bank, layer, query, length, select, alive)
-        scores.append(score)
-        owners.append((n, np.where(row < 0, -1, bank.places(row))))
-    # Of all segments together, the list is as long as that of one would be.
-    last = -np.partition(-np.hstack(scores), length - 1, axis=1)[:, length - 1]
-    for (n, place), score in zip(owners, scores[1:], strict=True):
-        named[n].append(np.where(score >= last[:, None], place, -1))
-    return last.astype(np.float64), last > -np.inf
 
 
 def _unique(places: np.ndarray) -> np.ndarray:

@@ -72,6 +72,9 @@ def as_dict(answer: Answer) -> dict[str, Any]:
             for c in answer.candidates
         ],
         "exact": answer.exact,
+        "coverage": None
+        if answer.coverage is None
+        else {**answer.coverage._asdict(), "missing": [one._asdict() for one in answer.coverage.missing]},
         **(dict.fromkeys(Provenance._fields) if answer.provenance is None else answer.provenance._asdict()),
     }
 
@@ -132,12 +135,20 @@ def as_lines(answer: Answer) -> list[str]:
         return [f"{name:32} {answer.status:10} {printable(answer.problem)}"]
     if answer.status == "located":
         within = "" if answer.radius_m is None else f"{answer.radius_m:6.0f} m"
-        return [f"{name:32} {answer.status:10} {_spot(answer.candidates[0])} {within:>8}".rstrip()]
+        return [f"{name:32} {answer.status:10} {_spot(answer.candidates[0])} {within:>8}".rstrip(), *_gaps(answer)]
     rows = [f"{name:32} {answer.status}"]
     return rows + [
         f"{'':32} {f'  maybe {rank}':10} {_spot(candidate)}".rstrip()
         for rank, candidate in enumerate(answer.candidates, start=1)
     ]
+
+
+def _gaps(answer: Answer) -> list[str]:
+    """What was not searched."""
+    if answer.coverage is None or answer.coverage.complete:
+        return []
+    searched, there, missing = answer.coverage
+    return [f"{'':32} of {searched} of {there} places; without {', '.join(one.name for one in missing)}"]
 
 
 def _spot(candidate: Candidate) -> str:

@@ -26,7 +26,7 @@ from geoloc_fast.images.cylindrical import pixels_across
 from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.exif import PhotoExif, parse_exif
 from geoloc_fast.images.storage import read_file
-from geoloc_fast.index import Neighbours, PlaceIndex, Several
+from geoloc_fast.index import Coverage, Neighbours, PlaceIndex, Several
 from geoloc_fast.layers import Layer, QueryStrips
 from geoloc_fast.locate.candidates import (
     NEIGHBOURS,
@@ -80,6 +80,8 @@ class Answer:
             claims none. The claim has no part in the answer and is not repeated in it.
         provenance: model, index and commit.
         exact: whether no place that was not looked at can belong among the nearest.
+        coverage: how much of an index in shards was searched; None of one index, which is searched whole. Where it is
+            not complete there is no probability and no "unknown": what is known of both holds for the whole alone.
         seconds: how long decoding, encoding, search and the answer took, of a batch the mean.
         neighbours: the nearest places, [k] each, before they are gathered into candidates.
         features: what its probability is judged by, or would be.
@@ -95,6 +97,7 @@ class Answer:
     exif_agrees: bool | None = None
     provenance: Provenance | None = None
     exact: bool = True
+    coverage: Coverage | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     neighbours: Neighbours | None = field(default=None, compare=False, repr=False)
     features: np.ndarray | None = field(default=None, compare=False, repr=False)
@@ -216,7 +219,9 @@ class Locator:
                 nearest = found.photo(row)
                 if said is not None and self.beside is not None:
                     nearest = add_up(nearest, said, self.beside.ratio, self.neighbours)
-                answers[n] = self._answer(names[n], one, nearest, float(share[row]), candidates, judge)
+                answers[n] = self._answer(
+                    names[n], one, nearest, float(share[row]), candidates, judge, found.coverage
+                )
         ends = (started, decoded, encoded, searched, time.perf_counter())
         stages = ("decode", "encode", "search", "answer")
         seconds = {stage: (ends[i + 1] - ends[i]) / len(queries) for i, stage in enumerate(stages)}
@@ -264,12 +269,15 @@ class Locator:
         return _Shown(Photo(image, fov), fov, source, exif)
 
     def _answer(
-        self, name: str, shown: _Shown, neighbours: Neighbours, share: float, limit: int, judge: Confidence | None
-    ) -> Answer:
+        self, name: str, shown: _Shown, neighbours: Neighbours, share: float, limit: int, judge: Confidence | None,
+        coverage: Coverage | None,
+    ) -> Answer:  # fmt: skip
         nearest = neighbours.first(NEIGHBOURS)
         found = candidates_of(nearest)
         features = features_of(found, nearest, share, content_of(shown.query), self._places)
         status, radius = "located", None
+        if coverage is not None and not coverage.complete:
+            judge = None  # what it knows holds for the whole index alone
         if judge is not None and self._places < judge.least_places:
             status = "unknown"  # too small a region to tell
         elif judge is not None:
@@ -292,6 +300,7 @@ class Locator:
             exif_agrees=agrees,
             provenance=self._provenance(),
             exact=bool(neighbours.exact),
+            coverage=coverage,
             neighbours=neighbours,
             features=features,
         )

@@ -1,0 +1,11 @@
+"""Past one machine: an index is built and searched by many workers, which are processes here or actors of Ray.
+
+Two executors keep one interface (`executor.py`); nothing but `on_ray.py` knows Ray, and it is imported where a cluster
+is named `ray://...`.
+"""
+
+from geoloc_fast.cluster.executor import connect
+from geoloc_fast.cluster.sharded_index import ShardedIndex
+from geoloc_fast.cluster.shards import ShardMap, cut
+
+__all__ = ["ShardMap", "ShardedIndex", "connect", "cut"]

@@ -1,0 +1,50 @@
+"""Every test of the cluster runs on both executors: processes of this machine, and a Ray head that is started here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from geoloc_fast.cluster import operate
+
+WITH_RAY = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'geoloc_fast[cluster]'"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind((operate.LOOPBACK, 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home folder of its own: token and notes of a cluster lie there."""
+    folder = tmp_path_factory.mktemp("home")
+    before, os.environ["HOME"] = os.environ.get("HOME"), str(folder)
+    yield folder
+    if before is not None:
+        os.environ["HOME"] = before
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def head(home: Path) -> Iterator[str]:
+    """ray://HOST:PORT of a cluster of one node."""
+    port = free_port()
+    operate.start(port=port, cpus=2)
+    yield f"ray://{operate.LOOPBACK}:{port}"
+    operate.stop()
+
+
+@pytest.fixture(scope="module", params=["local:2", pytest.param("ray", marks=WITH_RAY)])
+def where(request: pytest.FixtureRequest) -> str:
+    """The name of a cluster."""
+    return str(request.getfixturevalue("head")) if request.param == "ray" else str(request.param)
