@@ -26,6 +26,8 @@ _EXPECTED = "cluster: expected local, local:N or ray://HOST:PORT"
 
 
 class Worker(Protocol):
+    """Something that holds an object, in another process."""
+
     name: str
 
     def call(self, method: str, *args: Any) -> Future[Any]:
@@ -36,8 +38,11 @@ class Worker(Protocol):
 
 
 class Executor(Protocol):
-    workers: int
-    """How many to start unless somebody says."""
+    """What starts workers."""
+
+    @property
+    def workers(self) -> int:
+        """How many to start unless somebody says."""
 
     def start(
         self, name: str, make: str, *args: Any, threads: int = 1, cpus: float = 0, gpus: float = 0,

@@ -24,6 +24,8 @@ _PAUSE_S = 1.0  # between two starts of a process that does not live
 
 
 class LocalWorker:
+    """A process, and the one that takes its place when it is lost."""
+
     def __init__(self, name: str, recipe: bytes, threads: int) -> None:
         self.name = name
         self._recipe, self._threads = recipe, threads
@@ -104,6 +106,8 @@ class LocalWorker:
 
 
 class LocalExecutor:
+    """Processes of this machine."""
+
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._started: list[LocalWorker] = []

@@ -57,6 +57,8 @@ def joined(host: str, port: int) -> Any:
 
 
 class RayWorker:
+    """An actor, which Ray starts again when it is lost."""
+
     def __init__(self, ray: Any, name: str, actor: Any) -> None:
         self.name = name
         self._ray, self.actor = ray, actor
@@ -90,6 +92,8 @@ class RayWorker:
 
 
 class RayExecutor:
+    """Actors of the cluster that this machine belongs to."""
+
     def __init__(self, host: str, port: int) -> None:
         self._mine = not imported().is_initialized()
         self._ray = joined(host, port)

@@ -18,6 +18,7 @@ from geoloc_fast.cluster.executor import Host
 
 
 def packed(value: Any) -> bytes:
+    """A message."""
     return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
 
 
@@ -32,6 +33,7 @@ def _answer(number: int, right: bool, value: Any) -> bytes:
 
 
 def main() -> None:
+    """Answers calls until the socket is closed."""
     connection = Connection(int(sys.argv[1]))
     calls: queue.Queue[Any] = queue.Queue()
 

@@ -267,14 +267,15 @@ class ShardedIndex:
                 raise PlaceIndexError(
                     f"{self.path / found.shards[number].name}: has other layers than the other shards"
                 )
-        for number, error in problems.items():
+        for number, problem in problems.items():
             if number in serving:
-                log.warning("a replica of shard %s does not serve: %s", found.shards[number].name, error)
-            elif isinstance(error, (PlaceIndexError, ClusterError)):
-                raise error
+                log.warning("a replica of shard %s does not serve: %s", found.shards[number].name, problem)
+            elif isinstance(problem, (PlaceIndexError, ClusterError)):
+                raise problem
             else:
-                text = str(error) or type(error).__name__
-                raise ClusterError(f"{self.path / found.shards[number].name}: no replica serves it ({text})") from error
+                text = str(problem) or type(problem).__name__
+                name = found.shards[number].name
+                raise ClusterError(f"{self.path / name}: no replica serves it ({text})") from problem
         assert layers is not None
         return layers
 

@@ -69,6 +69,8 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class ShardMap:
+    """Which shards are one index."""
+
     index: str
     """Id of the index that was cut, and its commit: answers name these."""
     index_commit: int

@@ -18,7 +18,7 @@ from geoloc_fast.evaluation.evaluate import Truth
 from geoloc_fast.evaluation.protocol import Near
 from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m
-from geoloc_fast.index import PlaceIndex
+from geoloc_fast.index import Searchable
 from geoloc_fast.layers import QueryStrips
 from geoloc_fast.locate.candidates import NEIGHBOURS, candidates_of, features_of
 from geoloc_fast.locate.confidence import RIGHT_M, Confidence
@@ -85,7 +85,7 @@ class Trials(NamedTuple):
 
 
 def trials(
-    index: PlaceIndex,
+    index: Searchable,
     model: Model,
     home: Sequence[Photo],
     truth: Truth,

@@ -2,6 +2,7 @@
 
 from geoloc_fast.index.merge import Coverage, Missing, Neighbours, merge
 from geoloc_fast.index.place_index import Place, PlaceIndex
+from geoloc_fast.index.searchable import Searchable
 from geoloc_fast.index.several import Several
 
-__all__ = ["Coverage", "Missing", "Neighbours", "Place", "PlaceIndex", "Several", "merge"]
+__all__ = ["Coverage", "Missing", "Neighbours", "Place", "PlaceIndex", "Searchable", "Several", "merge"]

@@ -21,7 +21,7 @@ from geoloc_fast.errors import PlaceIndexError
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.regions import Circle
 from geoloc_fast.geo.sphere import great_circle_m
-from geoloc_fast.index import Neighbours, PlaceIndex, Several
+from geoloc_fast.index import Neighbours, Searchable
 from geoloc_fast.locate.answers import printable
 from geoloc_fast.locate.candidates import Candidate
 from geoloc_fast.locate.locator import Answer, Given, Locator
@@ -253,7 +253,7 @@ def spots_of(nearest: Neighbours, cells: int, temperature: float, count: int, sp
     ]
 
 
-def covered_share(region: Circle, indexes: Sequence[PlaceIndex | Several], reach_m: float = REACH_M) -> float:
+def covered_share(region: Circle, indexes: Sequence[Searchable], reach_m: float = REACH_M) -> float:
     """Share of a circle that lies within `reach_m` of a place of one of the indexes."""
     lat, lon = s2.center(s2.cover(region, _GRID_LEVEL))
     inside = great_circle_m(region.lat, region.lon, lat, lon) <= region.metres

@@ -26,7 +26,7 @@ from geoloc_fast.images.cylindrical import pixels_across
 from geoloc_fast.images.decode import decode_image, read_header
 from geoloc_fast.images.exif import PhotoExif, parse_exif
 from geoloc_fast.images.storage import read_file
-from geoloc_fast.index import Coverage, Neighbours, PlaceIndex, Several
+from geoloc_fast.index import Coverage, Neighbours, Searchable
 from geoloc_fast.layers import Layer, QueryStrips
 from geoloc_fast.locate.candidates import (
     NEIGHBOURS,
@@ -132,7 +132,7 @@ class Locator:
 
     def __init__(
         self,
-        index: PlaceIndex | Several,
+        index: Searchable,
         model: Model,
         *,
         confidence: Confidence | None = None,

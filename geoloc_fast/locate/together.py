@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from geoloc_fast.errors import PlaceIndexError
-from geoloc_fast.index import Neighbours, PlaceIndex
+from geoloc_fast.index import Neighbours, Searchable
 from geoloc_fast.locate.candidates import Candidate
 from geoloc_fast.models.contract import Model, Text
 
@@ -85,7 +85,7 @@ class Beside:
         ratio: `Scales.ratio`, fitted on a region of which photos, texts and places are known.
     """
 
-    def __init__(self, index: PlaceIndex, model: Model, photos: PlaceIndex, *, ratio: float) -> None:
+    def __init__(self, index: Searchable, model: Model, photos: Searchable, *, ratio: float) -> None:
         index.check_model(model.fingerprint)
         if "text" not in model.query_input.takes:
             raise ValueError(

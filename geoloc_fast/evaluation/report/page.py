@@ -37,7 +37,7 @@ from geoloc_fast.evaluation.report.views import data_uri, mosaic, polar_window, 
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.geo.sphere import great_circle_m, offset_m
-from geoloc_fast.index import PlaceIndex
+from geoloc_fast.index import Searchable
 from geoloc_fast.locate.answers import printable
 from geoloc_fast.locate.confidence import RIGHT_M
 from geoloc_fast.locate.locator import Answer
@@ -93,7 +93,7 @@ def write_report(
     *,
     title: str,
     about: str,
-    index: PlaceIndex,
+    index: Searchable,
     within: Region | None = None,
     names: Sequence[str],
     lat: Sequence[float] | np.ndarray,
@@ -363,7 +363,7 @@ def _cards_note(cards: Sequence[_Photo], photos: Sequence[_Photo]) -> str:
     return f"{len(cards)} of {len(photos)} photos, some of every kind and the rest spread over all."
 
 
-def _card(photo: _Photo, index: PlaceIndex, pictures: Pictures) -> str:
+def _card(photo: _Photo, index: Searchable, pictures: Pictures) -> str:
     first, fov_deg = photo.first, photo.fov_deg
     place = index.places([first.place])[0]
     tile, street, taken = pictures.tile(first.place), pictures.street(first.place), pictures.photo(photo.n)
