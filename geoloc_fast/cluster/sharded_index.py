@@ -347,6 +347,11 @@ class ShardedIndex:
         return self._opened.map.index
 
     @property
+    def filled(self) -> frozenset[str]:
+        """Names of the layers in which some place has a row."""
+        return frozenset(name for name, most in self._opened.map.most.items() if most)
+
+    @property
     def counts(self) -> Counter[str]:
         """What happened since it was opened."""
         found = Counter(self._counts)

@@ -33,6 +33,10 @@ class Searchable(Protocol):
     @property
     def commit(self) -> int: ...
 
+    @property
+    def filled(self) -> frozenset[str]:
+        """Names of the layers in which some place has a row."""
+
     def check_model(self, model: str | None) -> None:
         """OtherModelError unless it is the model of this index."""
 

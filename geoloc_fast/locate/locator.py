@@ -219,9 +219,7 @@ class Locator:
                 nearest = found.photo(row)
                 if said is not None and self.beside is not None:
                     nearest = add_up(nearest, said, self.beside.ratio, self.neighbours)
-                answers[n] = self._answer(
-                    names[n], one, nearest, float(share[row]), candidates, judge, found.coverage
-                )
+                answers[n] = self._answer(names[n], one, nearest, float(share[row]), candidates, judge, found.coverage)
         ends = (started, decoded, encoded, searched, time.perf_counter())
         stages = ("decode", "encode", "search", "answer")
         seconds = {stage: (ends[i + 1] - ends[i]) / len(queries) for i, stage in enumerate(stages)}

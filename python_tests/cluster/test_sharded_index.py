@@ -154,6 +154,7 @@ def whole_segment(index: PlaceIndex) -> PlaceIndex:
 def test_what_else_is_asked_of_an_index(one: PlaceIndex, sharded: ShardedIndex) -> None:
     assert (len(sharded), sharded.index_id, sharded.commit) == (len(one), one.index_id, one.commit)
     assert (sharded.model, sharded.layers, sharded.dtype) == (one.model, one.layers, one.dtype)
+    assert sharded.filled == one.filled
     for within in REGIONS:
         assert np.array_equal(sharded.ids(within), one.ids(within))
         for ours, theirs in zip(sharded.positions(within), one.positions(within), strict=True):
