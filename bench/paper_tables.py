@@ -39,6 +39,7 @@ import table_lines
 import torch
 import yaml
 from omegaconf import OmegaConf
+from pages import wrapped
 from tqdm import tqdm
 
 from geoloc_fast.data.availability import real_street_views
@@ -403,7 +404,7 @@ def main() -> int:
         one.add_argument("--out", type=Path, default=RESULTS, help="folder of the runs")
     given = parser.parse_args()
     if given.command == "page":
-        write_atomically(given.page, page_of(given.out))
+        write_atomically(given.page, wrapped(page_of(given.out)))
         return 0
     if given.command == "time":
         try:

@@ -13,6 +13,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pages import wrapped
+
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "geoloc_fast"
 
@@ -174,7 +176,8 @@ def write_readme(result: dict[str, Any], cases: dict[str, list[dict[str, Any]]])
         "in the same run,\non the same data and threads. `make bench` measures it on your machine; "
         "[benchmarks](docs/notes/benchmarks.md)\nhas every case."
     )
-    path.write_text("\n".join([before + README_MARKS[0], words, "", *short_table(cases), "", README_MARKS[1]]) + after)
+    table = "\n".join([README_MARKS[0], words, "", *short_table(cases), "", README_MARKS[1]])
+    path.write_text(wrapped(before + table + after))
 
 
 def plot(series: dict[str, list[tuple[float, float]]], title: str, x_title: str, y_title: str) -> str:
@@ -270,7 +273,7 @@ def main() -> None:
     notes = ROOT / "bench" / "results" / "notes.md"
     if notes.exists():
         page += "\n" + notes.read_text()
-    (ROOT / "docs" / "notes" / "benchmarks.md").write_text(page)
+    (ROOT / "docs" / "notes" / "benchmarks.md").write_text(wrapped(page))
     cases: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         cases.setdefault(row["case"], []).append(row)
