@@ -142,12 +142,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--places", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--keep", help="Folder whose index is used, or made, and stays.")
     parser.add_argument("--only", choices=("threads", "http"), help="Half of it.")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"places": given.places, "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
-    with tempfile.TemporaryDirectory() as folder:
-        served = make_served(Path(folder) / "town.index", given.places)
+    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.keep or temporary
+        town = Path(folder) / "town.index"
+        served = opened(town) if town.exists() else make_served(town, given.places)
+        found["places"] = len(served.index)
         if given.only != "http":
             found["photos_per_second"] = by_threads(served, given.seconds)
         if given.only != "threads":
@@ -183,7 +187,7 @@ def over_http(folder: str, seconds: float) -> dict[str, Any]:
     quiet, failed = latencies(port, 8, 2 * seconds)
     before = memory_mb(service)
     stop = spawn.Event()
-    bad = spawn.Process(target=harm_all, args=(port, HOSTILE, stop, told))
+    bad = multiprocessing.get_context("fork").Process(target=harm_all, args=(port, HOSTILE, stop, told))
     bad.start()
     told.get(timeout=120)  # they are at it
     beside, failed_beside = latencies(port, 8, 2 * seconds)
