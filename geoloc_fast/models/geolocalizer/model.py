@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -249,9 +250,13 @@ class Geolocalizer(nn.Module):
             row[:, : image.shape[1]] = image
         # About: every weight at every position of the features.
         positions = batch.size // 3 // self.config.backbone_stride**2
-        with threads_for(positions * sum(weights.numel() for weights in self.parameters())):
+        with threads_for(positions * self._weight_count):
             found = self.encode_photo(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device), widths)
         return {self.layers[0].name: QueryStrips(found.strips.cpu(), found.width.cpu())}
+
+    @cached_property
+    def _weight_count(self) -> int:  # counting them takes a tenth of the time of a photo
+        return sum(weights.numel() for weights in self.parameters())
 
     def _columns(self, query: Query) -> np.ndarray:
         """uint8 [H, w, 3] in azimuth columns."""
