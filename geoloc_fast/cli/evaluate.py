@@ -65,7 +65,8 @@ def evaluate_photos(
 
     named(report, "--report", ".html")
     photos = _manifest(manifest)
-    network, area = model_at(model, device), region_of(box, near, within)
+    area = region_of(box, near, within)
+    network = model_at(model, device, of=None if index is None else PlaceIndex.open(index))
     with ExitStack() as stack:
         if index is None:
             index = Path(stack.enter_context(TemporaryDirectory())) / "index"
@@ -115,7 +116,7 @@ def evaluate_photos(
 @app.command("fit-confidence")
 def fit_confidence_of_model(
     manifest: Annotated[Path, typer.Argument(help="Folder with a photos table, with known positions or places.")],
-    model: Annotated[Path, typer.Option(help="The model bundle; the confidence is written beside it.")],
+    model: Annotated[Path, typer.Option(help="A model bundle, or its name; the confidence is written beside it.")],
     index: Annotated[Path, typer.Option(help="Folder of an index of that model.")] = Path("index"),
     split: SplitOption = None,
     use_fov: UseFovOption = False,
@@ -141,10 +142,11 @@ def fit_confidence_of_model(
     from geoloc_fast.evaluation.evaluate import truth_of
     from geoloc_fast.index import PlaceIndex
     from geoloc_fast.locate.confidence import Confidence
-    from geoloc_fast.models.contract import Photo
+    from geoloc_fast.models.contract import Photo, model_path
 
     photos = _manifest(manifest)
-    opened, network = PlaceIndex.open(index, device=device), model_at(model, device)
+    opened = PlaceIndex.open(index, device=device)
+    network = model_at(model, device, of=opened)
     opened.check_model(network.fingerprint)
     known = _known_photos(photos, opened.keys(), split)
     assumed = network.query_input.assumed_fov_deg
@@ -158,7 +160,7 @@ def fit_confidence_of_model(
         tried = trials(opened, network, home, truth_of(kept, opened.keys()), strangers, progress=shown_bar)
     confidence = fit(network, tried, layers=opened.filled, precision=precision)
     elsewhere = located(confidence, tried)
-    path = Confidence.path_for(model)
+    path = Confidence.path_for(model_path(model))
     confidence.save(path)
     said = {
         "path": str(path),

@@ -67,7 +67,7 @@ def index_add(
     from geoloc_fast.index import PlaceIndex
     from geoloc_fast.region.encode import add_places
 
-    places, network = Manifest.load(manifest), model_at(model, device)
+    places, network = Manifest.load(manifest), model_at(model, device, of=PlaceIndex.open(index))
     with PlaceIndex.open(index, "write", model=network.fingerprint) as opened, progress("places") as shown:
         done = add_places(opened, network, places, progress=shown)
     _say_added(done, index, as_json)

@@ -148,7 +148,8 @@ def locate(
     many = [PlaceIndex.open(path, device=device) for path in indexes or [Path("index")]]
     if len(many) > 1 and (together or region is not None):
         raise typer.BadParameter(f"--text-index, --region: expected one --index with it, got {len(many)}")
-    opened, network = Several(many) if len(many) > 1 else many[0], model_at(model, device)
+    opened = Several(many) if len(many) > 1 else many[0]
+    network = model_at(model, device, of=many[0])
     opened.check_model(network.fingerprint)
     confidence = confidence_of(model, network)
     beside = None
@@ -160,7 +161,7 @@ def locate(
     locator = Locator(
         opened, network, confidence=confidence, within=area, least_probability=least_probability, beside=beside
     )
-    if "synthetic" in network.trained_on:
+    if "synthetic" in network.trained_on and "real" not in network.trained_on:
         typer.echo(
             f"geoloc-fast locate: model {network.name} was trained on {network.trained_on} only; its answers say "
             "nothing about real places",
@@ -312,7 +313,7 @@ def demo(
     seed: Annotated[
         int, typer.Option(min=0, help="Number of the city. The model that ships was trained on others.")
     ] = 20_000,
-    model: Annotated[Path | None, typer.Option(help="A model bundle; default the small one that ships.")] = None,
+    model: ModelOption = None,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -321,10 +322,10 @@ def demo(
     Example: geoloc-fast demo --out demo --places 400 --photos 200
     """
     from geoloc_fast.demo import run_demo, summary
-    from geoloc_fast.models.contract import shipped_model
+    from geoloc_fast.models.contract import model_path
 
     metrics = run_demo(
-        out, model_path=model or shipped_model(), places=places, photos=photos, seed=seed, device=device_named(device),
+        out, model_path=model_path(model), places=places, photos=photos, seed=seed, device=device_named(device),
         bar=progress,
     )  # fmt: skip
     typer.echo(json.dumps(metrics, indent=1) if as_json else summary(metrics))

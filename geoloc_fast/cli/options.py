@@ -9,7 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-ModelOption = Annotated[Path | None, typer.Option(help="A model bundle; default: the one that ships.")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(help="A model bundle, or one that ships: small, real. Default: the index's, else small."),
+]
 
 
 DeviceOption = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
@@ -50,21 +53,26 @@ def arguments() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def model_at(path: Path | None, device: str = "cpu") -> Any:
-    """The model of a bundle on a device; None: the one that ships."""
-    from geoloc_fast.models.contract import load_model
+def model_at(path: Path | None, device: str = "cpu", *, of: Any = None) -> Any:
+    """The model of a bundle on a device; None: of those that ship, that of the index `of`, else the first."""
+    from geoloc_fast.models.contract import load_model, model_path
 
-    return load_model(path, device_named(device))
+    found = model_path(path, fingerprint=None if of is None else of.model)
+    return load_model(found, device_named(device))
 
 
 def confidence_of(path: Path | None, model: Any) -> Any:
     """The confidence beside a model; None, with a line on stderr, where there is none."""
     from geoloc_fast.locate.confidence import Confidence
-    from geoloc_fast.models.contract import shipped_model
+    from geoloc_fast.models.contract import model_path
 
-    beside = Confidence.path_for(path or shipped_model())
+    beside = Confidence.path_for(model_path(path, fingerprint=model.fingerprint))
     if not beside.exists():
-        typer.echo(f"geoloc-fast: {beside} is missing, so answers have no probability", err=True)
+        typer.echo(
+            f"geoloc-fast: {beside} is missing, so answers have no probability and are unverified; `geoloc-fast "
+            "fit-confidence`, on photos whose place is known, makes it",
+            err=True,
+        )
         return None
     return Confidence.load(beside, model=model.fingerprint)
 

@@ -81,7 +81,7 @@ def serve(
         if (one is None) != (two is None):
             raise typer.BadParameter(f"--{option} and --{option.split('-')[0]}-model: give both, or neither")
     named(tiles, "--tiles", ".pmtiles")
-    network = model_at(model)
+    network = model_at(model, of=PlaceIndex.open(index[0]))
     confidence = confidence_of(model, network)
     served, pictures = {}, {}
     for n, path in enumerate(index):

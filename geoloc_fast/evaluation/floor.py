@@ -13,19 +13,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from geoloc_fast.city.views import CROWD, FIELD_OF_VIEW, CityViews, make_city
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.images.cylindrical import to_cylindrical
+from geoloc_fast.models.layered.colours import colour_cells
 from geoloc_fast.polar import polar_resample
 from geoloc_fast.retrieval import StripBank, strip_topk
 
 THRESHOLD_M = 25.0
 ASSUMED_FOV_DEG = 90.0
-_CELLS = (8, 64)  # rows of the lower half, columns all the way round
+_COLUMNS = 64  # all the way round
 _IMAGE = (128, 512)
 
 
@@ -69,28 +69,14 @@ def _histogram(image: np.ndarray) -> np.ndarray:
 
 
 def ground_strip(image: np.ndarray) -> np.ndarray:
-    """Float32 [3, 8, columns]: the lower half in cells, rows standardised over what was seen."""
-    image = image[image.shape[0] // 2 :].astype(np.float32)
-    seen = (image.sum(axis=2) > 0).astype(np.float32)
-    features = np.stack(
-        [image.mean(axis=2), image.max(axis=2) - image.min(axis=2), image @ np.array((-1, 2, -1), np.float32)]
-    )
-    cells = _CELLS[0], max(1, round(image.shape[1] * _CELLS[1] / _IMAGE[1]))
-    weight = cv2.resize(seen, cells[::-1], interpolation=cv2.INTER_AREA)
-    strip = []
-    for feature in features:
-        mean = cv2.resize(feature * seen, cells[::-1], interpolation=cv2.INTER_AREA) / np.maximum(weight, 1e-3)
-        there = weight > 0.3
-        total = np.maximum(there.sum(axis=1, keepdims=True), 1)
-        mean = (mean - (mean * there).sum(axis=1, keepdims=True) / total) * there
-        strip.append(mean / (np.sqrt((mean**2).sum(axis=1, keepdims=True) / total) + 2))
-    return np.stack(strip)
+    """Float32 [3, 8, columns] of azimuth columns: `colour_cells`, 64 for a whole turn of 512."""
+    return colour_cells(image, max(1, round(image.shape[1] * _COLUMNS / _IMAGE[1])))
 
 
 def _queries(photos: np.ndarray, fov_deg: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     strips = [ground_strip(to_cylindrical(photo, fov, size=_IMAGE)) for photo, fov in zip(photos, fov_deg, strict=True)]
     width = torch.tensor([strip.shape[2] for strip in strips])
-    query = torch.zeros(len(strips), 3, _CELLS[0], int(width.max()))
+    query = torch.zeros(len(strips), *strips[0].shape[:2], int(width.max()))
     for row, strip in zip(query, strips, strict=True):
         row[..., : strip.shape[2]] = torch.from_numpy(strip)
     return query, width

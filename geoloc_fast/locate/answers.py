@@ -110,7 +110,7 @@ def as_features(answer: Answer) -> list[dict[str, Any]]:
     lat, lon = properties.pop("lat"), properties.pop("lon")
     geometry = None if lat is None else {"type": "Point", "coordinates": [lon, lat]}
     features = [{"type": "Feature", "geometry": geometry, "properties": {"kind": "answer", **properties}}]
-    if answer.status == "unknown":
+    if answer.status in ("unknown", "unverified"):
         for rank, candidate in enumerate(properties["candidates"], start=1):
             about = {name: value for name, value in candidate.items() if name not in ("lat", "lon")}
             at = candidate["lon"], candidate["lat"]
@@ -327,7 +327,7 @@ def locate_folder(
     elif not out.exists():
         write_atomically(out, _parquet([rows[name] for name in names], settings))
         partial.unlink(missing_ok=True)
-    counts = {"located": 0, "unknown": 0, "unreadable": 0}
+    counts = {"located": 0, "unknown": 0, "unverified": 0, "unreadable": 0}
     for row in rows.values():
         counts[row["status"]] += 1
     return counts

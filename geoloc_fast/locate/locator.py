@@ -70,7 +70,8 @@ class Answer:
 
     Attributes:
         image: its name.
-        status: "located", "unknown" (not sure enough; the candidates are for a person to look at), or "unreadable".
+        status: "located", "unknown" (not sure enough; the candidates are for a person to look at), "unverified"
+            (nothing judges answers of this kind: no probability, candidates in their order), or "unreadable".
         candidates: the answer first, then the runners-up, most weight first, `SPACING_M` apart at least.
         radius_m: the truth lies this near to the first candidate with probability 0.68; None if the candidates do not
             reach that together.
@@ -123,7 +124,7 @@ class Locator:
         index: an opened index; its snapshot is searched. Or several of one model, as one.
         model: as `load_model` gives it.
         confidence: how sure its answers are; without it, and where other layers take part than those it was fitted
-            with, no answer has a probability and none is "unknown".
+            with, no answer has a probability, and all are "unverified".
         within: search this region only.
         least_probability: below it the answer is "unknown"; default what `confidence` says.
         neighbours: how many of the nearest places are looked up; candidates are made of the first `NEIGHBOURS`.
@@ -175,7 +176,7 @@ class Locator:
             candidates: at most this many each.
             batch: queries that are encoded and searched together: faster, but the first answer comes later.
             text: a description of where they were taken, which counts beside each of them (`beside`). The confidence
-                of the photos' model says nothing of such an answer: it has no probability.
+                of the photos' model says nothing of such an answer: it is "unverified".
         """
         if text is not None and self.beside is None:
             raise ValueError("text: expected a locator with an index of descriptions beside it, got none")
@@ -273,7 +274,7 @@ class Locator:
         nearest = neighbours.first(NEIGHBOURS)
         found = candidates_of(nearest)
         features = features_of(found, nearest, share, content_of(shown.query), self._places)
-        status, radius = "located", None
+        status, radius = "unverified", None
         if coverage is not None and not coverage.complete:
             judge = None  # what it knows holds for the whole index alone
         if judge is not None and self._places < judge.least_places:

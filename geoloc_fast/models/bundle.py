@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from geoloc_fast.errors import BundleError
 from geoloc_fast.files import write_atomically
 
-__all__ = ["kind_of", "load_bundle", "write_bundle"]
+__all__ = ["fingerprint_of", "kind_of", "load_bundle", "write_bundle"]
 
 _FORMAT = "geoloc_fast."  # then the kind of the model
 _VERSION = "1"
@@ -102,6 +102,12 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if not form.startswith(_FORMAT):
         raise BundleError(f"{path}: expected a model bundle of this package, got format {form!r}")
     return str(form.removeprefix(_FORMAT))
+
+
+def fingerprint_of(path: str | os.PathLike[str]) -> str:
+    """The fingerprint that a bundle says it has; whether it has is checked when it is loaded. Raises like `kind_of`."""
+    with _opened(Path(path)) as bundle:
+        return str((bundle.metadata() or {}).get("fingerprint", ""))
 
 
 def _read(path: Path, kind: str) -> tuple[str, str, dict[str, Tensor]]:

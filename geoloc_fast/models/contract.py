@@ -20,11 +20,23 @@ from torch import Tensor
 
 from geoloc_fast.errors import BundleError
 from geoloc_fast.layers import Layer, QueryStrips, Rows
-from geoloc_fast.models.bundle import kind_of
+from geoloc_fast.models.bundle import fingerprint_of, kind_of
 
 __all__ = [
-    "KINDS", "AzimuthColumns", "Model", "Photo", "PlaceBatch", "PlaceInput", "Query", "QueryInput", "Text",
-    "check_layers", "load_model", "shipped_model",
+    "KINDS",
+    "SHIPPED",
+    "AzimuthColumns",
+    "Model",
+    "Photo",
+    "PlaceBatch",
+    "PlaceInput",
+    "Query",
+    "QueryInput",
+    "Text",
+    "check_layers",
+    "load_model",
+    "model_path",
+    "shipped_model",
 ]  # fmt: skip
 
 
@@ -162,20 +174,37 @@ KINDS: dict[str, str | Callable[..., Model]] = {
     "cells": "geoloc_fast.models.cells.model:CellGeolocalizer.load",
     "text": "geoloc_fast.models.text.model:TextGeolocalizer.load",
     "layered": "geoloc_fast.models.layered.model:Layered.load",
+    "pooled": "geoloc_fast.models.pooled.model:Pooled.load",
 }
 """Kind of a bundle to what loads it, called as load(path, device=...): a callable, or "module:name" that is imported
 when it is first needed."""
 
 
-def shipped_model() -> Path:
-    """The bundle of the model that ships with the package."""
-    return Path(str(resources.files("geoloc_fast") / "assets" / "small.safetensors"))
+SHIPPED = ("small", "real")
+"""Names of the models that ship: the first, of synthetic cities, is the default; "real" is for real photos."""
+
+
+def shipped_model(name: str = SHIPPED[0]) -> Path:
+    """The bundle of a model that ships with the package."""
+    if name not in SHIPPED:
+        raise ValueError(f"name: expected one of {', '.join(SHIPPED)}, got {name!r}")
+    return Path(str(resources.files("geoloc_fast") / "assets" / f"{name}.safetensors"))
+
+
+def model_path(model: str | os.PathLike[str] | None = None, *, fingerprint: str | None = None) -> Path:
+    """The bundle that is meant by the name of a model that ships or by a path. Default: of those that ship that with
+    `fingerprint`, which an index knows, else the first."""
+    if model is None:
+        paths = [shipped_model(name) for name in SHIPPED]
+        return next((p for p in paths if fingerprint is not None and fingerprint_of(p) == fingerprint), paths[0])
+    text = os.fspath(model)
+    return shipped_model(text) if text in SHIPPED else Path(text)
 
 
 def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> Model:
-    """The model of a bundle, whatever its kind; default the one that ships. BundleError if it is none that this version
-    can load; OSError if it cannot be read."""
-    path = shipped_model() if path is None else path
+    """The model of a bundle, whatever its kind, by its path or, of those that ship, its name; by default the first.
+    BundleError if it is none that this version can load; OSError if it cannot be read."""
+    path = model_path(path)
     kind = kind_of(path)
     load = KINDS.get(kind)
     if load is None:

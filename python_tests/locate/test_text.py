@@ -125,7 +125,7 @@ def test_from_the_command_line(words: Path, bundle: Path, region: Path) -> None:
     assert done.code == 0, done.stderr
     (answer,) = json.loads(done.stdout)
     first = answer["candidates"][0]
-    assert answer["status"] == "located" and first["heading_deg"] is None and 48 <= first["lat"] <= 48.03
+    assert answer["status"] == "unverified" and first["heading_deg"] is None and 48 <= first["lat"] <= 48.03
     assert text not in done.stdout  # what was said is not repeated
     lines = region / "lines.txt"
     lines.write_text(f"\ufeff{text}\n\na park\n{text}\n", encoding="utf-8")
@@ -168,7 +168,7 @@ def test_from_python(words: Path, bundle: Path) -> None:
     model = load_model(bundle)
     locator = Locator(PlaceIndex.open(words), model)
     answers = list(locator.locate([Text("a park"), Text("\x00")]))
-    assert [answer.status for answer in answers] == ["located", "unreadable"]
+    assert [answer.status for answer in answers] == ["unverified", "unreadable"]
     assert answers[0].image == "text 0" and answers[0].candidates[0].key.startswith("p")
     with pytest.raises(ValueError, match="takes text, got photo"):
         next(locator.locate([np.zeros((64, 64, 3), np.uint8)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.models import load_model
 from geoloc_fast.models.contract import AzimuthColumns, Model, Photo, PlaceBatch, Text
 from geoloc_fast.models.layered import Layered, LayeredConfig, column_features
+from geoloc_fast.models.layered.colours import COLOUR_CHANNELS, colour_cells
 from geoloc_fast.models.layered.columns import LEVEL, POLAR, feature_count
 
 SMALL = LayeredConfig(
@@ -36,6 +38,15 @@ def model() -> Layered:
         for parameter in made.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return made
+
+
+@pytest.fixture(scope="module")
+def many_eyes() -> Layered:
+    torch.manual_seed(1)
+    config = dataclasses.replace(
+        SMALL, layers=("satellite",), eyes={"frozen": 1.5, "mapped": 1.0, "colour": 0.25}, own_mean=0.5
+    )
+    return Layered(config)
 
 
 def picture(*shape: int, seed: int = 0) -> np.ndarray:
@@ -123,6 +134,63 @@ def test_rows_are_standpoints_and_say_where(model: Layered) -> None:
     )
 
 
+def test_each_eye_has_its_share_of_a_strip(many_eyes: Layered) -> None:
+    rows = many_eyes.encode_places(batch(1))["satellite"]
+    frozen, mapped, colour = 224, 8, COLOUR_CHANNELS
+    assert many_eyes.layers[0].strip == (frozen + mapped + colour, 1, 32)
+    shares = [part.square().sum() for part in rows.strips[0].split([frozen, mapped, colour])]
+    np.testing.assert_allclose(shares, np.array([1.5, 1.0, 0.25]) / 2.75, rtol=1e-4)
+    alone = many_eyes.seen_by({"mapped": 1.0}).encode_places(batch(1))["satellite"]
+    assert alone.strips.shape[1] == mapped
+    own = dataclasses.replace(many_eyes.config, eyes={"mapped": 1.0}, own_mean=0.0, layers=("satellite",))
+    expected = Layered(own)
+    expected.place_maps.load_state_dict(many_eyes.place_maps.state_dict())
+    cut = many_eyes.backbone.cut.state_dict()
+    expected.backbone.cut.load_state_dict({name: cut[name] for name in expected.backbone.cut.state_dict()})
+    torch.testing.assert_close(alone.strips, expected.encode_places(batch(1))["satellite"].strips)
+
+
+def test_light_that_all_of_an_image_shares_counts_less(many_eyes: Layered) -> None:
+    """Half of the own mean is taken out: what is left of it is a quarter of its power."""
+    whole = many_eyes.seen_by({"frozen": 1.0})
+    query = [AzimuthColumns(picture(64, 256, seed=4))]
+    before = whole.encode_queries(query)["satellite"].strips[0, :, 0]
+    half = whole.seen_by({"frozen": 1.0})
+    half.config = dataclasses.replace(half.config, own_mean=0.5)
+    after = half.encode_queries(query)["satellite"].strips[0, :, 0]
+    scale = (before - before.mean(1, keepdim=True)).norm() / (after - after.mean(1, keepdim=True)).norm()
+    torch.testing.assert_close(after.mean(1) * scale, before.mean(1) / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_with_all_eyes_a_turned_world_has_turned_strips_and_answers_stand_alone(many_eyes: Layered) -> None:
+    panorama = picture(64, 256, seed=9)
+    queries: list[AzimuthColumns | Photo] = [
+        AzimuthColumns(panorama),
+        AzimuthColumns(np.roll(panorama, -8, 1)),
+        Photo(picture(60, 80), 60.0),
+    ]
+    found = many_eyes.encode_queries(queries)["satellite"]
+    assert found.width is not None
+    assert found.width.tolist() == [32, 32, 5]
+    torch.testing.assert_close(found.strips[1], found.strips[0].roll(-1, -1), rtol=1e-3, atol=1e-4)
+    for n, query in enumerate(queries):
+        alone = many_eyes.encode_queries([query])["satellite"].strips[0]
+        assert torch.equal(found.strips[n, :, :, : int(found.width[n])], alone)
+    one, two = (many_eyes.encode_places(batch(count))["satellite"].strips for count in (2, 1))
+    assert torch.equal(one[:3], two)
+    flat = batch(1, satellite=torch.full((1, 3, 80, 80), 90, dtype=torch.uint8))
+    assert many_eyes.encode_places(flat)["satellite"].strips.isfinite().all()
+
+
+def test_colours_do_not_know_how_bright_it_was() -> None:
+    image = picture(64, 256, seed=2).astype(np.float32)
+    dim = np.rint(image / 2).astype(np.uint8)
+    cells, dimmed = colour_cells(image.astype(np.uint8), 32), colour_cells(dim, 32)
+    assert cells.shape == (3, 8, 32)
+    assert np.corrcoef(cells.ravel(), dimmed.ravel())[0, 1] > 0.99
+    assert not colour_cells(np.zeros((64, 256, 3), np.uint8), 32).any()
+
+
 def test_an_image_of_unknown_resolution_is_seen_from_its_centre(model: Layered) -> None:
     places = batch(1, metres_per_pixel=torch.tensor([torch.nan], dtype=torch.float64))
     rows = model.encode_places(places)["satellite"]
@@ -133,7 +201,7 @@ def test_an_image_of_unknown_resolution_is_seen_from_its_centre(model: Layered) 
 
 
 def test_an_answer_does_not_depend_on_what_is_beside_it(model: Layered) -> None:
-    queries = [
+    queries: list[AzimuthColumns | Photo] = [
         Photo(picture(60, 80, seed=3), 60.0),
         AzimuthColumns(picture(64, 256, seed=4)),
         Photo(picture(60, 80, seed=5)),
@@ -198,6 +266,9 @@ def test_a_bundle_gives_the_same_model(model: Layered, tmp_path: Path) -> None:
         ({"layers": ("street", "smell")}, "layers: expected some of"),
         ({"level_size": (64, 200)}, "level_size: expected rows"),
         ({"channels": 0}, "channels: expected a whole number"),
+        ({"eyes": {"third": 1.0}}, "eyes: expected some of"),
+        ({"eyes": {"mapped": 0.0}}, "eyes: expected some of"),
+        ({"own_mean": 1.5}, "own_mean: expected 0 to 1"),
         ({"range_m": (60, 50)}, "range_m"),
         ({"standpoints_m": ((30.0, 0.0),)}, "standpoints_m"),
         ({"weights": {"street": 1.0}}, "weights: expected a number for"),

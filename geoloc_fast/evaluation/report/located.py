@@ -31,7 +31,12 @@ _PLACES = 3  # candidates a photo whose street view and satellite image are show
 _STREET = (120, 400)  # rows, columns
 _PLAN_PX = 420
 _TICKS_M = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 200_000, 1_000_000, 5_000_000)
-_STATUS = {"located": "located", "unknown": "unknown: not sure enough; these are its candidates", "unreadable": ""}
+_STATUS = {
+    "located": "located",
+    "unknown": "unknown: not sure enough; these are its candidates",
+    "unverified": "unverified: nothing says how sure this model is; these are its candidates",
+    "unreadable": "",
+}
 
 
 def write_located(

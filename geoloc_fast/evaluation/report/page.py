@@ -72,7 +72,7 @@ class _Photo:
         self.away_m = float(great_circle_m(lat, lon, first.lat, first.lon))
         self.right = self.away_m <= RIGHT_M
         right = "right" if self.right else "wrong"
-        self.kind = right if answer.status == "located" else f"unknown-{right}"
+        self.kind = f"unknown-{right}" if answer.status == "unknown" else right
         self.fov_deg = answer.fov_deg or 90.0
         self.error_deg = float(heading_error_deg(self.found_deg, heading_deg))
 

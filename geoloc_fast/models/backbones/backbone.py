@@ -45,7 +45,7 @@ class Backbone(nn.Module):
         self.loaded = "fresh weights"
         """One line: which weights these are."""
         self.cut = _Cut(network, ends)
-        self._margin = _margin(self.cut, self.strides[-1])
+        self._margins = _margins(self.cut, self.strides)
 
     def load_pretrained(self, source: str | os.PathLike[str]) -> Weights:
         """Weights of a file or package (`read_weights`), which must hold every tensor of this backbone with its shape;
@@ -78,8 +78,9 @@ class Backbone(nn.Module):
         )
         return weights
 
-    def forward(self, images: Tensor, *, circular: bool) -> list[Tensor]:
-        """Maps `[B, channels, ceil(H / stride), ceil(W / stride)]`, one for each stride.
+    def forward(self, images: Tensor, *, circular: bool, strides: Sequence[int] | None = None) -> list[Tensor]:
+        """Maps `[B, channels, ceil(H / stride), ceil(W / stride)]`, one for each of `strides`, default all of them;
+        what lies behind the last of these is not computed.
 
         With `circular` the images are a full turn that closes on itself: rolling an image by one stride rolls its map
         by one column, exactly, where W is a multiple of the last stride. The image goes on round the turn by as much
@@ -88,21 +89,24 @@ class Backbone(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected [B, 3, H, W], got {list(images.shape)}")
-        if circular and images.shape[3] % self.strides[-1]:
+        wanted = self.strides if strides is None else tuple(strides)
+        if circular and images.shape[3] % wanted[-1]:
             raise ValueError(
-                f"images: expected a full turn of a multiple of {self.strides[-1]} columns, got {images.shape[3]}"
+                f"images: expected a full turn of a multiple of {wanted[-1]} columns, got {images.shape[3]}"
             )
         if not images.is_floating_point():
             if images.dtype != torch.uint8:
                 raise TypeError(f"images: expected uint8 or normalised floating point, got {images.dtype}")
             images = (images - self.mean[0]) / self.std[0]
-        if not circular:
-            maps: list[Tensor] = self.cut(images)
-            return maps
-        width, margin = images.shape[3], self._margin
-        round_columns = torch.arange(-margin, width + margin, device=images.device) % width
-        maps = self.cut(images[..., round_columns])
-        return [x[..., margin // s : (margin + width) // s] for x, s in zip(maps, self.strides, strict=True)]
+        count = self.strides.index(wanted[-1]) + 1
+        if circular:
+            width, margin = images.shape[3], self._margins[count - 1]
+            round_columns = torch.arange(-margin, width + margin, device=images.device) % width
+            maps = self.cut(images[..., round_columns], count)
+            maps = [x[..., margin // s : (margin + width) // s] for x, s in zip(maps, self.strides, strict=False)]
+        else:
+            maps = self.cut(images, count)
+        return [maps[self.strides.index(stride)] for stride in wanted]
 
 
 class _Cut(nn.Module):
@@ -113,10 +117,10 @@ class _Cut(nn.Module):
         self.parts = nn.ModuleList(nn.Sequential(*network.blocks[a:b]) for a, b in zip(starts, ends, strict=True))
         _fold(self)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, count: int) -> list[Tensor]:
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
         maps = []
-        for part in self.parts:
+        for part in self.parts[:count]:
             x = part(x)
             maps.append(x)
         return maps
@@ -136,14 +140,17 @@ def _network(name: str, strides: Sequence[int]) -> tuple[Any, list[int]]:
     return network, [ends[stride] for stride in strides]
 
 
-def _margin(cut: nn.Module, step: int) -> int:
-    """How many columns to either side a feature sees, rounded up to `step`."""
+def _margins(cut: _Cut, strides: Sequence[int]) -> list[int]:
+    """How many columns to either side a feature of each stride sees, rounded up to the stride."""
     reach, jump = 0, 1
-    for module in cut.modules():  # in the order in which they are called
-        if isinstance(module, nn.Conv2d):
-            reach += module.kernel_size[1] // 2 * jump
-            jump *= module.stride[1]
-    return -(-reach // step) * step
+    margins: list[int] = []
+    for part, step in zip(cut.parts, strides, strict=True):
+        for module in (*(() if margins else cut.stem.modules()), *part.modules()):  # in the order in which they run
+            if isinstance(module, nn.Conv2d):
+                reach += module.kernel_size[1] // 2 * jump
+                jump *= module.stride[1]
+        margins.append(-(-reach // step) * step)
+    return margins
 
 
 def _channels(network: Any, end: int) -> int:

@@ -1,6 +1,6 @@
 """Layers of strips from frozen features and linear maps, fitted in closed form."""
 
 from geoloc_fast.models.layered.columns import column_features
-from geoloc_fast.models.layered.model import LAYERS, Layered, LayeredConfig
+from geoloc_fast.models.layered.model import EYES, LAYERS, Layered, LayeredConfig
 
-__all__ = ["LAYERS", "Layered", "LayeredConfig", "column_features"]
+__all__ = ["EYES", "LAYERS", "Layered", "LayeredConfig", "column_features"]

@@ -3,6 +3,10 @@
     photo, panorama: azimuth columns    -> backbone -> column features -> linear map of each layer -> strip
     satellite image: polar, standpoints -> backbone -> column features -> linear map               -> strips
 
+A strip is what one or several eyes see, side by side, each at a length of its own: "mapped", features of fine strides
+through maps that were fitted for each layer; "frozen", features of stride 16 near the horizon, just standardised;
+"colour", hand-made.
+
 A photo makes a strip for each layer. A place has a row in "street" for its panorama, and in "satellite" one for every
 standpoint from which its image is seen: a photographer stands metres beside the centre, and near things then lie
 elsewhere. The maps are fitted in closed form by `geoloc_fast.training.fit`.
@@ -10,14 +14,16 @@ elsewhere. The maps are fitted in closed form by `geoloc_fast.training.fit`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geoloc_fast.geo.sphere import move_m
@@ -26,12 +32,15 @@ from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.models.backbones import Backbone
 from geoloc_fast.models.bundle import load_bundle, write_bundle
 from geoloc_fast.models.contract import AzimuthColumns, Photo, PlaceBatch, PlaceInput, Query, QueryInput
+from geoloc_fast.models.layered.colours import COLOUR_CHANNELS, colour_cells
 from geoloc_fast.models.layered.columns import LEVEL, POLAR, column_features, feature_count
 from geoloc_fast.polar import polar_resample
 
-__all__ = ["LAYERS", "Layered", "LayeredConfig", "ring"]
+__all__ = ["EYES", "LAYERS", "Layered", "LayeredConfig", "ring"]
 
 LAYERS = ("street", "satellite")
+EYES = ("mapped", "frozen", "colour")
+_FROZEN_STRIDE = 16
 _POLAR_BATCH = 8  # polar images at once: their features stay near the cache
 
 
@@ -61,8 +70,13 @@ class LayeredConfig:
     """Side of the satellite square that a place is shown as."""
     range_m: tuple[float, float] = (50.0, 64.0)
     """Sides of that square on the ground, in metres."""
+    eyes: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"mapped": 1.0})
+    """Some of `EYES`, and what each counts in a strip."""
+    own_mean: float = 0.0
+    """The share of its own mean over azimuth that is taken out of what the mapped and the frozen eye see: what all of
+    an image has in common says more of its light and camera than of its place."""
     channels: int = 64
-    """Of a strip."""
+    """Of the mapped eye."""
     columns: int = 32
     """Of a strip."""
     column0_deg: float = 180.0
@@ -93,6 +107,10 @@ class LayeredConfig:
         object.__setattr__(self, "standpoints_m", tuple((float(e), float(n)) for e, n in self.standpoints_m))
         if not self.layers or len(set(self.layers)) < len(self.layers) or not set(self.layers) <= set(LAYERS):
             raise ValueError(f"layers: expected some of {LAYERS}, got {self.layers}")
+        if not self.eyes or not set(self.eyes) <= set(EYES) or not all(weight > 0 for weight in self.eyes.values()):
+            raise ValueError(f"eyes: expected some of {EYES}, each with a number above 0, got {self.eyes!r}")
+        if not 0 <= self.own_mean <= 1:
+            raise ValueError(f"own_mean: expected 0 to 1, got {self.own_mean!r}")
         for name in ("channels", "columns", "satellite_px", "scanned_standpoints"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -131,11 +149,15 @@ class Layered(nn.Module):
     def __init__(self, config: LayeredConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or LayeredConfig()
-        self.backbone = Backbone(config.backbone, config.strides)
+        frozen = "frozen" in config.eyes
+        self.backbone = Backbone(config.backbone, (*config.strides, _FROZEN_STRIDE) if frozen else config.strides)
         level, polar = self.feature_counts
         self.query_maps = nn.ModuleDict({name: nn.Linear(level, config.channels) for name in config.layers})
         sizes = {"street": level, "satellite": polar}
         self.place_maps = nn.ModuleDict({name: nn.Linear(sizes[name], config.channels) for name in config.layers})
+        if frozen:  # of photos and panoramas, and of polar images
+            count = 2 * self.backbone.channels[-1]
+            self.frozen_maps = nn.ModuleDict({side: nn.Linear(count, count) for side in ("level", "polar")})
         self.requires_grad_(False).eval()
         self.fingerprint: str | None = None
         """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
@@ -146,9 +168,23 @@ class Layered(nn.Module):
         config = self.config
         heights = [[size[0] // stride for stride in config.strides] for size in (config.level_size, config.polar_size)]
         return (
-            feature_count(self.backbone.channels, heights[0], LEVEL),
-            feature_count(self.backbone.channels, heights[1], POLAR),
+            feature_count(self.backbone.channels[: len(config.strides)], heights[0], LEVEL),
+            feature_count(self.backbone.channels[: len(config.strides)], heights[1], POLAR),
         )
+
+    @property
+    def strip_channels(self) -> int:
+        """Of all eyes together."""
+        counts = {"mapped": self.config.channels, "colour": COLOUR_CHANNELS}
+        if "frozen" in self.config.eyes:
+            counts["frozen"] = 2 * self.backbone.channels[-1]
+        return sum(counts[eye] for eye in self.config.eyes)
+
+    def seen_by(self, eyes: Mapping[str, float]) -> Layered:
+        """The same weights with fewer eyes, and nothing of its own mean taken out of what they see. Not to be saved."""
+        twin = copy.copy(self)
+        twin.config = dataclasses.replace(self.config, eyes=dict(eyes), own_mean=0.0)
+        return twin
 
     # --- the contract of models/contract.py ---
 
@@ -167,7 +203,7 @@ class Layered(nn.Module):
         return tuple(
             Layer(
                 name,
-                (config.channels, 1, config.columns),
+                (self.strip_channels, 1, config.columns),
                 "cosine",
                 config.column0_deg,
                 config.weights[name],
@@ -201,49 +237,99 @@ class Layered(nn.Module):
         found = {}
         if "street" in self.config.layers:
             place = batch.has_panorama.nonzero().squeeze(1).cpu()
-            features = [self.level_features(batch.panorama[n], circular=True)[None] for n in place.tolist()]
-            found["street"] = Rows(self._strips("street", features), place.numpy())
+            strips = [
+                self._level_strip("street", self.place_maps, batch.panorama[n], True)[None] for n in place.tolist()
+            ]
+            found["street"] = Rows(self._rows(strips), place.numpy())
         if "satellite" in self.config.layers:
-            places, lats, lons, features = [], [], [], []
+            places, lats, lons, strips = [], [], [], []
             for n in batch.has_satellite.nonzero().squeeze(1).tolist():
                 metres = float(batch.metres_per_pixel[n])
                 points = self.config.standpoints_m if math.isfinite(metres) else ((0.0, 0.0),)
-                features.append(self.polar_features(batch.satellite[n], metres, points))
+                strips += [
+                    self._polar_strips(images) for images in self.polar_images(batch.satellite[n], metres, points)
+                ]
                 east, north = np.array(points).T
                 lat, lon = move_m(float(batch.lat[n]), float(batch.lon[n]), east, north)
                 places += [n] * len(points)
                 lats += lat.tolist()
                 lons += lon.tolist()
-            strips = self._strips("satellite", features)
-            found["satellite"] = Rows(strips, np.array(places, np.int64), np.array(lats), np.array(lons))
+            found["satellite"] = Rows(self._rows(strips), np.array(places, np.int64), np.array(lats), np.array(lons))
         return found
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
         """A strip a layer for each query. Each is encoded by itself, so it does not depend on the others."""
-        features = [self.query_features(query) for query in queries]
-        width = torch.tensor([len(part) for part in features], dtype=torch.int64)
         found = {}
+        shown = [self._query_image(query) for query in queries]
         for name in self.config.layers:
-            strips = torch.zeros(len(queries), self.config.channels, 1, max((len(p) for p in features), default=1))
-            for strip, part in zip(strips, features, strict=True):
-                strip[:, 0, : len(part)] = _unit(self.query_maps[name](part).T)
+            parts = [self._level_strip(name, self.query_maps, image, whole) for image, whole in shown]
+            width = torch.tensor([part.shape[1] for part in parts], dtype=torch.int64)
+            strips = torch.zeros(len(queries), self.strip_channels, 1, max((p.shape[1] for p in parts), default=1))
+            for strip, part in zip(strips, parts, strict=True):
+                strip[:, 0, : part.shape[1]] = part
             found[name] = QueryStrips(strips, width)
         return found
 
-    def _strips(self, layer: str, features: list[Tensor]) -> Tensor:
-        """[n, columns, D] features of places to strips [n, C, 1, W] of unit norm, on the CPU."""
-        config = self.config
-        if not features:
-            return torch.empty(0, config.channels, 1, config.columns)
-        strips = [_unit(self.place_maps[layer](part).transpose(1, 2)) for part in features]
+    def _rows(self, strips: list[Tensor]) -> Tensor:
+        """[n, C, 1, W] on the CPU of strips [k, C, W]."""
+        if not strips:
+            return torch.empty(0, self.strip_channels, 1, self.config.columns)
         return torch.cat(strips)[:, :, None].cpu()
+
+    # --- eyes ---
+
+    def _level_strip(self, layer: str, maps: nn.ModuleDict, image: Tensor, circular: bool) -> Tensor:
+        """[C, w] of azimuth columns, uint8 [3, H, w], by the maps of queries or of places."""
+        eyes = {}
+        for eye in self.config.eyes:
+            if eye == "mapped":
+                eyes[eye] = maps[layer](self.level_features(image, circular=circular))
+            elif eye == "frozen":
+                eyes[eye] = self.frozen_maps["level"](
+                    self.frozen_features(image[None], self._columns(image), circular=circular)[0]
+                )
+            else:
+                eyes[eye] = self._colours(image, self._columns(image))
+        return self._strip(eyes)
+
+    def _polar_strips(self, images: Tensor) -> Tensor:
+        """[k, C, W] of polar images [k, 3, H, W], normalised."""
+        eyes = {}
+        for eye in self.config.eyes:
+            if eye == "mapped":
+                eyes[eye] = self.place_maps["satellite"](self._polar_features(images))
+            elif eye == "frozen":
+                eyes[eye] = self.frozen_maps["polar"](self.frozen_features(images, self.config.columns, circular=True))
+            else:
+                grey = images * Backbone.std[0] + Backbone.mean[0]
+                eyes[eye] = torch.stack([self._colours(image, self.config.columns) for image in grey])
+        return self._strip(eyes)
+
+    def _strip(self, eyes: Mapping[str, Tensor]) -> Tensor:
+        """[..., C, w] of unit norm, of what each eye sees, [..., w, C]."""
+        parts = []
+        for eye, seen in eyes.items():
+            if eye != "colour":  # whose rows are standardised as it is
+                seen = seen - self.config.own_mean * seen.mean(-2, keepdim=True)
+            parts.append(math.sqrt(self.config.eyes[eye]) * _unit(seen))
+        return _unit(torch.cat(parts, -1).transpose(-1, -2))
+
+    def _colours(self, image: Tensor, columns: int) -> Tensor:
+        """[columns, C] of an image [3, H, w] in grey levels."""
+        cells = colour_cells(image.permute(1, 2, 0).cpu().numpy(), columns)
+        return torch.from_numpy(cells).flatten(0, 1).T.to(self._device)
 
     # --- features, which a fit needs too ---
 
     def query_features(self, query: Query) -> Tensor:
-        """Column features [width, D] of a photo or of azimuth columns: about its field of view in strip columns, its
-        centre in their middle; a remainder is cut, or continued in black, evenly."""
+        """Column features [width, D] of a photo or of azimuth columns."""
+        image, circular = self._query_image(query)
+        return self.level_features(image, circular=circular)
+
+    def _query_image(self, query: Query) -> tuple[Tensor, bool]:
+        """Uint8 [3, H, w] of whole strip columns, about its field of view, its centre in their middle: a remainder is
+        cut, or continued in black, evenly. And whether it is a whole turn."""
         config = self.config
         if isinstance(query, AzimuthColumns):
             image = query.columns
@@ -263,15 +349,27 @@ class Layered(nn.Module):
         elif want > have:
             left = (want - have) // 2
             image = np.pad(image, ((0, 0), (left, want - have - left), (0, 0)))
-        return self.level_features(
-            torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), circular=have == turn
-        )
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), have == turn
 
     def level_features(self, image: Tensor, *, circular: bool) -> Tensor:
         """Column features [w, D] of uint8 [3, H, w] azimuth columns, a whole turn if `circular`."""
-        turn = self.config.level_size[1]
-        maps = self.backbone(image[None].to(self._device), circular=circular)
-        return column_features(maps, image.shape[2] * self.config.columns // turn, LEVEL)[0]
+        maps = self.backbone(image[None].to(self._device), circular=circular, strides=self.config.strides)
+        return column_features(maps, self._columns(image), LEVEL)[0]
+
+    def _columns(self, image: Tensor) -> int:
+        """Strip columns of azimuth columns [3, H, w]."""
+        return image.shape[2] * self.config.columns // self.config.level_size[1]
+
+    def frozen_features(self, images: Tensor, columns: int, *, circular: bool) -> Tensor:
+        """Column features [B, columns, D] of images [B, 3, H, w], uint8 or normalised: stride 16, the lower half in two
+        rows, at the size that has a feature for each strip column."""
+        if not images.is_floating_point():
+            images = (images.to(self._device) - Backbone.mean[0]) / Backbone.std[0]
+        size = (_FROZEN_STRIDE * self.config.columns // 4, _FROZEN_STRIDE * columns)
+        small = images if images.shape[2:] == size else F.interpolate(images, size, mode="area")
+        lower = self.backbone(small, circular=circular, strides=(_FROZEN_STRIDE,))[0]
+        lower = lower[:, :, lower.shape[2] // 2 :]
+        return torch.cat([rows.mean(2) for rows in lower.chunk(2, dim=2)], 1).transpose(1, 2)
 
     def polar_features(
         self,
@@ -285,6 +383,21 @@ class Layered(nn.Module):
         `heading_deg` turns each polar image: its column 0 then looks at `column0_deg` + heading. Without a known
         resolution (NaN) the standpoints must be the centre.
         """
+        images = self.polar_images(satellite, metres_per_pixel, standpoints_m, heading_deg)
+        return torch.cat([self._polar_features(part) for part in images])
+
+    def _polar_features(self, images: Tensor) -> Tensor:
+        maps = self.backbone(images, circular=True, strides=self.config.strides)
+        return column_features(maps, self.config.columns, POLAR)
+
+    def polar_images(
+        self,
+        satellite: Tensor,
+        metres_per_pixel: float,
+        standpoints_m: Sequence[tuple[float, float]] = ((0.0, 0.0),),
+        heading_deg: Sequence[float] | None = None,
+    ) -> Iterator[Tensor]:
+        """Normalised polar images [k, 3, H, W], a few at a time."""
         config, side = self.config, satellite.shape[-1]
         known = math.isfinite(metres_per_pixel) and metres_per_pixel > 0
         if not known and any(at != (0.0, 0.0) for at in standpoints_m):
@@ -293,10 +406,9 @@ class Layered(nn.Module):
         radius = min(config.radius_m / metres, side / 2) if known else side / 2
         center = [(side / 2 - north / metres, side / 2 + east / metres) for east, north in standpoints_m]
         images = satellite[None].to(self._device)
-        features = []
         for start in range(0, len(center), _POLAR_BATCH):
             part = slice(start, start + _POLAR_BATCH)
-            polar = polar_resample(
+            yield polar_resample(
                 images.expand(len(center[part]), -1, -1, -1),
                 config.polar_size,
                 column0_deg=config.column0_deg,
@@ -307,8 +419,6 @@ class Layered(nn.Module):
                 mean=Backbone.mean,
                 std=Backbone.std,
             )
-            features.append(column_features(self.backbone(polar, circular=True), config.columns, POLAR))
-        return torch.cat(features)
 
     @property
     def _device(self) -> torch.device:

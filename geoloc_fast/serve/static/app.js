@@ -139,7 +139,8 @@ const drawAnswer = (move) => {
   else {
     status.textContent = answer.status === "located"
       ? `located: ${percent(answer.probability)}${answer.radius_m === null ? "" : `, 68 % within ${Math.round(answer.radius_m)} m`}`
-      : "unknown: not sure enough. These are the runners-up, to be checked like any answer.";
+      : answer.status === "unverified" ? "unverified: nothing says how sure this model is. The candidates are to be checked."
+        : "unknown: not sure enough. These are the runners-up, to be checked like any answer.";
     status.className = answer.status;
   }
   const found = one?.problem ? [] : (answer?.candidates ?? []).filter((candidate) => candidate.lat !== null);
