@@ -15,7 +15,8 @@ COPY geoloc_fast /src/geoloc_fast
 RUN /opt/geoloc/bin/pip install --no-cache-dir -C cmake.define.GEOLOC_FAST_CUDA=OFF "/src[serve]"
 
 FROM python:3.12-slim
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin geoloc
+# A volume begins with the owner of the folder that it is mounted on.
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin geoloc && install -d -o geoloc /data /cases
 COPY --from=build /opt/geoloc /opt/geoloc
 ENV PATH=/opt/geoloc/bin:$PATH PYTHONDONTWRITEBYTECODE=1 GEOLOC_FAST_REQUIRE=cpu
 USER 10001

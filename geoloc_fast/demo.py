@@ -15,7 +15,8 @@ import numpy as np
 from geoloc_fast.city.views import TIDY, Sizes
 from geoloc_fast.city.write import CityRecipe, write_recipes
 from geoloc_fast.evaluation.evaluate import RECALL_K, Truth, evaluate_views, neighbours_for, views_of
-from geoloc_fast.evaluation.report import ManifestPictures, write_report
+from geoloc_fast.evaluation.report import ManifestPictures
+from geoloc_fast.evaluation.report.page import write_report
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import great_circle_m
 from geoloc_fast.index import PlaceIndex

@@ -87,7 +87,8 @@ def evaluate_photos(
             found = evaluate_views(locator, views, keep=None if report is None else answers, progress=shown)
         metrics = {title: result.metrics() for title, result in found.items()}
         if report is not None:
-            from geoloc_fast.evaluation.report import ManifestPictures, write_report
+            from geoloc_fast.evaluation.report import ManifestPictures
+            from geoloc_fast.evaluation.report.page import write_report
 
             title, first = next(iter(views.items()))
             write_report(

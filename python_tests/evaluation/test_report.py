@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from geoloc_fast.evaluation.evaluate import Evaluation, Truth
-from geoloc_fast.evaluation.report import page, write_report
+from geoloc_fast.evaluation.report import page
+from geoloc_fast.evaluation.report.page import write_report
 from geoloc_fast.evaluation.report.pictures import COLUMN0_DEG, Tile
 from geoloc_fast.evaluation.report.views import mosaic, polar_window, street_window
 from geoloc_fast.geo.sphere import move_m

@@ -688,6 +688,13 @@ def test_nothing_of_the_service_is_imported_otherwise() -> None:
     assert done.stdout.split() == []
 
 
+def test_the_service_needs_no_more_than_its_extra_brings() -> None:
+    """What other extras bring is not there: a bare image of the service has to start."""
+    others = ("bokeh", "rasterio", "tokenizers", "omegaconf", "tensorboard", "httpx", "pytest")
+    code = f"import sys; sys.modules.update(dict.fromkeys({others!r})); import geoloc_fast.serve.app, geoloc_fast.cli"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "token", "message"),
     [

@@ -16,9 +16,8 @@ from string import Template
 
 import numpy as np
 
-from geoloc_fast.evaluation.report.page import own_file
 from geoloc_fast.evaluation.report.pictures import Pictures
-from geoloc_fast.evaluation.report.views import data_uri, mosaic, street_window
+from geoloc_fast.evaluation.report.views import data_uri, mosaic, own_file, street_window
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.sphere import offset_m
 from geoloc_fast.locate.answers import fan, percent, printable

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -33,7 +32,7 @@ from geoloc_fast.evaluation.report.figures import (
     reliability_figure,
 )
 from geoloc_fast.evaluation.report.pictures import Pictures
-from geoloc_fast.evaluation.report.views import data_uri, mosaic, polar_window, street_window
+from geoloc_fast.evaluation.report.views import data_uri, mosaic, own_file, polar_window, street_window
 from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.geo.sphere import great_circle_m, offset_m
@@ -42,7 +41,7 @@ from geoloc_fast.locate.answers import printable
 from geoloc_fast.locate.confidence import RIGHT_M
 from geoloc_fast.locate.locator import Answer
 
-__all__ = ["CARDS", "own_file", "write_report"]
+__all__ = ["CARDS", "write_report"]
 
 CARDS = 48  # photos shown with pictures: about 30 KB each
 MAP_PHOTOS = 4000
@@ -156,11 +155,6 @@ def write_report(
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
     write_atomically(Path(path), page)
-
-
-def own_file(name: str) -> str:
-    """A file that lies beside this one."""
-    return (resources.files("geoloc_fast.evaluation.report") / name).read_text(encoding="utf-8")
 
 
 def _sha256(script: str) -> str:

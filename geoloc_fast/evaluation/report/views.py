@@ -1,9 +1,10 @@
-"""Images made for the page: the region from above, and a place cut to what a photo would show of it."""
+"""What both pages are made of: the region from above, a place cut to what a photo would show of it, files of ours."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable
+from importlib import resources
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from geoloc_fast.evaluation.report.pictures import COLUMN0_DEG, Tile
 from geoloc_fast.polar import polar_resample
 
-__all__ = ["data_uri", "mosaic", "polar_window", "street_window"]
+__all__ = ["data_uri", "mosaic", "own_file", "polar_window", "street_window"]
 
 _POLAR = (96, 768)
 _FINEST_M = 0.2  # a pixel of the mosaic
@@ -110,3 +111,8 @@ def data_uri(image: np.ndarray, *, longer_px: int, quality: int = 82) -> str:
     if not done:
         raise RuntimeError(f"report: an image of {image.shape} could not be encoded as WebP")
     return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode()}"
+
+
+def own_file(name: str) -> str:
+    """A file that lies beside this one."""
+    return (resources.files("geoloc_fast.evaluation.report") / name).read_text(encoding="utf-8")
