@@ -23,6 +23,7 @@ if __name__ == "__main__":
     parser.add_argument("--trained-on", required=True, help="a word or two that answers repeat")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="of a region with one source: that")
     parser.add_argument("--split", help="only photos of this split")
+    parser.add_argument("--panoramas", type=float, default=0.0, help="weight of panoramas beside photos, from above")
     parser.add_argument("--cache", type=Path, help="folder for features that the next fit finds")
     chosen = parser.parse_args()
     config = LayeredConfig(layers=tuple(chosen.layers), name=chosen.name, trained_on=chosen.trained_on)
@@ -32,6 +33,7 @@ if __name__ == "__main__":
             chosen.pretrained,
             config,
             split=chosen.split,
+            panorama_weight=chosen.panoramas,
             cache=chosen.cache,
             progress=shown,
         )

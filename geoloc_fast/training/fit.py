@@ -1,8 +1,8 @@
 """A layered model for a region from its own files: frozen features, moments, closed form. Nothing is trained by steps.
 
 Every photo of known place and heading gives pairs of columns that look the same way: its own and the street view's,
-its own and those of the satellite image seen from where it was taken. Panoramas are pairs with the satellite image too:
-they see all round.
+its own and those of the satellite image seen from where it was taken. Panoramas may be pairs with the satellite image
+too: they see all round.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ from geoloc_fast.progress import Progress
 from geoloc_fast.training.closed_form import Maps, Moments, canonical_maps
 from geoloc_fast.training.feature_cache import FeatureCache, content_key
 
-__all__ = ["PANORAMA_WEIGHT", "FitReport", "fit_region"]
+__all__ = ["FitReport", "fit_region"]
 
-PANORAMA_WEIGHT = 0.25
-"""What a column of a panorama counts beside one of a photo, in the pairs with satellite images."""
 FARTHEST_M = 12.0
 """Photos farther from their place are left out of the pairs with satellite images."""
 
@@ -64,6 +62,7 @@ def fit_region(
     *,
     split: str | None = None,
     ridge: float = 0.1,
+    panorama_weight: float = 0.0,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Layered, FitReport]:
@@ -75,6 +74,8 @@ def fit_region(
         config: sizes, layers and names; its `provenance` is filled in.
         split: only photos of this split.
         ridge: see `canonical_maps`.
+        panorama_weight: what a column of a panorama counts beside one of a photo, in the pairs with satellite images:
+            it finds panoramas from above, and costs photos.
         cache: a folder for features, which another fit on the same images then finds.
 
     Raises:
@@ -103,7 +104,7 @@ def fit_region(
         else:
             report.photos += 1
             with torch.inference_mode():
-                _add(sample, features, moments, report)
+                _add(sample, features, moments, report, panorama_weight)
         if progress is not None:
             progress(number + 1, len(pairs))
     for layer, sums in moments.items():
@@ -127,7 +128,7 @@ def fit_region(
         provenance={
             **model.config.provenance,
             "backbone": f"{weights.source}, sha256 {weights.sha256}, licence {weights.licence}",
-            "maps": f"closed form, ridge {ridge:g}, {report.photos} photos",
+            "maps": f"closed form, ridge {ridge:g}, {report.photos} photos, panoramas at {panorama_weight:g}",
         },
     )
     return model, report
@@ -166,7 +167,13 @@ class _Features:
         return make() if self._cache is None else self._cache.get(content_key(image, *settings), make)
 
 
-def _add(sample: dict[str, object], features: _Features, moments: dict[str, Moments], report: FitReport) -> None:
+def _add(
+    sample: dict[str, object],
+    features: _Features,
+    moments: dict[str, Moments],
+    report: FitReport,
+    panorama_weight: float,
+) -> None:
     """The pairs of one photo and its place."""
     config = features.model.config
     heading = float(sample["heading_deg"])  # type: ignore[arg-type]
@@ -193,8 +200,8 @@ def _add(sample: dict[str, object], features: _Features, moments: dict[str, Mome
             moments["satellite"].add(photo, features.polar(satellite, metres, at, turn_deg)[:width])
             report.pairs["satellite"] += 1
             used = True
-        if around is not None:
-            moments["satellite"].add(around, features.polar(satellite, metres, (0.0, 0.0), turn_deg), PANORAMA_WEIGHT)
+        if around is not None and panorama_weight > 0:
+            moments["satellite"].add(around, features.polar(satellite, metres, (0.0, 0.0), turn_deg), panorama_weight)
     if not used:
         _count(report, "no image of its place to compare with")
 

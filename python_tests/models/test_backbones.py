@@ -91,6 +91,19 @@ def test_cut_at_stride_eight_holds_what_it_needs_and_no_norms() -> None:
     assert not list(backbone.buffers())
 
 
+def test_bfloat16_is_the_same_to_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    backbone, x = Backbone(strides=(4, 8)), torch.randn(1, 3, 32, 128)
+    maps = {}
+    for half in (False, True):
+        monkeypatch.setattr("geoloc_fast.models.backbones.backbone._BF16", half)
+        with torch.no_grad():
+            maps[half] = backbone(x, circular=True)
+        assert all(m.dtype == (torch.bfloat16 if half else torch.float32) for m in maps[half])
+    for exact, rounded in zip(maps[False], maps[True], strict=True):
+        assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("stride", [4, 8, 16])
 def test_a_turned_panorama_has_turned_features(whole: torch.nn.Module, tmp_path: Path, stride: int) -> None:
     safetensors.torch.save_file(whole.state_dict(), tmp_path / "w.safetensors")

@@ -30,6 +30,12 @@ SMALL = LayeredConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features in float32 wherever this runs: equal to the rounding of bfloat16 says little."""
+    monkeypatch.setattr("geoloc_fast.models.backbones.backbone._BF16", False)
+
+
 @pytest.fixture(scope="module")
 def model() -> Layered:
     torch.manual_seed(0)

@@ -17,6 +17,9 @@ from geoloc_fast.models.backbones.weights import Weights, read_weights
 
 __all__ = ["Backbone"]
 
+_BF16 = bool(torch.cpu._is_avx512_bf16_supported())
+"""Whether this processor multiplies bfloat16: features then take a third of the time and differ by about 1 %."""
+
 
 class Backbone(nn.Module):
     """Feature maps of a timm EfficientNet at some strides; what lies behind the last of them is cut off.
@@ -99,13 +102,15 @@ class Backbone(nn.Module):
                 raise TypeError(f"images: expected uint8 or normalised floating point, got {images.dtype}")
             images = (images - self.mean[0]) / self.std[0]
         count = self.strides.index(wanted[-1]) + 1
+        width, margin = images.shape[3], self._margins[count - 1] if circular else 0
         if circular:
-            width, margin = images.shape[3], self._margins[count - 1]
-            round_columns = torch.arange(-margin, width + margin, device=images.device) % width
-            maps = self.cut(images[..., round_columns], count)
+            images = images[..., torch.arange(-margin, width + margin, device=images.device) % width]
+        kind = images.device.type
+        half = images.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and _BF16))
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
+            maps: list[Tensor] = self.cut(images, count)
+        if circular:
             maps = [x[..., margin // s : (margin + width) // s] for x, s in zip(maps, self.strides, strict=False)]
-        else:
-            maps = self.cut(images, count)
         return [maps[self.strides.index(stride)] for stride in wanted]
 
 

@@ -90,7 +90,7 @@ class LayeredConfig:
     """So many of them are searched; the others only rescore the best places."""
     weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.8, "satellite": 0.2})
     """Of the layers' scores in the sum."""
-    absent: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.0, "satellite": 0.0})
+    absent: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.5, "satellite": 0.35})
     """The scores that stand in where a place has nothing in a layer."""
     assumed_fov_deg: float = 90.0
     """Horizontal field of view of photos that do not say theirs."""
