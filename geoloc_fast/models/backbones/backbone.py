@@ -111,7 +111,7 @@ class Backbone(nn.Module):
             maps: list[Tensor] = self.cut(images, count)
         if circular:
             maps = [x[..., margin // s : (margin + width) // s] for x, s in zip(maps, self.strides, strict=False)]
-        return [maps[self.strides.index(stride)] for stride in wanted]
+        return [maps[self.strides.index(stride)].to(images.dtype) for stride in wanted]
 
 
 class _Cut(nn.Module):
