@@ -18,3 +18,7 @@ app.add_typer(city_app, name="city")
 
 index_app = typer.Typer(help="Build and maintain an index: places and their strips.")
 app.add_typer(index_app, name="index")
+
+
+cluster_app = typer.Typer(help="Ray clusters, which build and search indexes larger than a machine.")
+app.add_typer(cluster_app, name="cluster")

@@ -13,6 +13,7 @@ import typer
 from geoloc_fast.cli.app import app
 from geoloc_fast.cli.options import (
     BoxOption,
+    ClusterOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -21,6 +22,7 @@ from geoloc_fast.cli.options import (
     UseFovOption,
     WithinOption,
     confidence_of,
+    index_at,
     model_at,
     named,
     region_of,
@@ -49,6 +51,7 @@ def evaluate_photos(
         Path | None, typer.Option(help="Write a page with map, figures and pictures; it opens offline.")
     ] = None,
     device: DeviceOption = "cpu",
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how often an index is right: recall with intervals, headings, confidence, time.
@@ -60,7 +63,6 @@ def evaluate_photos(
     Example: geoloc-fast evaluate region/ --index region.index --split test --report report.html
     """
     from geoloc_fast.evaluation.evaluate import evaluate_views, neighbours_for, summary, views_of
-    from geoloc_fast.index import PlaceIndex
     from geoloc_fast.locate.locator import Answer, Locator
 
     named(report, "--report", ".html")
@@ -71,7 +73,7 @@ def evaluate_photos(
         if index is None:
             index = Path(stack.enter_context(TemporaryDirectory())) / "index"
             _index_of(photos, index, network)
-        opened = PlaceIndex.open(index, device=device)
+        opened = index_at(index, device, cluster)
         ids = opened.keys()
         rows = _known_photos(photos, ids, split)
         locator = Locator(

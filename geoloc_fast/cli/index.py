@@ -10,12 +10,14 @@ import typer
 from geoloc_fast.cli.app import index_app
 from geoloc_fast.cli.options import (
     BoxOption,
+    ClusterOption,
     DeviceOption,
     IndexArgument,
     JsonOption,
     ModelOption,
     NearOption,
     WithinOption,
+    device_named,
     model_at,
     named,
     region_of,
@@ -30,15 +32,31 @@ def index_build(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="How strips are stored: bf16 or fp32.")] = "bf16",
+    cluster: ClusterOption = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --cluster ray://…: how many encode.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="With --cluster: that each worker decodes images with.")] = 1,
+    unit: Annotated[int, typer.Option(min=1, help="With --cluster: places that are encoded and lost together.")] = 2048,
     as_json: JsonOption = False,
 ) -> None:
     """Build an index of a manifest's places. An interrupted build continues where it stopped.
+
+    With --cluster local:8 eight processes encode, with ray://HOST:PORT the machines of that Ray cluster.
 
     Example: geoloc-fast index build ready/ region.index
     """
     from geoloc_fast.data.manifest import Manifest
     from geoloc_fast.region.encode import build_index
 
+    if cluster is not None:
+        from geoloc_fast.cluster.encode import build
+
+        with progress("places") as shown:
+            done = build(
+                index, model, manifest, cluster, dtype=dtype, device=device_named(device), workers=workers,
+                threads=threads, unit_places=unit, progress=shown,
+            )  # fmt: skip
+        _say_added(done, index, as_json)
+        return
     places, network = Manifest.load(manifest), model_at(model, device)
     with progress("places") as shown:
         if network.kind == "cells":

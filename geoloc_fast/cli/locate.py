@@ -11,13 +11,16 @@ import typer
 from geoloc_fast.cli.app import app
 from geoloc_fast.cli.options import (
     BoxOption,
+    ClusterOption,
     DeviceOption,
     JsonOption,
     ModelOption,
     NearOption,
+    PartialOption,
     WithinOption,
     confidence_of,
     device_named,
+    index_at,
     model_at,
     named,
     region_of,
@@ -88,6 +91,8 @@ def locate(
             min=0.01, help="How sharply places share the probability of a spot, as CoarseToFine.fit gives it."
         ),
     ] = None,
+    cluster: ClusterOption = None,
+    partial: PartialOption = False,
 ) -> None:
     """Locate photos: place, heading and probability. Or find the place that a text describes.
 
@@ -145,7 +150,7 @@ def locate(
         lines = _coarse_to_fine(found, (cells, cells_model), fine, sharpness, device, candidates, output)
         _write(lines, out)
         raise typer.Exit(1 if left_out else 0)
-    many = [PlaceIndex.open(path, device=device) for path in indexes or [Path("index")]]
+    many = [index_at(path, device, cluster, partial) for path in indexes or [Path("index")]]
     if len(many) > 1 and (together or region is not None):
         raise typer.BadParameter(f"--text-index, --region: expected one --index with it, got {len(many)}")
     opened = Several(many) if len(many) > 1 else many[0]

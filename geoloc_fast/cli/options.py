@@ -18,6 +18,16 @@ ModelOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
 
 
+ClusterOption = Annotated[
+    str | None, typer.Option("--cluster", help="local:N for N processes here, or ray://HOST:PORT for a Ray cluster.")
+]
+
+
+PartialOption = Annotated[
+    bool, typer.Option("--partial", help="Answer from the shards that are there when others do not answer, and say so.")
+]
+
+
 BoxOption = Annotated[
     str | None,
     typer.Option("--box", help="Search inside south=…,west=…,north=…,east=… in degrees; west > east crosses 180."),
@@ -59,6 +69,22 @@ def model_at(path: Path | None, device: str = "cpu", *, of: Any = None) -> Any:
 
     found = model_path(path, fingerprint=None if of is None else of.model)
     return load_model(found, device_named(device))
+
+
+def index_at(path: Path, device: str, cluster: str | None = None, partial: bool = False) -> Any:
+    """An index, or shards of one, which workers of the cluster search; default processes of this machine."""
+    from geoloc_fast.index import PlaceIndex
+
+    if not any(path.glob("*.shards")):
+        if cluster is not None:
+            raise typer.BadParameter(
+                f"--cluster: expected shards, made with `geoloc-fast index shard`, but {path} holds none"
+            )
+        return PlaceIndex.open(path, device=device)
+    from geoloc_fast.cluster import ShardedIndex
+
+    missing = "partial" if partial else "error"
+    return ShardedIndex.open(path, cluster or "local", device=device, on_missing=missing)
 
 
 def confidence_of(path: Path | None, model: Any) -> Any:

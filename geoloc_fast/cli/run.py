@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from geoloc_fast.cli import evaluate, index, locate, region, serve
+from geoloc_fast.cli import cluster, evaluate, index, locate, region, serve
 from geoloc_fast.cli.app import app
 from geoloc_fast.errors import GeolocError
 
@@ -22,7 +22,7 @@ __all__ = ["app", "run"]
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-GROUPS = (region, index, locate, evaluate, serve)  # imported for the commands they add
+GROUPS = (region, index, locate, evaluate, serve, cluster)  # imported for the commands they add
 
 
 @app.command()

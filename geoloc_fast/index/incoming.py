@@ -8,6 +8,7 @@ Tidying touches nothing here; a segment is forgotten once a commit that names it
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -22,31 +23,50 @@ from geoloc_fast.index.commits import IndexState, SegmentEntry
 from geoloc_fast.index.folder import Folder, damaged
 from geoloc_fast.index.segment import Columns, LayerRows, Segment, write_segment
 
-__all__ = ["forget", "leave", "take", "waiting"]
+__all__ = ["digest", "forget", "leave", "take", "waiting"]
 
 FOLDER = "incoming"
 _MANIFEST = re.compile(r"([0-9a-f]{32})\.segment")
 
 
 def leave(
-    folder: Folder, state: IndexState, columns: Columns, layers: Mapping[str, LayerRows], attributes: dict[str, str]
+    folder: Folder,
+    state: IndexState,
+    columns: Columns,
+    layers: Mapping[str, LayerRows],
+    attributes: dict[str, str],
+    name: str | None = None,
 ) -> str:
-    """Writes a segment where the next writer finds and adopts it; returns its name."""
+    """Writes a segment where the next writer finds and adopts it; returns its name.
+
+    Files are written under names of their own and get the segment's when they are whole: what was left half-way
+    under the same name is in nobody's way, and of two that leave it at once one does."""
     inside = folder.inside(FOLDER, make=True)
     folder.sync()
-    name = secrets.token_hex(16)
+    name = name or secrets.token_hex(16)
+    own = f"{name}.{secrets.token_hex(8)}"
     try:
-        entry = write_segment(inside, columns, layers, name)
+        written = write_segment(inside, columns, layers, own)
+        entry = replace(written, name=name)
         alone = replace(state, attributes=attributes, next_id=entry.span, segments=(entry,), digest="")
         content, _ = commits.encoded(alone)
-        inside.write(f"{name}.tmp", [content])
+        inside.write(f"{own}.tmp", [content])
         inside.sync()
-        inside.link(f"{name}.tmp", f"{name}.segment")
-        inside.unlink(f"{name}.tmp")
-        inside.sync()
-    except BaseException:
-        forget(folder, [name])
-        raise
+        if name not in waiting(folder):
+            for (source, _), (target, expected) in zip(written.files(), entry.files(), strict=True):
+                try:
+                    inside.link(source, target)
+                except FileExistsError:
+                    if inside.sha256(target) != expected.sha256:
+                        inside.unlink(target)
+                        inside.link(source, target)
+            with suppress(FileExistsError):
+                inside.link(f"{own}.tmp", f"{name}.segment")
+    finally:
+        for file in inside.names():
+            if file.startswith(f"{own}."):
+                inside.unlink(file)
+    inside.sync()
     return name
 
 
@@ -59,13 +79,25 @@ def waiting(folder: Folder) -> list[str]:
     return sorted(match[1] for match in map(_MANIFEST.fullmatch, names) if match)
 
 
-def take(folder: Folder, state: IndexState, name: str) -> tuple[SegmentEntry, dict[str, str]]:
-    """Gives the files of a segment that waits a name in the index's own folder, after reading every byte of them."""
-    inside = folder.inside(FOLDER)
+def _alone(folder: Folder, name: str) -> IndexState:
+    """The state of an index that has nothing but a segment that waits."""
     try:
-        alone = commits.decoded(inside / f"{name}.segment", inside.read(f"{name}.segment", 1 << 24))
+        inside = folder.inside(FOLDER)
+        return commits.decoded(inside / f"{name}.segment", inside.read(f"{name}.segment", 1 << 24))
     except FileNotFoundError as error:
         raise PlaceIndexError(f"{folder.path}: no segment {name} waits in incoming/") from error
+
+
+def digest(folder: Folder, name: str) -> str:
+    """sha256 over names and checksums of its files."""
+    lines = [f"{entry.sha256}  {file}\n" for file, entry in _alone(folder, name).files()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def take(folder: Folder, state: IndexState, name: str) -> tuple[SegmentEntry, dict[str, str]]:
+    """Gives the files of a segment that waits a name in the index's own folder, after reading every byte of them."""
+    alone = _alone(folder, name)
+    inside = folder.inside(FOLDER)
     if (alone.model, alone.dtype, alone.layers) != (state.model, state.dtype, state.layers):
         raise OtherModelError(
             f"{inside / name}: holds strips of model {alone.model[:12]}, or of other layers or another dtype, got an "

@@ -480,26 +480,38 @@ class PlaceIndex:
         lon: Any,
         key: Sequence[str] | None = None,
         attributes: Mapping[str, Sequence[Value | None]] | None = None,
+        name: str | None = None,
     ) -> str:
         """Writes places that wait in `incoming/` until a writer adopts them; returns the name of the segment.
 
-        It needs no lock: any number of processes leave segments while one writes. Arguments as of `add`.
+        It needs no lock: any number of processes leave segments while one writes. Arguments as of `add`, and
+
+        Args:
+            name: of the segment, 32 hexadecimal digits, so that the same places are left once however often somebody
+                tries; default drawn at random.
         """
+        if name is not None and re.fullmatch(r"[0-9a-f]{32}", name) is None:
+            raise ValueError(f"name: expected 32 hexadecimal digits, got {name!r}")
         self.check_model(model)
         columns, layers, kinds = checked_places(self._snapshot.state, rows, lat, lon, key, attributes)
         if not len(columns["id"]):
             raise ValueError("rows: expected at least one place to leave, got none")
-        return incoming.leave(self._folder, self._snapshot.state, columns, layers, kinds)
+        return incoming.leave(self._folder, self._snapshot.state, columns, layers, kinds, name)
 
     def waiting(self) -> list[str]:
         """Names of the segments in `incoming/` that can be adopted."""
         return incoming.waiting(self._folder)
 
-    def adopt(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    def left(self, name: str) -> str:
+        """sha256 over the checksums of the files of a segment that waits: the same places, the same digest."""
+        return incoming.digest(self._folder, name)
+
+    def adopt(self, names: Iterable[str] | None = None, *, merge_small: bool = True) -> dict[str, np.ndarray]:
         """Takes segments over from `incoming/` in one commit; the ids their places got, by name.
 
         Args:
             names: as `leave` gave them; default all that wait, in the order of their names.
+            merge_small: whether many small segments become one, as in `add`; else each stays as it was left.
         """
         before = self._writable()
         assert self._kept is not None
@@ -514,7 +526,9 @@ class PlaceIndex:
         given: dict[str, np.ndarray] = {}
 
         def change() -> IndexState:
-            state, next_id = replace(before, segments=self._merged_small(before)), before.next_id
+            state, next_id = before, before.next_id
+            if merge_small:
+                state = replace(before, segments=self._merged_small(before))
             for name in fresh:
                 entry, kinds = incoming.take(self._folder, state, name)
                 if next_id > LAST_ID - entry.span - 1:

@@ -361,9 +361,18 @@ def write_segment(
     for layer in banks:
         whole |= {f"layer.{layer}.{column}": values for column, values in layers[layer].table.items()}
     arrays = {column: np.ascontiguousarray(values) for column, values in whole.items()}
-    table = FileEntry(*folder.write(f"{name}.places", [safetensors.numpy.save(arrays, _METADATA)]))
+    table = FileEntry(*folder.write(f"{name}.places", _saved(arrays)))
     span = int(columns["id"][-1]) - first + 1
     return SegmentEntry(name, first, span, len(columns["id"]), table, banks)
+
+
+def _saved(columns: Columns) -> list[bytes]:
+    """A safetensors file of columns, always the same bytes of the same columns: the library's header has no order."""
+    content = safetensors.numpy.save(columns, _METADATA)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return [len(header).to_bytes(8, "little"), header, content[end:]]
 
 
 def merge_segments(

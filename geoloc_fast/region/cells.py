@@ -15,9 +15,9 @@ from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import Rows
 from geoloc_fast.models.cells import CellGeolocalizer
 from geoloc_fast.progress import Progress
-from geoloc_fast.region.encode import encode_places
+from geoloc_fast.region.encode import EncodedPlaces, encode_places
 
-__all__ = ["build_cell_index", "refold_cells", "refresh_cells"]
+__all__ = ["build_cell_index", "cell_arguments", "refold_cells", "refresh_cells"]
 
 _AT_ONCE = 8192  # cells without an image to encode, in one commit
 
@@ -158,6 +158,12 @@ def _dates(manifest: Manifest, rows: list[int]) -> list[Any]:
     return [manifest.places["satellite_date"][row].as_py() for row in rows]
 
 
+def cell_arguments(model: CellGeolocalizer, manifest: Manifest, part: EncodedPlaces) -> dict[str, Any]:
+    """What `PlaceIndex.add` is given of some encoded cells, beside the model."""
+    ids = cells_of(manifest, model)[part.rows]
+    return _arguments(model, ids, part.layers["cell"], _photos_of(manifest, model), _dates(manifest, part.rows))
+
+
 def _add(
     index: PlaceIndex,
     model: CellGeolocalizer,
@@ -166,20 +172,25 @@ def _add(
     counts: dict[int, int],
     dates: list[Any] | None,
 ) -> None:
+    index.add(**_arguments(model, ids, rows, counts, dates), model=model.fingerprint)
+
+
+def _arguments(
+    model: CellGeolocalizer, ids: np.ndarray, rows: Rows, counts: dict[int, int], dates: list[Any] | None
+) -> dict[str, Any]:
     lat, lon = s2.center(ids)
     parents = s2.parent(ids, model.config.prototype_level)
     known = model.prototypes.rows(parents) >= 0
-    index.add(
-        {"cell": rows},
-        model=model.fingerprint,
-        lat=lat,
-        lon=lon,
-        key=[s2.token(cell) for cell in ids],
-        attributes={
+    return {
+        "rows": {"cell": rows},
+        "lat": lat,
+        "lon": lon,
+        "key": [s2.token(cell) for cell in ids],
+        "attributes": {
             "level": [model.config.cell_level] * len(ids),
             "area_m2": s2.area_m2(ids).tolist(),
             "photos": [counts.get(int(cell), 0) for cell in parents],
             "prototype": [s2.token(cell) if there else None for cell, there in zip(parents, known, strict=True)],
             "tile_date": dates or [None] * len(ids),
         },
-    )
+    }

@@ -7,6 +7,7 @@ says: nobody else decides how many pixels or metres of a satellite image a model
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,17 @@ from geoloc_fast.layers import Rows
 from geoloc_fast.models.contract import Model, PlaceBatch, PlaceInput
 from geoloc_fast.progress import Progress
 
-__all__ = ["Added", "EncodedPlaces", "add_places", "build_index", "encode_places", "place_dataset"]
+__all__ = [
+    "Added",
+    "Clock",
+    "EncodedPlaces",
+    "add_places",
+    "arguments",
+    "build_index",
+    "encode_places",
+    "joined",
+    "place_dataset",
+]
 
 BATCH = 32
 ATTRIBUTES = ("city", "satellite_date", "street_date", "street_synthetic")  # of a manifest that an index keeps
@@ -47,6 +58,16 @@ class EncodedPlaces(NamedTuple):
     """What is wrong with the others, or with an image."""
     notes: list[str]
     """What a person should know of, the same text for each place it concerns."""
+
+
+@dataclass
+class Clock:
+    """Where the time of encoding goes."""
+
+    images_s: float = 0.0
+    """The model waited for images that were being decoded."""
+    model_s: float = 0.0
+    """Decoded images waited for the model."""
 
 
 @dataclass
@@ -116,17 +137,10 @@ def add_places(index: PlaceIndex, model: Model, manifest: Manifest, *, progress:
 
     def commit() -> None:
         if waiting:
-            places = [manifest.place(row) for part in waiting for row in part.rows]
-            index.add(
-                _joined(waiting),
-                model=model.fingerprint,
-                lat=[place["lat"] for place in places],
-                lon=[place["lon"] for place in places],
-                key=[place["id"] for place in places],
-                attributes={name: [place[name] for place in places] for name in ATTRIBUTES},
-            )
-            result.added += len(places)
-            result.synthetic += sum(place["street_synthetic"] is not None for place in places)
+            index.add(**arguments(manifest, waiting), model=model.fingerprint)
+            rows = [row for part in waiting for row in part.rows]
+            result.added += len(rows)
+            result.synthetic += sum(manifest.place(row)["street_synthetic"] is not None for row in rows)
             waiting.clear()
 
     for part in encode_places(model, manifest, todo):
@@ -143,8 +157,32 @@ def add_places(index: PlaceIndex, model: Model, manifest: Manifest, *, progress:
     return result
 
 
-def encode_places(model: Model, manifest: Manifest, rows: Sequence[int] | None = None) -> Iterator[EncodedPlaces]:
-    """Places of a manifest, all or these rows, a batch at a time."""
+def arguments(manifest: Manifest, parts: Sequence[EncodedPlaces]) -> dict[str, Any]:
+    """What `PlaceIndex.add` is given of some encoded places, beside the model."""
+    places = [manifest.place(row) for part in parts for row in part.rows]
+    return {
+        "rows": joined(parts),
+        "lat": [place["lat"] for place in places],
+        "lon": [place["lon"] for place in places],
+        "key": [place["id"] for place in places],
+        "attributes": {name: [place[name] for place in places] for name in ATTRIBUTES},
+    }
+
+
+def encode_places(
+    model: Model,
+    manifest: Manifest,
+    rows: Sequence[int] | None = None,
+    *,
+    threads: int | None = None,
+    clock: Clock | None = None,
+) -> Iterator[EncodedPlaces]:
+    """Places of a manifest, all or these rows, a batch at a time.
+
+    Args:
+        threads: that decode; default the cores of this process.
+        clock: is told where the time goes.
+    """
     wanted = range(len(manifest.places)) if rows is None else rows
     dataset = place_dataset(manifest, model.place_input)
 
@@ -155,14 +193,20 @@ def encode_places(model: Model, manifest: Manifest, rows: Sequence[int] | None =
             return error
 
     # Threads: decoding and resizing run outside the interpreter.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    clock = clock or Clock()
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         remaining = iter(wanted)
         ahead = [pool.submit(load, row) for row in islice(remaining, 2 * BATCH)]
         for begin in range(0, len(wanted), BATCH):
             part = wanted[begin : begin + BATCH]
+            began = time.perf_counter()
             samples = [future.result() for future in ahead[: len(part)]]
             ahead = ahead[len(part) :] + [pool.submit(load, row) for row in islice(remaining, BATCH)]
-            yield _encoded(model, manifest, part, samples)
+            ready = time.perf_counter()
+            encoded = _encoded(model, manifest, part, samples)
+            clock.images_s += ready - began
+            clock.model_s += time.perf_counter() - ready
+            yield encoded
 
 
 def _encoded(
@@ -217,7 +261,7 @@ def _note_of_range(place_input: PlaceInput, shown_m: float) -> str | None:
     )
 
 
-def _joined(parts: Sequence[EncodedPlaces]) -> dict[str, Rows]:
+def joined(parts: Sequence[EncodedPlaces]) -> dict[str, Rows]:
     """Rows of several batches as those of one; `place` counts on."""
     before = np.cumsum([0, *(len(part.rows) for part in parts)])
     layers = {}

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray_heads import WITH_RAY, free_port
 
 from geoloc_fast.cluster import operate
-
-WITH_RAY = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'geoloc_fast[cluster]'"
-)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind((operate.LOOPBACK, 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

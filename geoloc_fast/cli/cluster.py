@@ -1,0 +1,71 @@
+"""Commands on a Ray cluster: start, status, stop."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from geoloc_fast.cli.app import cluster_app
+from geoloc_fast.cli.options import JsonOption, arguments
+from geoloc_fast.cli.output import say
+
+
+@cluster_app.command("start")
+def cluster_start(
+    join: Annotated[str | None, typer.Option(help="HOST:PORT of a head; default: start a head here.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="This machine's address that the others reach; default the loopback.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where a head listens.")] = 6379,
+    label: Annotated[str | None, typer.Option(help="Shards with this label are searched here.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=0, help="What encoding may use; default all.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="What encoding may use; default all.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the head of a Ray cluster on this machine, or join one with --join.
+
+    Example: geoloc-fast cluster start
+    """
+    from geoloc_fast.cluster import operate
+
+    with arguments():
+        node = operate.start(
+            host=host or operate.LOOPBACK, port=port, join=join, label=label, cpus=cpus, gpus=gpus
+        )  # fmt: skip
+    what = "joined" if join else "started"
+    text = f"{what} ray://{node['address']}; the token is {operate.token_file()}; `geoloc-fast cluster stop` ends it"
+    say(
+        {"cluster": f"ray://{node['address']}", "node": node["name"], "token": str(operate.token_file())}, text, as_json
+    )
+
+
+@cluster_app.command("status")
+def cluster_status(
+    address: Annotated[str | None, typer.Argument(help="HOST:PORT of a head; default the one that runs here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the machines of a Ray cluster.
+
+    Example: geoloc-fast cluster status
+    """
+    from geoloc_fast.cluster import operate
+
+    found = operate.status(address)
+    lines = [f"ray://{found['address']}, started here: {', '.join(found['here']) or 'nothing'}"]
+    for node in found["nodes"]:
+        state, label = "alive" if node["alive"] else "lost", node["label"] or "-"
+        lines.append(f"  {node['address']:16} {state:6} label {label}, {node['cpus']:g} CPUs, {node['gpus']:g} GPUs")
+    say(found, "\n".join(lines), as_json)
+
+
+@cluster_app.command("stop")
+def cluster_stop(as_json: JsonOption = False) -> None:
+    """Stop the nodes that were started on this machine. Others' Ray processes are left alone.
+
+    Example: geoloc-fast cluster stop
+    """
+    from geoloc_fast.cluster import operate
+
+    names = operate.stop()
+    say({"stopped": names}, f"stopped {', '.join(names)}" if names else "nothing of a cluster ran here", as_json)

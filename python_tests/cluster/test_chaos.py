@@ -1,0 +1,194 @@
+"""Searches while workers and machines are killed: nothing wrong, nothing short without saying so, nothing slow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray_heads import WITH_RAY, free_port
+
+from geoloc_fast.cluster import ShardedIndex, cut, operate
+from geoloc_fast.index import Coverage, Neighbours, PlaceIndex
+from geoloc_fast.layers import Layer, QueryStrips, Rows
+from geoloc_fast.testing import random_strips
+
+LAYER = Layer("place", (16, 4, 16), "cosine", 180.0)
+PLACES, SEARCHES, EVERY_S = 1200, 300, 2.0
+LABELS = ["a", "b", "c"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> PlaceIndex:
+    path = tmp_path_factory.mktemp("one") / "region.index"
+    rng = np.random.default_rng(1)
+    with PlaceIndex.create(path, model="b" * 64, layers=(LAYER,)) as index:
+        lat, lon = 48 + rng.uniform(0, 0.1, PLACES), 11 + rng.uniform(0, 0.1, PLACES)
+        index.add({"place": Rows(random_strips(PLACES, *LAYER.strip))}, model="b" * 64, lat=lat, lon=lon)
+    return PlaceIndex.open(path)
+
+
+def query(seed: int) -> dict[str, QueryStrips]:
+    return {"place": QueryStrips(random_strips(1, 16, 4, 5, seed=seed))}
+
+
+def same(found: Neighbours, expected: Neighbours) -> bool:
+    return all(a.tobytes() == b.tobytes() for a, b in zip(found[:-1], expected[:-1], strict=True))
+
+
+class Answers:
+    """Of an index from which some shards are missing, by their names."""
+
+    def __init__(self, one: PlaceIndex, index: ShardedIndex) -> None:
+        self.one, self.index = one, index
+        self.shards = {shard.name: PlaceIndex.open(index.path / shard.name) for shard in index._opened.map.shards}
+
+    def right(self, found: Neighbours, seed: int) -> bool:
+        from geoloc_fast.index import merge
+
+        coverage = found.coverage
+        assert coverage is not None
+        if coverage.complete:
+            return same(found, self.one.search(query(seed), 10)) and bool(found.exact.all())
+        gone = {missing.name for missing in coverage.missing}
+        left = [shard.search(query(seed), 10) for name, shard in self.shards.items() if name not in gone]
+        return same(found, merge(left, 10)) and not found.exact.any()
+
+
+def replicas(index: ShardedIndex) -> list[tuple[int, int]]:
+    return [(n, r) for n, group in index._opened.groups.items() for r in range(len(group.replicas))]
+
+
+def kill_worker(index: ShardedIndex, rng: random.Random) -> str:
+    shard, copy = rng.choice(replicas(index))
+    with suppress(Exception):
+        answer = index._opened.groups[shard].replicas[copy].worker.call("opened").result(1.0)
+        os.kill(answer.pid, signal.SIGKILL)
+        return "worker"
+    return "worker that was lost already"
+
+
+def run(index: ShardedIndex, answers: Answers, kill: Callable[[], str]) -> Counter[str]:
+    """Searches at ten a second, with a kill every two seconds; what came of them."""
+    found: Counter[str] = Counter()
+    seconds, stop = [], threading.Event()
+
+    def killing() -> None:
+        while not stop.wait(EVERY_S):
+            found[f"killed a {kill()}"] += 1
+
+    thread = threading.Thread(target=killing)
+    thread.start()
+    for seed in range(SEARCHES):
+        began = time.monotonic()
+        answer = index.search(query(seed), 10)
+        seconds.append(time.monotonic() - began)
+        assert isinstance(answer.coverage, Coverage)
+        found["searches"] += 1
+        found["whole" if answer.coverage.complete else "partial, said"] += 1
+        found["wrong"] += not answers.right(answer, seed)
+        time.sleep(max(0.0, 0.1 - seconds[-1]))
+    stop.set()
+    thread.join()
+    found["median ms"] = round(1000 * float(np.median(seconds)))
+    found["99 % ms"] = round(1000 * float(np.quantile(seconds, 0.99)))
+    found["slowest ms"] = round(1000 * max(seconds))
+    print(dict(found), dict(index.counts), index.latency())
+    return found
+
+
+def heals(index: ShardedIndex, answers: Answers) -> float:
+    began = time.monotonic()
+    while not (found := index.search(query(0), 10)).coverage.complete:
+        assert answers.right(found, 0)
+        assert time.monotonic() - began < 120
+        time.sleep(0.1)
+    assert answers.right(found, 0)
+    return time.monotonic() - began
+
+
+def test_processes_that_are_killed(one: PlaceIndex, tmp_path: Path) -> None:
+    cut(one, tmp_path / "shards", 3, replicas=2)
+    rng = random.Random(0)
+    with ShardedIndex.open(tmp_path / "shards", "local", threads=1, on_missing="partial", deadline_s=1.2) as index:
+        answers = Answers(one, index)
+        found = run(index, answers, lambda: kill_worker(index, rng))
+        assert found["wrong"] == 0 and found["searches"] == SEARCHES
+        print("healed after", heals(index, answers))
+
+
+@pytest.fixture
+def nodes(home: Path, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[str, dict[str, int]]]:
+    """A head and three labelled nodes: the head's address, and the process that holds each node by its label."""
+    caplog.set_level(logging.ERROR)
+    port = free_port()
+    operate.start(port=port, cpus=0)
+    address = f"{operate.LOOPBACK}:{port}"
+    yield address, {label: start_node(address, label) for label in LABELS}
+    operate.stop()
+
+
+def start_node(address: str, label: str) -> int:
+    return int(operate.start(join=address, label=label, cpus=1)["pid"])
+
+
+def raylet_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next(int(child) for child in children if Path(f"/proc/{child}/comm").read_text().strip() == "raylet")
+
+
+@WITH_RAY
+def test_actors_and_raylets_that_are_killed(one: PlaceIndex, nodes: tuple[str, dict[str, int]], tmp_path: Path) -> None:
+    address, running = nodes
+    cut(one, tmp_path / "shards", 3, replicas=2, labels=LABELS)
+    rng, starting = random.Random(0), []
+
+    def back(label: str) -> None:
+        running[label] = start_node(address, label)
+
+    def kill() -> str:
+        if any(thread.is_alive() for thread in starting) or rng.random() < 0.6:
+            return kill_worker(index, rng)
+        label = rng.choice(LABELS)
+        os.kill(raylet_of(running[label]), signal.SIGKILL)
+        starting.append(threading.Thread(target=back, args=[label]))
+        starting[-1].start()
+        return "raylet"
+
+    with ShardedIndex.open(
+        tmp_path / "shards", f"ray://{address}", threads=1, on_missing="partial", deadline_s=1.2
+    ) as index:
+        answers = Answers(one, index)
+        for seed in range(20):  # until calls are measured
+            index.search(query(seed), 10)
+        found = run(index, answers, kill)
+        for thread in starting:
+            thread.join()
+        assert found["wrong"] == 0 and found["searches"] == SEARCHES and found["killed a raylet"]
+        print("healed after", heals(index, answers))
+        # Both machines of a shard: every answer is marked, and whole again when they are back.
+        time.sleep(5)
+        lost = index._opened.map.shards[0]
+        for label in lost.replicas:
+            os.kill(raylet_of(running[str(label)]), signal.SIGKILL)
+        seen = Counter()
+        for seed in range(20):
+            answer = index.search(query(seed), 10)
+            assert answers.right(answer, seed)
+            seen[tuple(missing.name for missing in answer.coverage.missing)] += 1
+        print("both lost:", dict(seen))
+        assert all(lost.name in names for names in list(seen)[-1:])
+        for label in lost.replicas:
+            back(str(label))
+        print("healed after", heals(index, answers))
