@@ -68,12 +68,13 @@ def evaluate_photos(
     named(report, "--report", ".html")
     photos = _manifest(manifest)
     area = region_of(box, near, within)
-    network = model_at(model, device, of=None if index is None else PlaceIndex.open(index))
+    opened = None if index is None else index_at(index, device, cluster)
+    network = model_at(model, device, of=opened)
     with ExitStack() as stack:
-        if index is None:
+        if opened is None:
             index = Path(stack.enter_context(TemporaryDirectory())) / "index"
             _index_of(photos, index, network)
-        opened = index_at(index, device, cluster)
+            opened = index_at(index, device)
         ids = opened.keys()
         rows = _known_photos(photos, ids, split)
         locator = Locator(

@@ -25,7 +25,7 @@ from geoloc_fast.cluster.executor import Executor, Worker, connect
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ClusterError, WorkerLostError
 from geoloc_fast.index import PlaceIndex
-from geoloc_fast.models.contract import Model, load_model
+from geoloc_fast.models.contract import SHIPPED, Model, load_model
 from geoloc_fast.ops import checks
 from geoloc_fast.progress import Progress
 from geoloc_fast.region.cells import build_cell_index, cell_arguments
@@ -121,7 +121,7 @@ def build(
     Args:
         path: of the index. Where several machines build it, it lies on the disk of the one that calls this, and the
             others see that folder under the same path.
-        model: its bundle; default the one that ships.
+        model: the path of its bundle, the same on every machine, or the name of one that ships; default the first.
         cluster: "local:8", "ray://HOST:PORT", or an executor, which stays open.
         workers: default what the cluster says: N of "local:N"; of Ray one a GPU, or one a CPU where there is no GPU.
         threads: of each worker, that decode images and, on a CPU, encode them.
@@ -143,7 +143,7 @@ def build(
             units = list(_units(network, places, names, known, index.dtype, unit_places))
             result = Added(there_already=len(names) - sum(len(unit.rows) for unit in units))
             count = min(workers or executor.workers, max(1, len(units)))
-            given = None if model is None else str(Path(model).resolve())
+            given = None if model is None else str(model) if str(model) in SHIPPED else str(Path(model).resolve())
             at = (given, device, str(Path(manifest).resolve()), str(Path(path).resolve()), threads)
             todo = [unit for unit in units if unit.name not in index.waiting()]
             started = [

@@ -330,10 +330,12 @@ class ShardedIndex:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """What it holds of a place."""
         return self._opened.layers
 
     @property
     def dtype(self) -> str:
+        """How strips are stored."""
         return self._opened.map.dtype
 
     @property

@@ -1,7 +1,7 @@
 """An index cut into shards by place, and the map that says which shards are one index.
 
     00000003.shards       the map as of its third commit: text, with a digest, never changed; the highest is the state
-    00000003-0000/        a shard: an index of its own (docs/guide/index_on_disk.md), whose places keep their ids
+    00000003-0000/        a shard: an index of its own (docs/design/index_on_disk.md), whose places keep their ids
     00000003-0001/
 
 Places are in the order of S2's curve, so that a region touches few shards. A map names the commit of each shard by its

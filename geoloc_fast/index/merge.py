@@ -30,6 +30,7 @@ class Coverage(NamedTuple):
 
     @property
     def complete(self) -> bool:
+        """Whether nothing was missing."""
         return not self.missing
 
 

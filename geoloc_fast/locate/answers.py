@@ -135,8 +135,8 @@ def as_lines(answer: Answer) -> list[str]:
         return [f"{name:32} {answer.status:10} {printable(answer.problem)}"]
     if answer.status == "located":
         within = "" if answer.radius_m is None else f"{answer.radius_m:6.0f} m"
-        return [f"{name:32} {answer.status:10} {_spot(answer.candidates[0])} {within:>8}".rstrip(), *_gaps(answer)]
-    rows = [f"{name:32} {answer.status}"]
+        return [f"{name:32} {answer.status:10} {_spot(answer.candidates[0])} {within:>8}".rstrip()]
+    rows = [f"{name:32} {answer.status}", *_gaps(answer)]
     return rows + [
         f"{'':32} {f'  maybe {rank}':10} {_spot(candidate)}".rstrip()
         for rank, candidate in enumerate(answer.candidates, start=1)

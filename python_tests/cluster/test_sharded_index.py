@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -32,10 +33,15 @@ from geoloc_fast.errors import (
     PlaceIndexError,
     ReplacedIndexError,
 )
+from geoloc_fast.evaluation.evaluate import Truth, evaluate
 from geoloc_fast.geo.regions import Box, Circle, Polygon, Region
 from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.index.folder import Folder
 from geoloc_fast.layers import Layer, QueryStrips, Rows
+from geoloc_fast.locate.answers import as_dict, as_lines
+from geoloc_fast.locate.confidence import Confidence
+from geoloc_fast.locate.locator import Locator
+from geoloc_fast.models.contract import load_model, shipped_model
 from geoloc_fast.testing import random_strips
 
 MODEL = "b" * 64
@@ -286,6 +292,64 @@ def test_an_object_that_cannot_be_made_says_why_at_every_call(where: str, shards
         executor.start("test", "geoloc_fast.nothing:Nothing").call("opened").result(60)
     if where.startswith("local"):
         executor.close()
+
+
+# --- above it ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> tuple[PlaceIndex, Path]:
+    """An index of the model that ships, and its shards."""
+    folder, model, rng = tmp_path_factory.mktemp("town"), load_model(), np.random.default_rng(2)
+    (layer,) = model.layers
+    with PlaceIndex.create(folder / "index", model=str(model.fingerprint), layers=model.layers) as index:
+        lat, lon = 48 + rng.uniform(0, 0.02, 80), 11 + rng.uniform(0, 0.02, 80)
+        rows = {layer.name: Rows(random_strips(80, *layer.strip))}
+        index.add(rows, model=model.fingerprint, lat=lat, lon=lon, key=[f"place-{n}" for n in range(80)])
+    one = PlaceIndex.open(folder / "index")
+    cut(one, folder / "shards", 2)
+    return one, folder / "shards"
+
+
+def photo(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (12, 16, 3), np.uint8).repeat(20, 0).repeat(20, 1)
+
+
+def test_locating_and_evaluating_are_unchanged(town: tuple[PlaceIndex, Path]) -> None:
+    one, shards = town
+    model, photos = load_model(), [photo(n) for n in range(3)]
+    confidence = Confidence.load(Confidence.path_for(shipped_model()), model=model.fingerprint)
+    truth = Truth(np.full(3, 48.01), np.full(3, 11.01), np.full(3, np.nan), np.full(3, -1))
+    with ShardedIndex.open(shards, "local", on_missing="partial") as index:
+        for within in (None, Circle(48.01, 11.01, 900.0)):
+            found, expected = (Locator(each, model, confidence=confidence, within=within) for each in (index, one))
+            for ours, theirs in zip(found.locate(photos), expected.locate(photos), strict=True):
+                assert ours.coverage is not None and ours.coverage.complete and theirs.coverage is None
+                assert {**as_dict(ours), "coverage": None} == as_dict(theirs)
+                assert as_lines(ours) == as_lines(theirs)
+            ours, theirs = (evaluate(locator, photos, truth) for locator in (found, expected))
+            assert (ours.rank, ours.away_m, ours.probability) == (theirs.rank, theirs.away_m, theirs.probability)
+        (pid,) = pids(index, 0)
+        os.kill(pid, signal.SIGSTOP)
+        index.deadline_s = 1.0
+        (answer,) = Locator(index, model, confidence=confidence).locate(photos[:1])
+        os.kill(pid, signal.SIGCONT)
+    assert (answer.status, answer.radius_m, answer.exact) == ("unverified", None, False)
+    assert all(candidate.probability is None for candidate in answer.candidates)
+    said = as_dict(answer)["coverage"]
+    assert (said["searched"], said["there"], said["missing"][0]["name"]) == (40, 80, "00000001-0000")
+    json.dumps(said)
+    assert any("of 40 of 80 places; without 00000001-0000" in line for line in as_lines(answer))
+
+
+def test_the_commands_search_shards(town: tuple[PlaceIndex, Path], tmp_path: Path) -> None:
+    one, shards = town
+    cv2.imwrite(str(tmp_path / "photo.png"), photo(1))
+    args = ["locate", str(tmp_path / "photo.png"), "--model", "small", "--json"]
+    ours, theirs = (CliRunner().invoke(app, [*args, "--index", str(path)]).stdout for path in (shards, one.path))
+    assert {**json.loads(ours)[0], "coverage": None} == json.loads(theirs)[0]
+    wrong = CliRunner().invoke(app, [*args, "--index", str(one.path), "--cluster", "local:2"])
+    assert wrong.exit_code == 2 and "expected shards" in wrong.output
 
 
 # --- the map, and what is wrong with it --------------------------------------------------------------------------
