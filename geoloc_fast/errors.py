@@ -1,4 +1,4 @@
-"""Everything that this package raises of its own, in one tree; `exit_code` is what the command line ends with.
+"""Every error that this package defines, in one tree; `exit_code` is the command line's.
 
 A wrong argument of a function is a TypeError or ValueError, as everywhere in Python; a disk that fails is an OSError.
 """
@@ -37,13 +37,13 @@ __all__ = [
 
 
 class GeolocError(Exception):
-    """Something this package found wrong with what it was given; the message says what to do."""
+    """The base of this package's errors; the message says what is wrong and what to do."""
 
     exit_code = 1
 
 
 class ImageError(GeolocError, ValueError):
-    """An image that cannot be had, for a reason that lies in its file. Names the file.
+    """An image that cannot be read because of its file, which the message names.
 
     A plain DataLoader of torch keeps only the text of what a worker raised: `path` is all of that then, and `reason`
     is empty. Ours (`datasets.loader`) hands it on whole.
@@ -59,7 +59,7 @@ class ImageError(GeolocError, ValueError):
 
 
 class ManifestError(GeolocError, ValueError):
-    """A manifest that cannot be used. `problems` lists all that was found, the message the first of them."""
+    """A manifest that cannot be used. `problems` lists everything that was found; the message shows the first ones."""
 
     shown = 20
 
@@ -77,27 +77,27 @@ class ManifestError(GeolocError, ValueError):
 
 
 class ImageryError(GeolocError, ValueError):
-    """Imagery that cannot be used; the message says why, and what to do."""
+    """Imagery that cannot be used; the message says why and what to do."""
 
 
 class PrepareError(GeolocError, RuntimeError):
-    """Preparation cannot go on; what is finished stays."""
+    """Preparation cannot continue; finished parts are kept."""
 
 
 class ShardError(GeolocError, ValueError):
-    """A tar file of training pairs that holds none, or is damaged."""
+    """A tar file without training pairs, or a damaged one."""
 
 
 class WordError(GeolocError, ValueError):
-    """A description that cannot be read as one, or a tokenizer that cannot read."""
+    """A description that is not usable text, or a tokenizer that does not work."""
 
 
 class BundleError(GeolocError, ValueError):
-    """A file is not a model bundle this version can load, or it is damaged."""
+    """A file that is not a model bundle this version can load, or a damaged one."""
 
 
 class WeightsError(GeolocError, ValueError):
-    """A file holds no weights of the network that is to have them, or more than weights."""
+    """A file without weights for this network, or with more than weights in it."""
 
 
 class ConfidenceError(GeolocError, ValueError):

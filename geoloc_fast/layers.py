@@ -29,7 +29,7 @@ class Layer(NamedTuple):
     absent: float = 0.0
     """The score that stands in where place or query has nothing in this layer."""
     scanned_rows: int = 1 << 30
-    """So many rows of a place are searched; the others only rescore the best places."""
+    """How many rows of a place are scanned; the others only rescore the best places."""
 
 
 class Rows(NamedTuple):

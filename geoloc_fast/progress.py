@@ -5,4 +5,4 @@ from collections.abc import Callable
 __all__ = ["Progress"]
 
 Progress = Callable[[int, int | None], None]
-"""Called with (done, of how many); None where nobody knows how many."""
+"""Called with (done, total); the total is None where it is unknown."""

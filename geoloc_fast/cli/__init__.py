@@ -1,11 +1,11 @@
-"""The command `geoloc-fast`, a file a group of commands. Begin with `run`."""
+"""The command `geoloc-fast`, with one file per group of commands. Begin with `run`."""
 
 import os
 import sys
 
 
 def main() -> None:
-    """Runs the command; says what to install where only the operators are."""
+    """Runs the command; if only the operators are installed, says what to install."""
     # A network is a hundred short parallel regions. By default torch's threads spin at the end of each, and beside
     # another busy process they spin away the core that their partner waits for. Torch reads this once, when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

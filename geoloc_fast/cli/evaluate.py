@@ -217,7 +217,7 @@ def _index_of(photos: Any, path: Path, network: Any) -> None:
 def _decoded(
     photos: Any, rows: list[dict[str, Any]], network: Any, use_fov: bool
 ) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Photos of these rows as the model takes them, and the rows; what cannot be read is left out and said."""
+    """Photos of these rows as the model takes them, and the rows; unreadable ones are left out and reported."""
     from geoloc_fast.errors import ImageError
     from geoloc_fast.images.cylindrical import WIDEST_PHOTO_DEG, pixels_across
     from geoloc_fast.images.decode import decode_image

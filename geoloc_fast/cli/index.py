@@ -221,7 +221,7 @@ def index_restore(
 
     with PlaceIndex.restore(index, commit) as opened:
         said = {"places": len(opened), "commit": opened.commit, "restored": commit}
-        say(said, f"{len(opened)} places of commit {commit} are there again, as commit {opened.commit}", as_json)
+        say(said, f"{len(opened)} places: the state of commit {commit} is back, as commit {opened.commit}", as_json)
 
 
 @index_app.command("info")

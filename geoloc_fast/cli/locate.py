@@ -70,7 +70,7 @@ def locate(
         Path | None,
         typer.Option(
             help="File for the answers: .csv, .json, .jsonl, .geojson, .kml; "
-            ".parquet, of one folder, goes on where it stopped."
+            ".parquet, of one folder, continues where it stopped."
         ),
     ] = None,
     report: Annotated[
@@ -230,7 +230,7 @@ def locate(
 
 
 def _texts_of(texts: list[str] | None, path: Path | None) -> list[str]:
-    """The descriptions that are given, and those of a file, one a line that is not empty."""
+    """The descriptions given, and those in a file, one per line."""
     if path is None:
         return list(texts or [])
     if texts:
@@ -283,7 +283,7 @@ def _write(lines: list[str], out: Path | None) -> None:
 
 
 def _photos_of(given: list[Path], answers: Any) -> tuple[list[Path], list[str]]:
-    """Every photo that is named, or lies below a folder that is; and what lies there and is of no kind that is read."""
+    """Every photo named, or in a named folder; and the files there that are of no readable kind."""
     found: list[Path] = []
     left_out: list[str] = []
     for path in given:
@@ -298,7 +298,7 @@ def _photos_of(given: list[Path], answers: Any) -> tuple[list[Path], list[str]]:
 
 
 def pictures_of(region: Path | None, index: Any) -> Any:
-    """Images of the places of an index, from the manifest it was made of."""
+    """Images of an index's places, from the manifest it was built from."""
     from geoloc_fast.data.manifest import Manifest
     from geoloc_fast.evaluation.report import ManifestPictures
 

@@ -56,7 +56,7 @@ UseFovOption = Annotated[
 
 @contextmanager
 def arguments() -> Iterator[None]:
-    """What a library finds wrong with values that come straight from the command line is a wrong argument."""
+    """Errors about values that come directly from the command line become wrong-argument errors."""
     try:
         yield
     except ValueError as error:
@@ -131,6 +131,6 @@ def region_of(box: str | None, near: str | None, within: Path | None = None) -> 
 
 
 def named(path: Path | None, option: str, suffix: str) -> None:
-    """A file holds what its name says."""
+    """Refuses a file name whose ending does not fit."""
     if path is not None and path.suffix.lower() != suffix:
         raise typer.BadParameter(f"{option}: expected a name that ends in {suffix}, got {str(path)!r}")

@@ -148,11 +148,11 @@ def read(
     folder = found.root if out is None else out
     made = write_tables(found, folder, format=format, assign_m=assign, replace=replace)
     without = made.photos["place"].null_count
-    about = f", {without} of them of no place" if len(made.places) and without else ""
+    about = f", {without} of them without a place" if len(made.places) and without else ""
     typer.echo(f"{len(made.places)} places and {len(made.photos)} photos{about} in {folder}")
 
 
-_NEEDED = {"zone": "the UTM zone of its coordinates", "gpx": "the track of whoever carried the camera"}
+_NEEDED = {"zone": "the UTM zone of its coordinates", "gpx": "the GPX track of the camera"}
 
 
 def _cut(

@@ -1,4 +1,4 @@
-"""The command `geoloc-fast`. Results go to stdout, progress and complaints to stderr.
+"""The command `geoloc-fast`. Results go to stdout, progress and errors to stderr.
 
 Exit codes: 0 done, 1 it failed (of several photos or places: some), 2 a wrong argument, 3 an index is damaged,
 130 interrupted.
@@ -37,7 +37,7 @@ def info() -> None:
 
 
 def run() -> None:
-    """Runs the command; a mistake is one line on stderr, not a traceback."""
+    """Runs the command; an error is one line on stderr, not a traceback."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:

@@ -1,4 +1,4 @@
-"""How good are the answers: protocol, metrics, floors to beat, evaluation of a locator, and the report.
+"""How good answers are: protocol, metrics, floors to beat, evaluation of a locator, and the report.
 
 Begin with `evaluate`.
 """

@@ -192,7 +192,7 @@ def fov_label(fov_deg: float | None) -> str:
     """The group of a photo by its field of view, as the published protocols cut it."""
     if fov_deg is None:
         return "unknown"
-    return next((f"up to {limit} degrees" for limit in FOV_DEG if fov_deg <= limit), "wider")
+    return next((f"up to {limit}°" for limit in FOV_DEG if fov_deg <= limit), "wider")
 
 
 class Views(NamedTuple):

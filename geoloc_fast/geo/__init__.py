@@ -1,4 +1,4 @@
-"""Where things are on the earth: distances, UTM, Web Mercator, regions, positions in Parquet.
+"""Positions on the earth: distances, UTM, Web Mercator, regions, positions in Parquet.
 
 Knows nothing of the other rooms. Begin with `sphere`.
 """

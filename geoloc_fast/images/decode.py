@@ -1,4 +1,4 @@
-"""Images from files that nobody vouches for, to uint8 RGB arrays.
+"""Image files from untrusted sources, decoded to uint8 RGB arrays.
 
 JPEG, PNG, WebP and TIFF, nothing else. The size a header claims is checked before any pixel is decoded. A file
 that is truncated, or is not what it says, is an ImageError with the file's name in it, never half an image. What

@@ -1,4 +1,6 @@
-"""The reference database: places and what is known of them on disk, searchable while it grows."""
+"""The index: places and their strips on disk, searchable while it grows.
+
+Knows layers and the operators, no model and no images. Begin with `place_index`."""
 
 from geoloc_fast.index.merge import Coverage, Missing, Neighbours, merge
 from geoloc_fast.index.place_index import Place, PlaceIndex

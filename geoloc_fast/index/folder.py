@@ -35,7 +35,7 @@ _SHARED = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"
 
 def damaged(path: object, reason: str) -> DamagedIndexError:
     """The error for a file that is not what was written, with what can be done."""
-    return DamagedIndexError(f"{path}: damaged ({reason}); restore it from a copy, or build the index anew")
+    return DamagedIndexError(f"{path}: damaged ({reason}); restore it from a copy, or build the index again")
 
 
 @contextmanager

@@ -755,7 +755,7 @@ def _load(folder: Folder, device: torch.device, opened: Sequence[Segment]) -> _S
             # A writer may have compacted between the two; then there is a newer state to read.
             if commits.last(folder) == state.commit:
                 raise DamagedIndexError(
-                    f"{folder.path / str(error.filename)}: is missing; restore it from a copy, or build the index anew"
+                    f"{folder.path / str(error.filename)}: is missing; restore it from a copy, or build the index again"
                 ) from error
 
 

@@ -275,7 +275,7 @@ def find_photos(folder: Path) -> list[str]:
 
 
 def passed_over(folder: Path) -> list[str]:
-    """Names of photos and films below a folder that are of no kind that is read, for nobody to think they were."""
+    """Names of photos and films in a folder that cannot be read, so that they are reported."""
     return find_images(folder, OTHER_SUFFIXES + _MOVING)
 
 

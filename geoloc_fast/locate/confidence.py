@@ -128,7 +128,7 @@ class Confidence:
 
     @staticmethod
     def path_for(model_path: str | os.PathLike[str]) -> Path:
-        """Where the confidence of a model's file lies: beside it."""
+        """The path of a model's confidence: beside its bundle."""
         return Path(model_path).with_suffix(".confidence.json")
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -152,7 +152,7 @@ class Confidence:
             found = cls(**{**content, **numbers, "layers": tuple(map(str, content["layers"]))})
             found._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfidenceError(f"{path}: no confidence that can be used ({error}); fit it anew") from error
+            raise ConfidenceError(f"{path}: not a usable confidence file ({error}); fit it again") from error
         if found.model != model:
             raise ConfidenceError(
                 f"{path}: was fitted for model {found.model[:12]}, this is {str(model)[:12]}; fit one for this model"

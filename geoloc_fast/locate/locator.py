@@ -54,7 +54,7 @@ class Provenance(NamedTuple):
     """What an answer is from."""
 
     model: str
-    """Its name, and beside it its fingerprint and what it was trained on."""
+    """Its name, its fingerprint, and what it was trained on."""
     model_fingerprint: str
     trained_on: str
     index_id: str

@@ -1,4 +1,4 @@
-"""The networks: encoder, fusion and the geolocalizer made of them; PanoGAN, which makes street views.
+"""The networks: encoder, fusion and the geolocalizer made of them; PanoGAN, which generates street views.
 
 Imports timm, which `import geoloc_fast` alone never does.
 """

@@ -1,4 +1,4 @@
-"""What every model promises, and nothing else is known of it: index, locator, evaluation and command line go by this.
+"""What every model promises: index, locator, evaluation and command line know nothing else about it.
 
 A model names its layers, says what it must be shown, and encodes places to rows by layer and queries to strips by
 layer. A new kind of model is a class with these attributes and methods and a line in `KINDS`: docs/design/rooms.md.
@@ -90,7 +90,7 @@ class QueryInput:
 
 @dataclass(frozen=True)
 class PlaceInput:
-    """What places must be shown as: what the model was trained on, whoever encodes."""
+    """What places must be shown as, whoever encodes them: what the model was trained on."""
 
     takes: tuple[str, ...] = ("satellite", "street")
     """Which images of a place it looks at."""

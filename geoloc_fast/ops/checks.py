@@ -1,4 +1,4 @@
-"""Argument checks of the public operators: every message names the argument, what was expected, what came."""
+"""Argument checks of the public operators: every message names the argument, what was expected, and what was given."""
 
 from __future__ import annotations
 

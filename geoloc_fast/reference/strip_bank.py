@@ -94,7 +94,7 @@ class BankLayout:
 
     @classmethod
     def from_header(cls, header: bytes) -> BankLayout:
-        """Reads and checks a header; every message says what was expected and what came."""
+        """Reads and checks a header; every message says what was expected and what was found."""
         if len(header) < HEADER_BYTES:
             raise ValueError(f"buffer: expected a header of {HEADER_BYTES} bytes, got {len(header)}")
         magic, version, code, count, channels, height, columns, lanes, column0_deg, block_bytes = _HEADER.unpack_from(

@@ -1,4 +1,4 @@
-"""What is done to a region before a query: prepare, synthesize, encode its places, show.
+"""What is done to a region before a search: import imagery, prepare, synthesize, encode places, show.
 
 Begin with `prepare`.
 """

@@ -201,7 +201,7 @@ class Case:
     # --- changes -----------------------------------------------------------------------------------------
 
     def add_photo(self, name: str, content: bytes) -> str:
-        """Keeps a photo; returns its sha256. The same photo twice is there once."""
+        """Keeps a photo; returns its sha256. The same photo twice is kept once."""
         suffix = _SUFFIX[read_header(content, "photo").format]
         sha256 = hashlib.sha256(content).hexdigest()
         if self.sealed:

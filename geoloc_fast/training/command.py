@@ -62,7 +62,7 @@ def main(
             else:
                 Trainer(make_recipe(given.settings), resume=given.resume).run()
     except KeyboardInterrupt:
-        print("stopped; --resume goes on from here", file=sys.stderr)
+        print("stopped; --resume continues from here", file=sys.stderr)
         return 130
     except (OSError, ValueError, GeolocError) as error:
         print(f"train: {error}", file=sys.stderr)

@@ -34,7 +34,7 @@ FARTHEST_M = 12.0
 
 @dataclasses.dataclass
 class FitReport:
-    """What a fit was made of."""
+    """What went into a fit."""
 
     photos: int = 0
     pairs: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -67,7 +67,7 @@ class Trainer:
         if resume:
             self._load(last)
         elif last.exists():
-            raise FileExistsError(f"out: {last} is there already; add --resume to go on, or choose another folder")
+            raise FileExistsError(f"out: {last} exists already; add --resume to continue, or choose another folder")
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             write_atomically(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.settings)))

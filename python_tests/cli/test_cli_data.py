@@ -79,7 +79,7 @@ def tree(folder: Path) -> dict[str, str]:
 def test_a_region_from_photos_to_a_sheet(run: Run, region: Path, tmp_path: Path) -> None:
     done = run("read", "photos", region / "photos", region, "--assign", 25)
     assert (done.code, done.err) == (0, "")
-    assert done.out == f"2 places and 3 photos, 2 of them of no place in {region}\n"
+    assert done.out == f"2 places and 3 photos, 2 of them without a place in {region}\n"
     assert sorted(path.name for path in region.iterdir() if path.is_file()) == ["photos.parquet", "places.csv"]
     manifest = Manifest.load(region)
     assert manifest.validate(images=True) == []
@@ -105,7 +105,7 @@ def test_a_region_from_photos_to_a_sheet(run: Run, region: Path, tmp_path: Path)
 def test_csv_and_parquet_convert_into_each_other(run: Run, region: Path) -> None:
     original = Manifest.load(region)
     refused = run("read", "manifest", region)
-    assert refused.code == 1 and "places.csv: is there already" in refused.err
+    assert refused.code == 1 and "places.csv: exists already" in refused.err
     assert run("read", "manifest", region, "--replace").out == f"2 places and 0 photos in {region}\n"
     assert (region / "places.csv.old").exists() and not (region / "places.csv").exists()
     assert Manifest.load(region) == original

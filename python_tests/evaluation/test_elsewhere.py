@@ -130,5 +130,5 @@ def test_an_altered_confidence_is_refused(tried: Trials, tmp_path: Path, harm: d
     else:
         content["bias"] += 1
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfidenceError, match="fit it anew"):
+    with pytest.raises(ConfidenceError, match="fit it again"):
         Confidence.load(path, model="f")

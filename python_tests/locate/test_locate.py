@@ -158,7 +158,7 @@ def test_confidence_is_kept_with_its_model(tmp_path: Path) -> None:
         text.replace("1,", '"x",', 1),
     ):
         path.write_text(broken)
-        with pytest.raises(ConfidenceError, match="fit it anew"):
+        with pytest.raises(ConfidenceError, match="fit it again"):
             Confidence.load(path, model="m")
 
 
@@ -266,7 +266,7 @@ def test_photos_of_the_city_are_located_far_above_chance(city: Manifest, locator
 
 def test_photos_are_grouped_by_their_field_of_view() -> None:
     assert [fov_label(fov) for fov in (None, 70, 70.5, 120, 180, 360)] == [
-        "unknown", "up to 70 degrees", "up to 90 degrees", "up to 120 degrees", "up to 180 degrees", "wider",
+        "unknown", "up to 70°", "up to 90°", "up to 120°", "up to 180°", "wider",
     ]  # fmt: skip
 
 
@@ -831,7 +831,7 @@ def test_the_confidence_of_a_model_of_ones_own(run: Any, city: Manifest, index: 
     [
         ("another model", 1, "use the model it was built with, or build an index with this one"),
         ("newer format", 1, "update geoloc_fast, or build the index anew"),
-        ("missing segment", 3, "is missing; restore it from a copy, or build the index anew"),
+        ("missing segment", 3, "is missing; restore it from a copy, or build the index again"),
         ("empty", 1, "has no places; add some with `geoloc-fast index add`"),
         ("no index", 1, "make an index with `geoloc-fast index build`"),
         ("box elsewhere", 1, "has no places within"),

@@ -254,10 +254,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert trainer(out, *more, resume=True)[0].step == 2
     interrupted = 2
     assert run(*more, "--resume") == 130
-    assert "--resume goes on from here" in capsys.readouterr().err
+    assert "--resume continues from here" in capsys.readouterr().err
     interrupted = -1
     assert run(*more, "--resume") == 0 and len(log_of(out)) == 4
-    assert run(*more) == 1 and "is there already" in capsys.readouterr().err
+    assert run(*more) == 1 and "exists already" in capsys.readouterr().err
     assert run("train.speed=9") == 1 and "speed" in capsys.readouterr().err
     model = out / "model.safetensors"
     files = sorted(out.rglob("*"))

@@ -68,7 +68,7 @@ def read_cvact(path: str | os.PathLike[str]) -> Manifest:
             )
     if not places:
         folders = " or ".join(sorted({folder for _, folder in PARTS.values()}))
-        raise ManifestError([Problem(LIST, None, None, f"none of its images is there: expected {folders} in {root}")])
+        raise ManifestError([Problem(LIST, None, None, f"none of its images exists: expected {folders} in {root}")])
     warn_left_out(f"entries of {LIST}", missing, total)
     return Manifest.from_rows(root, places, photos)
 

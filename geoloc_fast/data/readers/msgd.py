@@ -76,7 +76,7 @@ def read_msgd(
         else:
             no_photo.append(pano)
     if not places:
-        reason = f"none of its images is there: expected {SATELLITE}, {STREET} and {PHOTO} in {root}"
+        reason = f"none of its images exists: expected {SATELLITE}, {STREET} and {PHOTO} in {root}"
         raise ManifestError([Problem(mat, None, None, reason)])
     warn_left_out(f"places of {mat}", no_place, len(listed.ids))
     warn_left_out(f"photos of {mat}", no_photo, len(listed.ids))

@@ -1,4 +1,4 @@
-"""Frames of a film, or photos that know when they were taken, and a GPX track of whoever carried the camera."""
+"""Frames of a film, or photos that know when they were taken, and a GPX track of the camera."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def write_tables(
     old = [file for name in tables for kind in _FORMATS if (file := folder / f"{name}.{kind}").exists()]
     if old and not replace:
         raise FileExistsError(
-            f"{old[0]}: is there already; move it away, or replace it (--replace), which keeps it as .old"
+            f"{old[0]}: exists already; move it away, or replace it (--replace), which keeps it as .old"
         )
     # What stays in the folder is part of what is written: ids, places of photos, formats.
     whole = {name: SCHEMAS[name].empty_table() for name in SCHEMAS}

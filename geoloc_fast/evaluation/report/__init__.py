@@ -1,5 +1,7 @@
-"""Pages that open with the network off: what came of an evaluation (`page`, which needs bokeh and is imported by
-whoever writes it), and answers to photos (`located`)."""
+"""Pages that open offline: the report of an evaluation (`page`), and answers to photos (`located`).
+
+`page` needs bokeh and is imported by whoever writes it.
+"""
 
 from geoloc_fast.evaluation.report.located import write_located
 from geoloc_fast.evaluation.report.pictures import ManifestPictures, PhotoPictures, Pictures

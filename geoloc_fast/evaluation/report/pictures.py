@@ -43,7 +43,7 @@ class Pictures(Protocol):
         """Panorama [H, W, 3] of a place, whose left edge looks at `COLUMN0_DEG`; None too if nobody knows its frame."""
 
     def synthetic(self, place: int) -> bool:
-        """Whether that panorama was made of a satellite image."""
+        """Whether that panorama was generated from a satellite image."""
 
 
 class ManifestPictures:

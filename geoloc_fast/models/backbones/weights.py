@@ -91,7 +91,7 @@ def read_weights(source: str | os.PathLike[str]) -> Weights:
     path = Path(spec.submodule_search_locations[0]) / package.file
     found = _sha256(path)
     if found != package.sha256:
-        raise WeightsError(f"{path}: expected the file with sha256 {package.sha256}, got {found}: install {name} anew")
+        raise WeightsError(f"{path}: expected the file with sha256 {package.sha256}, got {found}: reinstall {name}")
     return Weights(_timm_names(_read(path)), name, found, package.licence)
 
 

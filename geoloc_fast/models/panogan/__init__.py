@@ -1,1 +1,1 @@
-"""PanoGAN: street views of satellite images. Begin with `model`."""
+"""PanoGAN: generates street views from satellite images. Begin with `model`."""

@@ -1,1 +1,1 @@
-"""A description finds its place: text encoder, physical descriptors, and the model made of them."""
+"""Descriptions as queries: text encoder, physical descriptors, and the model that combines them."""

@@ -169,7 +169,7 @@ def load_encoder(path: str | os.PathLike[str] | None = None) -> tuple[TextTransf
             if digest[name] != expected:
                 raise BundleError(
                     f"{folder / name}: expected sha256 {expected}, got {digest[name]}: the file was altered, "
-                    f"or belongs to another encoder than {MINILM}; install it anew"
+                    f"or belongs to another encoder than {MINILM}; reinstall it"
                 )
     try:
         told = json.loads(content["config.json"])

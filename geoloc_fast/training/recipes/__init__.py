@@ -1,1 +1,1 @@
-"""One recipe a kind of model: its data, its step, its evaluation, its optimiser groups."""
+"""One recipe per kind of model: its data, step, evaluation and optimiser groups."""
