@@ -69,7 +69,7 @@ lowest-test:
 
 lock: install  ## write .ci/lock.txt anew: every version that CI installs, with hashes
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.10 --extra dev pyproject.toml -o .ci/lock.txt \
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.10 --all-extras pyproject.toml -o .ci/lock.txt \
 		--custom-compile-command 'make lock'
 
 # PAIRS is a manifest of panoramas with their satellite images; FLOORS are models that must not be better.
