@@ -59,6 +59,7 @@ def serve(
         import uvicorn
 
         from geoloc_fast.serve.app import Service, create_app
+        from geoloc_fast.serve.connection import Connection
     except ImportError as error:
         raise RuntimeError(f"{error.name} is not installed; pip install 'geoloc_fast[serve]' brings it") from error
     from geoloc_fast.index import PlaceIndex
@@ -111,7 +112,7 @@ def serve(
     typer.echo(f"Open http://{host}:{port}/ (ctrl-C ends it)", err=True)
     uvicorn.run(
         create_app(service), host=host, port=port, access_log=False, log_level="warning", server_header=False,
-        timeout_keep_alive=15, limit_concurrency=512, h11_max_incomplete_event_size=32 << 10,
+        http=Connection, timeout_keep_alive=15, limit_concurrency=512, h11_max_incomplete_event_size=32 << 10,
     )  # fmt: skip
 
 

@@ -230,11 +230,11 @@ class Engine:
             for name, served in list(self.served.items()):
                 try:
                     newer = copy.copy(served.index)  # whoever answers from the old snapshot keeps it to the end
-                    words = None if served.beside is None else copy.copy(served.beside.index)
-                    changed = [one.refresh() for one in (newer, words) if one is not None]
+                    beside = served.beside
+                    words = None if beside is None else copy.copy(beside.index)
+                    changed = [one.refresh() for one in (newer, words) if isinstance(one, PlaceIndex)]
                     if not any(changed):
                         continue
-                    beside = served.beside
                     if beside is not None and words is not None:
                         beside = Beside(words, beside.model, newer, ratio=beside.ratio)
                     self.served[name] = replace(served, index=newer, beside=beside)

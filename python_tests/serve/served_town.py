@@ -128,9 +128,10 @@ class Running:
     def __init__(self, service: Service) -> None:
         import uvicorn
 
-        self.server = uvicorn.Server(
-            uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="error", access_log=False)
-        )
+        from geoloc_fast.serve.connection import Connection
+
+        at: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "log_level": "error", "access_log": False}
+        self.server = uvicorn.Server(uvicorn.Config(create_app(service), http=Connection, **at))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:

@@ -364,6 +364,23 @@ def test_axe_finds_nothing_serious(browser: Any, desk: Running, scheme: str) -> 
     tab.close()
 
 
+def test_the_page_asks_for_the_token_once(browser: Any, desk: Running) -> None:
+    town = desk.town  # type: ignore[attr-defined]
+    running = Running(Service({"town": town}, token="t" * 20))
+    context = browser.new_context()
+    page = context.new_page()
+    said = []
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.accept("t" * 20)))
+    page.goto(running.url)
+    page.wait_for_selector("html[data-ready]")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert said == ["The token of this service:"] and context.cookies() == []
+    assert page.inner_text("#served").startswith("town: 60 places")
+    context.close()
+    running.close()
+
+
 def test_several_indexes_cells_and_words_beside_a_photo(browser: Any, desk: Running, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")
     town = desk.town  # type: ignore[attr-defined]

@@ -457,6 +457,26 @@ def test_too_much_and_too_slow_are_refused_and_the_others_are_served(running: Ru
         assert client.post("/v1/locate", **sent()).status_code == 200
 
 
+def test_a_head_that_never_ends_is_not_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    monkeypatch.setattr("geoloc_fast.serve.connection.HEAD_SECONDS", 0.4)
+    get = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    for first in (b"", get + b"\r\n"):  # at once, and after a whole request
+        with socket.create_connection(("127.0.0.1", running.port)) as slow:
+            slow.settimeout(20)
+            if first:
+                slow.sendall(first)
+                while not slow.recv(4000).endswith(b'{"status":"ok"}'):
+                    pass
+            slow.sendall(get)
+            assert slow.recv(4000) == b""
+    with httpx.Client(base_url=running.url, timeout=30) as client:  # an answer takes as long as it takes
+        assert all(client.post("/v1/locate", **sent()).status_code == 200 for _ in range(3))
+        time.sleep(0.5)
+        assert client.post("/v1/locate", **sent()).status_code == 200
+
+
 def test_what_large_requests_hold_together_is_bounded(served: Served) -> None:
     import httpx
 
