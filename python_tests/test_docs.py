@@ -1,5 +1,6 @@
 """The pages hold together: links resolve, files and anchors they name are there."""
 
+import ast
 import inspect
 import os
 import pydoc
@@ -145,3 +146,13 @@ def test_the_site_is_built_strictly_and_asks_no_other_host(tmp_path: Path) -> No
     operators = (tmp_path / "site" / "reference" / "operators.html").read_text()
     assert "Slides every query" in operators and "one-hot" in operators
     assert "geoloc-fast fit-confidence" in (tmp_path / "site" / "reference" / "commands.html").read_text()
+
+
+def test_every_room_says_where_to_begin() -> None:
+    lost = []
+    for room in (ROOT / "geoloc_fast").rglob("__init__.py"):
+        said = ast.get_docstring(ast.parse(room.read_text())) or ""
+        begin = re.search(r"Begin with `(\w+)`", said)
+        if room.parent != ROOT / "geoloc_fast" and (begin is None or not (room.parent / f"{begin[1]}.py").exists()):
+            lost.append(str(room.parent.relative_to(ROOT)))
+    assert not lost, "no `Begin with` that names a module: " + ", ".join(lost)

@@ -2,6 +2,8 @@
 
 Everything is generated from a seed, so that the whole system can be trained, tested and shown without
 any published data set. Results on it say nothing about real cities, and must be labelled synthetic.
+
+Knows manifests and images, no model. Begin with `views`; `scene` is what is drawn, `write` makes folders of it.
 """
 
 from geoloc_fast.city.render import CLASSES

@@ -1,7 +1,7 @@
 """Past one machine: an index is built and searched by many workers, which are processes here or actors of Ray.
 
 Two executors keep one interface (`executor.py`); nothing but `on_ray.py` knows Ray, and it is imported where a cluster
-is named `ray://...`.
+is named `ray://...`. Begin with `executor`.
 """
 
 from geoloc_fast.cluster.executor import connect

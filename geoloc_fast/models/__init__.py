@@ -1,6 +1,7 @@
 """The networks: encoder, fusion and the geolocalizer made of them; PanoGAN, which generates street views.
 
-Imports timm, which `import geoloc_fast` alone never does.
+Knows images, layers and the operators; no index, no manifest. Imports timm, which `import geoloc_fast` alone never
+does. Begin with `contract`, then a folder a kind of model.
 """
 
 from geoloc_fast.models.backbones.circular import circular_twin

@@ -1,4 +1,7 @@
-"""What tests and benchmarks share: tolerance families, input makers, poisoned outputs, forced paths."""
+"""What tests and benchmarks share: tolerance families, input makers, poisoned outputs, forced paths.
+
+Knows the operators. Begin with `tolerance`.
+"""
 
 from geoloc_fast.ops.choose import force_backend, force_isa, observe_calls
 from geoloc_fast.testing.inputs import arrow_image, available_isas, random_strips

@@ -3,7 +3,7 @@
 One file per operator. The heavy part of a call is a `@triton.jit` body; what is small beside it (packing, prefix sums,
 a softmax of a few numbers a pair) is torch on the same device and stream. Importing a file imports triton, so it is
 done when an operator first runs here. With TRITON_INTERPRET=1 in the environment from the start, the same bodies run
-on CPU tensors.
+on CPU tensors. Begin with `polar_resample`, the simplest.
 
 Sizes of blocks are powers of two and edges are masked; every offset that can pass 2^31 is computed in int64. Nothing
 waits for the device, so that calls can be captured in a CUDA graph.

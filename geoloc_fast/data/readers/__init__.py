@@ -2,6 +2,7 @@
 
 A reader looks at file lists and names, not into the images (except `photo_folder`, which reads EXIF). Image paths stay
 where they are, relative to the data set's folder. docs/guide/data.md shows the layout that each of them expects.
+Begin with `photo_folder`.
 """
 
 from __future__ import annotations

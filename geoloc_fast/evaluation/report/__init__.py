@@ -1,6 +1,6 @@
 """Pages that open offline: the report of an evaluation (`page`), and answers to photos (`located`).
 
-`page` needs bokeh and is imported by whoever writes it.
+Begin with `located`. `page` needs bokeh, and is imported only where it is written.
 """
 
 from geoloc_fast.evaluation.report.located import write_located

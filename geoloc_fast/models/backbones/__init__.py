@@ -1,4 +1,7 @@
-"""Backbones with real weights, from files that are already on this machine: nothing is fetched."""
+"""Backbones with real weights, from files that are already on this machine: nothing is fetched.
+
+Begin with `weights`, which reads and checks files; `backbone` makes features of them.
+"""
 
 from geoloc_fast.models.backbones.backbone import Backbone
 from geoloc_fast.models.backbones.circular import CircularConv2d, circular_twin

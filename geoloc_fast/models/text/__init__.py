@@ -1,1 +1,4 @@
-"""Descriptions as queries: text encoder, physical descriptors, and the model that combines them."""
+"""Descriptions as queries: text encoder, physical descriptors, and the model that combines them.
+
+Begin with `model`.
+"""

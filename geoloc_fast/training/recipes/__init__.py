@@ -1,1 +1,4 @@
-"""One recipe per kind of model: its data, step, evaluation and optimiser groups."""
+"""One recipe per kind of model: its data, step, evaluation and optimiser groups.
+
+Begin with `text`, the shortest.
+"""
