@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pages import wrapped
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 CARD = ROOT / "docs" / "reference" / "model_card.md"
@@ -50,7 +52,7 @@ def figures(text: str, path: Path) -> str:
 
 def with_figures(text: str) -> str:
     """The README with the card's figures; links of the card are made the README's."""
-    card = re.sub(r"\]\(\.\./(\w+)/", r"](docs/\1/", figures(CARD.read_text(), CARD))
+    card = wrapped(re.sub(r"\]\(\.\./(\w+)/", r"](docs/\1/", figures(CARD.read_text(), CARD)))
     before, after = text.split(FIGURES[0])[0], text.split(FIGURES[1])[1]
     return before + FIGURES[0] + card + FIGURES[1] + after
 
