@@ -686,6 +686,19 @@ def test_the_case_of_a_stranger_is_data(client: Any, tmp_path: Path) -> None:
         assert client.get(f"/v1/cases/{name}").status_code == 404
 
 
+def test_a_case_of_endless_rows_is_told(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geoloc_fast.serve.cases._SECONDS", 0.3)
+    where, _ = case_with_a_photo(client)
+    with sqlite3.connect(tmp_path / "cases" / where.rsplit("/", 1)[1] / "case.sqlite") as base:
+        base.execute("DROP TABLE photo")
+        endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i, 'x', 'jpg', 'now' FROM n"
+        base.execute(f"CREATE VIEW photo (sha256, name, suffix, added) AS {endless}")
+    base.close()
+    assert "interrupted" in client.get("/v1/cases").json()[0]["problem"]
+    for answer in (client.get(where), client.get(f"{where}/export"), client.post(f"{where}/seal")):
+        assert answer.status_code == 409 and "cannot be used" in answer.json()["detail"]
+
+
 def test_a_case_that_was_killed_in_the_middle_reopens(tmp_path: Path) -> None:
     case = Cases(tmp_path).create("x")
     (case.path / "photos" / f".{'a' * 64}.jpg.tmp").write_bytes(b"half")
