@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ _OFFLINE = Path(__file__).parent / "offline"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sockets to anything but this machine are errors, here and in every Python that a test starts."""
+    """Sockets to anything but this machine are errors, here and in every Python that a test starts. Ctrl-C is one too,
+    even where whoever started the tests in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_OFFLINE), os.environ.get("PYTHONPATH")]))
     runpy.run_path(str(_OFFLINE / "sitecustomize.py"))
 

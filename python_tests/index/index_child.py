@@ -740,6 +740,7 @@ def unguarded(sweep: Callable[[Any], None]) -> Callable[[Any], None]:
 if __name__ == "__main__":
     task, where, *arguments = sys.argv[1:]
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored by whoever started this
     root = Path(where)
     mutate(os.environ.get("MUTANT", ""))
     if task == "errors":
