@@ -282,6 +282,11 @@ def create_app(service: Service) -> Guard:
     async def own_error(_: Request, error: GeolocError) -> Response:
         return told(500, "Something went wrong", type(error).__name__, "internal")
 
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        # It is raised again after this answer, and the guard logs where it came from.
+        return told(500, "Something went wrong", "The log has it under this request id.", "internal")
+
     # --- locating ----------------------------------------------------------------------------------------
 
     @app.post("/v1/locate", responses={200: {"content": {"application/geo+json": {}}}})

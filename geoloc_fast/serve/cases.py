@@ -24,7 +24,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +56,10 @@ CREATE TABLE decision (sha256 TEXT NOT NULL, rank INTEGER NOT NULL, verdict TEXT
 CREATE TABLE log (id INTEGER PRIMARY KEY, at TEXT NOT NULL, what TEXT NOT NULL);
 """
 NOTE_LETTERS = 10_000
+_ALTERED: dict[str, Any] = {
+    "status": "unreadable", "problem": "is none that a service wrote; the case was altered", "candidates": [],
+    **dict.fromkeys(("radius_m", "fov_deg", "fov_from", "exif_agrees")),
+}  # fmt: skip
 
 
 def _now() -> str:
@@ -179,7 +183,7 @@ class Case:
                 if sha256 in photos:  # the last one counts; all of them stay in the database
                     photos[sha256] |= {
                         "located": str(at), "source": _object(source), "settings": _object(settings),
-                        "answer": _object(answer),
+                        "answer": _object(answer) if _is_answer(_object(answer)) else dict(_ALTERED),
                     }  # fmt: skip
             for sha256, rank, verdict, note, at in base.execute("SELECT * FROM decision ORDER BY sha256, rank"):
                 if sha256 in photos:
@@ -248,10 +252,10 @@ class Case:
             raise ValueError(f"format: expected one of {', '.join(EXPORTS)}, got {form!r}")
         content = self.content()
         photos = [photo for photo in content["photos"] if photo["answer"]]
-        try:
-            answers = [of_dict({**photo["answer"], "image": photo["name"]}) for photo in photos]
-        except (KeyError, TypeError) as error:
-            raise CaseError(f"{self.id}: an answer in it cannot be read ({error})") from error
+        for photo in photos:
+            if photo["answer"] == _ALTERED:
+                raise CaseError(f"{self.id}: the answer to photo {photo['sha256'][:12]} {_ALTERED['problem']}")
+        answers = [of_dict({**photo["answer"], "image": photo["name"]}) for photo in photos]
         if form == "geojson":
             features = []
             for photo, answer in zip(photos, answers, strict=True):
@@ -342,6 +346,43 @@ def _object(text: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_answer(found: Mapping[str, Any]) -> bool:
+    """Whether it is as `as_dict` writes answers. What is not comes from elsewhere, and would be markup to one reader
+    and no number to another."""
+
+    def numbers(values: Any, names: Sequence[str], *, known: bool = False) -> bool:
+        given = [values.get(name) for name in names] if isinstance(values, dict) else [values]
+        kinds = (int, float) if known else (int, float, type(None))
+        return isinstance(values, dict) and all(
+            type(value) in kinds and (value is None or abs(value) < 1e12) for value in given
+        )
+
+    def texts(values: Mapping[str, Any], names: Sequence[str]) -> bool:
+        return all(isinstance(values.get(name), (str, type(None))) for name in names)
+
+    candidates, spots = found.get("candidates"), found.get("spots", [])
+    return (
+        found.get("status") in ("located", "unknown", "unreadable")
+        and numbers(found, ("lat", "lon", "heading_deg", "probability", "radius_m", "fov_deg"))
+        and numbers(found, ("not_covered", "elsewhere"), known=bool(spots))
+        and texts(found, ("problem", "fov_from"))
+        and {"radius_m", "problem", "fov_deg", "fov_from", "exif_agrees"} <= found.keys()
+        and (found["exif_agrees"] is None or isinstance(found["exif_agrees"], bool))
+        and isinstance(candidates, list)
+        and isinstance(spots, list)
+        and all(
+            numbers(one, ("lat", "lon", "heading_deg", "probability"))
+            and numbers(one, ("score", "weight"), known=True)
+            and abs(one["lat"] or 0) <= 90
+            and abs(one["lon"] or 0) <= 180
+            and type(one.get("place")) is type(one.get("places")) is int
+            and texts(one, ("key", "index"))
+            for one in candidates
+        )
+        and all(numbers(one, ("lat", "lon", "probability", "covered"), known=True) for one in spots)
+    )
 
 
 def _table(photos: list[dict[str, Any]], answers: list[Answer]) -> str:

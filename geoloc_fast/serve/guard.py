@@ -17,9 +17,11 @@ import json
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = ["Guard", "Limits", "problem"]
@@ -145,8 +147,10 @@ class Guard:
                 return {"type": "http.request", "body": bytes(body), "more_body": False}
 
             await self.app(scope, replay, answer)
-        except Exception:
-            LOG.exception(json.dumps({"request": request_id, "error": "unexpected"}))
+        except Exception as error:
+            # Where it happened, and not what: the message of an error may repeat what a client sent.
+            steps = [f"{Path(step.filename).name}:{step.lineno}" for step in traceback.extract_tb(error.__traceback__)]
+            LOG.error(json.dumps({"request": request_id, "error": type(error).__name__, "at": steps[-4:]}))
             if not begun:
                 await refuse(problem(500, "Something went wrong", "The log has it under this request id.", "internal"))
         finally:

@@ -686,6 +686,44 @@ def test_the_case_of_a_stranger_is_data(client: Any, tmp_path: Path) -> None:
         assert client.get(f"/v1/cases/{name}").status_code == 404
 
 
+def test_an_answer_that_no_service_wrote_is_told(client: Any, tmp_path: Path) -> None:
+    where, _ = case_with_a_photo(client)
+    path = tmp_path / "cases" / where.rsplit("/", 1)[1] / "case.sqlite"
+    answer = client.get(where).json()["photos"][0]["answer"]
+    markup, first = "<img src=x onerror=alert(1)>", answer["candidates"][0]
+    wrong = [{name: markup} for name in ("status", "radius_m", "fov_deg", "exif_agrees", "candidates", "spots")]
+    wrong += [{"candidates": [{**first, name: markup}]} for name in ("lat", "heading_deg", "score", "place", "weight")]
+    wrong += [{"candidates": [{**first, "lat": 91}]}, {"candidates": [1]}, {"problem": 3}, {"radius_m": 1e300}]
+    wrong += [{"spots": [{"lat": 1, "lon": 2, "probability": markup, "covered": 1}], "not_covered": 0, "elsewhere": 0}]
+    for change in wrong:
+        with sqlite3.connect(path) as base:
+            base.execute("UPDATE answer SET answer = ?", (json.dumps({**answer, **change}),))
+        base.close()
+        (photo,) = client.get(where).json()["photos"]
+        assert photo["answer"]["status"] == "unreadable" and markup not in json.dumps(photo["answer"]), change
+        assert client.get(f"{where}/export", params={"format": "html"}).status_code == 409, change
+    with sqlite3.connect(path) as base:
+        base.execute("UPDATE answer SET answer = ?", (json.dumps(answer),))
+    base.close()
+    assert client.get(f"{where}/export", params={"format": "html"}).status_code == 200
+
+
+def test_the_log_of_a_failure_repeats_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("holiday.jpg at 48.1, 11.5")
+
+    monkeypatch.setattr(Engine, "ask", fail)
+    app = create_app(Service({"town": served}))
+    with testing.TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
+        answer = client.post("/v1/locate", **sent())
+    assert answer.status_code == 500 and answer.headers["content-type"] == "application/problem+json"
+    (row,) = [json.loads(record.getMessage()) for record in caplog.records if record.levelno == logging.ERROR]
+    assert row["error"] == "RuntimeError" and row["request"] == answer.headers["x-request-id"]
+    assert "holiday" not in answer.text + json.dumps(row) and row["at"][-1].startswith("test_serve.py:")
+
+
 def test_a_case_of_endless_rows_is_told(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("geoloc_fast.serve.cases._SECONDS", 0.3)
     where, _ = case_with_a_photo(client)
