@@ -100,4 +100,4 @@ def test_cells_of_a_continent(tmp_path: Path) -> None:
 def test_a_text_finds_a_place(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason="the extra [text] is not installed")
     answer = loaded("text_finds_a_place").main(tmp_path)
-    assert answer.candidates[0].key and answer.candidates[0].heading_deg is None
+    assert answer.candidates[0].key and answer.candidates[0].heading_deg is None  # it was described from above

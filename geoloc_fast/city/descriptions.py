@@ -32,7 +32,7 @@ from geoloc_fast.city.scene import (
     City,
 )
 
-__all__ = ["TRAITS", "WINDS", "Description", "Fact", "describe", "look"]
+__all__ = ["COLOURS", "TRAITS", "WINDS", "Description", "Fact", "colour_name", "describe", "look"]
 
 WINDS = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
 SIDES = ("ahead", "right", "behind", "left")
@@ -41,7 +41,7 @@ DROPPED = 0.3  # share of traits that a witness leaves out
 WRONG = 0.1  # share of descriptions in which one trait is wrong
 
 _REACH_M = SATELLITE_SIDE_M / 2
-_COLOURS = {
+COLOURS = {
     "white": (0.86, 0.84, 0.80),
     "light grey": (0.64, 0.62, 0.60),
     "grey": (0.47, 0.48, 0.48),
@@ -64,9 +64,9 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "cycleways": ("red cycle lanes on both sides",),
     "arms": ("bend", "junction of three streets", "crossroads"),
     "storeys": _STOREYS,
-    "roof": tuple(_COLOURS),
+    "roof": tuple(COLOURS),
     "form": ("flat", "pitched"),
-    "walls": tuple(_COLOURS),
+    "walls": tuple(COLOURS),
     "shops": ("shops on the ground floor",),
     "size": ("small", "long", "large"),
     "count": ("a single", "a few", "many"),
@@ -167,9 +167,10 @@ def _roads(city: City, here: np.ndarray, owner: int) -> list[Fact]:
     return facts
 
 
-def _named(colour: np.ndarray) -> str:
-    names = list(_COLOURS)
-    return names[int(np.argmin([np.abs(colour - np.array(_COLOURS[name])).sum() for name in names]))]
+def colour_name(colour: np.ndarray) -> str:
+    """The name of `COLOURS` that is nearest."""
+    names = list(COLOURS)
+    return names[int(np.argmin([np.abs(colour - np.array(COLOURS[name])).sum() for name in names]))]
 
 
 def _buildings(
@@ -197,9 +198,9 @@ def _buildings(
         walls = parcels.facade_before[number] if before else parcels.facade[number]
         traits = [
             ("storeys", _STOREYS[min(max(storeys, 1), 7) - 1]),
-            ("roof", _named(parcels.tint[number])),
+            ("roof", colour_name(parcels.tint[number])),
             ("form", "pitched" if parcels.pitch[number] > 0 else "flat"),
-            ("walls", _named(walls)),
+            ("walls", colour_name(walls)),
         ]
         if parcels.shop[number]:
             traits.append(("shops", TRAITS["shops"][0]))

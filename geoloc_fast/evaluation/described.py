@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geoloc_fast.geo.sphere import great_circle_m
 
-__all__ = ["FIRST", "METRES", "PRIOR", "Found", "found", "paired_interval", "recall"]
+__all__ = ["FIRST", "METRES", "PRIOR", "Found", "found", "found_by_score", "paired_interval", "recall"]
 
 FIRST = (1, 5, 10)
 METRES = (50, 100, 150)
@@ -39,22 +39,31 @@ def found(
     lon: Sequence[float] | np.ndarray | None,
 ) -> Found:
     """Ranks of the true places `truth [Q]` of `query [Q, C]` among `gallery [R, C]`, codes of unit norm."""
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise ValueError(f"query, gallery: expected [Q, C], [R, C], got {list(query.shape)}, {list(gallery.shape)}")
+    return found_by_score(query.cpu().float() @ gallery.cpu().float().T, truth, lat, lon)
+
+
+def found_by_score(
+    scores: Tensor,
+    truth: Sequence[int] | np.ndarray,
+    lat: Sequence[float] | np.ndarray | None,
+    lon: Sequence[float] | np.ndarray | None,
+) -> Found:
+    """The same of scores [Q, R], by any rule."""
     at = torch.as_tensor(np.asarray(truth, np.int64))
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1] or len(at) != len(query):
-        raise ValueError(
-            f"query, gallery, truth: expected [Q, C], [R, C], [Q], got {list(query.shape)}, {list(gallery.shape)}, "
-            f"{list(at.shape)}"
-        )
-    if len(at) and not 0 <= int(at.min()) <= int(at.max()) < len(gallery):
-        raise ValueError(f"truth: expected rows of the gallery, 0 to {len(gallery) - 1}, got {at.tolist()[:5]}...")
+    if scores.ndim != 2 or len(at) != len(scores):
+        raise ValueError(f"scores, truth: expected [Q, R], [Q], got {list(scores.shape)}, {list(at.shape)}")
+    places = scores.shape[1]
+    if len(at) and not 0 <= int(at.min()) <= int(at.max()) < places:
+        raise ValueError(f"truth: expected rows of the gallery, 0 to {places - 1}, got {at.tolist()[:5]}...")
     rank = np.zeros(len(at), np.int64)
     prior = np.full(len(at), -1, np.int64)
     away = np.full(len(at), np.nan)
-    place = torch.arange(len(gallery))
+    place = torch.arange(places)
     for begin in range(0, len(at), _ROWS_AT_ONCE):
         part = slice(begin, begin + _ROWS_AT_ONCE)
-        own = at[part, None]
-        score = query[part].cpu().float() @ gallery.cpu().float().T
+        own, score = at[part, None], scores[part]
         true = score.gather(1, own)
         better = (score > true) | ((score == true) & (place < own))
         rank[part] = better.sum(1).numpy()

@@ -37,13 +37,14 @@ def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
 
 
 def places_where(manifest: Manifest, places: pa.Table, where: dict[str, str]) -> pa.Table:
-    """Those of `places` whose columns have these values; `split` is that of a place's photos."""
+    """Those of `places` whose columns have these values ("a|b": one of them); `split` is that of a place's photos."""
     for name, value in where.items():
+        values = pa.array(str(value).split("|"), "string")
         if name == "split":
-            photos = manifest.photos.filter(pc.equal(manifest.photos["split"], value))
+            photos = manifest.photos.filter(pc.is_in(manifest.photos["split"], value_set=values))
             places = places.filter(pc.is_in(places["id"], value_set=photos["place"].combine_chunks().unique()))
         elif name in places.column_names:
-            places = places.filter(pc.equal(pc.cast(places[name], "string"), value))
+            places = places.filter(pc.is_in(pc.cast(places[name], "string"), value_set=values))
         else:
             raise ValueError(f"data: expected split or a column of the places, got {name!r}")
     return places

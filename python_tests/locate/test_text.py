@@ -73,7 +73,8 @@ def bundle(region: Path) -> Path:
     """A text model of random weights."""
     torch.manual_seed(0)
     words = ["a", "red", "white", "roof", "church", "park", "on", "the", "left", "right", "of", "with", "trees"]
-    model = TextGeolocalizer.begin(write_text_encoder(region / "encoder", words), None, channels=16, heads=2).eval()
+    encoder = write_text_encoder(region / "encoder", words)
+    model = TextGeolocalizer.begin(encoder, None, things=("roof", "park"), heads=2).eval()
     model.save(region / "text.safetensors")
     return region / "text.safetensors"
 

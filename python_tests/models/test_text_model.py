@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from geoloc_fast import TileSignature, tile_signature
+from geoloc_fast import TileSignature, azimuth_match, shift_to_heading, tile_signature
 from geoloc_fast.errors import BundleError, WordError
 from geoloc_fast.models.contract import Model, Photo, PlaceBatch, Text, load_model
 from geoloc_fast.models.text.model import PHYSICAL, TextGeolocalizer, TextGeolocalizerConfig
+from geoloc_fast.models.text.sights import LinearRead, Sights, Tellings
 from geoloc_fast.testing.text_encoder import write_text_encoder
 from geoloc_fast.training.consistency import TERMS, consistency, signature_means
 from geoloc_fast.training.losses import info_nce
 
 pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")
 
-SIZES = {"channels": 12, "heads": 2, "learned_layers": 1}
+THINGS = ("house", "house: red", "water")
+SIZES = {"things": THINGS, "materials": 2, "heads": 2, "learned_layers": 1}
+CODE = 9 * len(THINGS)
 TEXTS = ("red roofs on the left", "a white church on the corner of the park, trees")
 
 
@@ -40,17 +43,18 @@ def places(count: int) -> PlaceBatch:
 
 def test_it_keeps_the_contract(model: TextGeolocalizer) -> None:
     assert isinstance(model, Model) and model.kind == "text"
-    (layer,) = model.layers
-    assert (layer.name, layer.strip, layer.column0_deg) == ("text", (12, 1, 1), None)
+    text, facing = model.layers
+    assert (text.name, text.strip, text.score, text.column0_deg) == ("text", (CODE, 1, 1), "dot", None)
+    assert (facing.name, facing.strip, facing.score, facing.column0_deg) == ("facing", (3, 1, 8), "dot", 337.5)
     assert model.query_input.takes == ("text",) and model.place_input.takes == ("satellite",)
     batch = places(3)
     batch = batch._replace(has_satellite=torch.tensor([True, False, True]))
-    rows = model.encode_places(batch)["text"]
-    assert rows.place is not None and rows.place.tolist() == [0, 2] and rows.strips.shape == (2, 12, 1, 1)
-    torch.testing.assert_close(rows.strips.flatten(1).norm(dim=1), torch.ones(2))
+    for name, shape in (("text", (2, CODE, 1, 1)), ("facing", (2, 3, 1, 8))):
+        rows = model.encode_places(batch)[name]
+        assert rows.place is not None and rows.place.tolist() == [0, 2] and rows.strips.shape == shape
     queries = [Text(text) for text in TEXTS]
     strips = model.encode_queries(queries)["text"].strips
-    assert strips.shape == (2, 12, 1, 1) and model.encode_queries([])["text"].strips.shape == (0, 12, 1, 1)
+    assert strips.shape == (2, CODE, 1, 1) and model.encode_queries([])["text"].strips.shape == (0, CODE, 1, 1)
     assert torch.equal(model.encode_queries(queries[::-1])["text"].strips, strips.flip(0))
     with pytest.raises(TypeError, match="expected texts, got Photo"):
         model.encode_queries([Photo(np.zeros((8, 8, 3), np.uint8))])
@@ -82,10 +86,12 @@ def test_the_bundle_is_whole(model: TextGeolocalizer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"satellite_px": 200}, "multiple of 112"),
+        ({"satellite_px": 200}, "multiple of 16 from 128"),
         ({"heads": 7}, "divisor of the width"),
         ({"learned_layers": 7}, "0 to the encoder's 6"),
-        ({"channels": 0}, "channels: expected a whole number"),
+        ({"things": ()}, "things: expected 1 to"),
+        ({"things": ("a", "a")}, "different names"),
+        ({"materials": 0}, "materials: expected a whole number"),
         ({"range_m": (60, 50)}, "range_m"),
         ({"tokenizer_bytes": -1}, "tokenizer_bytes"),
         ({"encoder": {"family": "gpt"}}, "bert or clip"),
@@ -100,10 +106,15 @@ def test_the_split_way_is_the_whole_way(model: TextGeolocalizer) -> None:
     """What training keeps (frozen states, frozen features) leads to the codes that the contract gives."""
     tokens = model.tokens(list(TEXTS))
     with torch.no_grad():
-        codes = model.text_codes(model.frozen_states(tokens), tokens.length)
-    want = model.encode_queries([Text(text) for text in TEXTS])["text"].strips
-    torch.testing.assert_close(codes.strips, want)
+        codes = model.text_codes(model.frozen_states(tokens), tokens)
+    want = model.encode_queries([Text(text) for text in TEXTS])
+    torch.testing.assert_close(codes.code, want["text"].strips.flatten(1))
+    torch.testing.assert_close(codes.facing, want["facing"].strips[:, :, 0])
     assert {name: part.shape[1] for name, part in codes.physical.items()} == PHYSICAL
+    images = places(2)
+    with torch.no_grad():
+        strips = model.seen(model.sights(*model.image_features(images.satellite))).flatten(1)[:, :, None, None]
+    torch.testing.assert_close(model.encode_places(images)["text"].strips, strips)
     learned = {name for name, value in model.named_parameters() if value.requires_grad}
     assert not any(name.startswith("backbone") for name in learned)
     assert {name.split(".")[2] for name in learned if name.startswith("encoder")} == {"1"}
@@ -114,15 +125,15 @@ def test_each_term_and_their_sum(model: TextGeolocalizer) -> None:
     images = places(6).satellite
     signature = tile_signature(images)
     means = signature_means(signature)
-    text, image = (torch.nn.functional.normalize(torch.randn(6, 12), dim=1)[:, :, None, None] for _ in range(2))
+    score = torch.randn(6, 6)
     told = {name: torch.randn(6, size, requires_grad=True) for name, size in PHYSICAL.items()}
-    losses = consistency(text, image, told, signature, means, temperature=0.1)
+    losses = consistency(score, told, signature, means, temperature=0.1)
     assert tuple(losses) == TERMS
-    torch.testing.assert_close(losses["global"], info_nce(text.flatten(1) @ image.flatten(1).T, temperature=0.1))
+    torch.testing.assert_close(losses["global"], info_nce(score, temperature=0.1))
     for name in PHYSICAL:
         # Text that tells the signature itself, up to its length, has next to no loss; any other has.
         seen = getattr(signature, name) - getattr(means, name)
-        perfect = consistency(text, image, {name: 5 * seen}, signature, means, temperature=0.1, terms=[name])
+        perfect = consistency(score, {name: 5 * seen}, signature, means, temperature=0.1, terms=[name])
         assert list(perfect) == [name] and perfect[name] < losses[name]
         (grad,) = torch.autograd.grad(losses[name], told[name], retain_graph=True)
         assert grad.abs().sum() > 0 and all(
@@ -132,11 +143,12 @@ def test_each_term_and_their_sum(model: TextGeolocalizer) -> None:
         )
     mask = torch.zeros(6, 6, dtype=torch.bool)
     mask[0, 1] = True
-    masked = consistency(text, image, told, signature, means, temperature=0.1, mask=mask)
+    masked = consistency(score, told, signature, means, temperature=0.1, mask=mask)
     assert all((masked[name] < losses[name]).item() for name in TERMS)
-    for terms in ([], ["colour", "colour"], ["sound"]):
+    assert consistency(score, told, signature, means, temperature=0.1, terms=[]) == {}
+    for terms in (["colour", "colour"], ["sound"]):
         with pytest.raises(ValueError, match="terms: expected some of global"):
-            consistency(text, image, told, signature, means, temperature=0.1, terms=terms)
+            consistency(score, told, signature, means, temperature=0.1, terms=terms)
 
 
 def test_pairs_are_learned(model: TextGeolocalizer) -> None:
@@ -146,17 +158,16 @@ def test_pairs_are_learned(model: TextGeolocalizer) -> None:
     learner.load_state_dict(model.state_dict())
     colours, things = ("red", "white"), ("church", "park", "corner", "trees", "roofs", "left")
     tokens = learner.tokens([f"a {colour} {thing}" for colour in colours for thing in things])
-    features = torch.randn(12, 352, 7, 7)
+    seen = 3 * torch.randn(12, len(THINGS), 9)
     signature = TileSignature(*(torch.rand(12, size) for size in PHYSICAL.values()))
     with torch.no_grad():
         states = learner.frozen_states(tokens)
-    optimiser = torch.optim.Adam([value for value in learner.parameters() if value.requires_grad], lr=3e-3)
+    optimiser = torch.optim.Adam([value for value in learner.parameters() if value.requires_grad], lr=1e-2)
     sums = []
-    for _ in range(60):
-        codes = learner.text_codes(states, tokens.length)
+    for _ in range(100):
+        codes = learner.text_codes(states, tokens)
         losses = consistency(
-            codes.strips,
-            learner.image_codes(features),
+            learner.scores(codes, seen),
             codes.physical,
             signature,
             signature_means(signature),
@@ -167,6 +178,89 @@ def test_pairs_are_learned(model: TextGeolocalizer) -> None:
         loss.backward()
         optimiser.step()
         sums.append(losses["global"].item())
-    assert sums[0] > 0.7 * math.log(12) and sums[-1] < 0.2 * sums[0]
+    assert sums[0] > 0.7 * math.log(12) and sums[-1] < 0.6 * sums[0]
     assert learner.encoder.layer[1].query.weight.grad is not None
     assert learner.encoder.layer[0].query.weight.grad is None
+
+
+def made(things: int = len(THINGS)) -> TextGeolocalizer:
+    told = {"width": 16, "heads": 2, "layers": 1}
+    return TextGeolocalizer(TextGeolocalizerConfig(things=THINGS[:things], materials=2, heads=2, encoder=told))  # type: ignore[arg-type]
+
+
+def test_things_by_direction_meet() -> None:
+    """What is told in the east finds what is seen there, and what has no direction what is seen at all."""
+    model = made().eval()
+    seen = torch.zeros(len(THINGS) * 9, len(THINGS), 9)
+    told = torch.zeros(len(seen), len(THINGS), 13)
+    for row in range(len(seen)):
+        thing, where = divmod(row, 9)
+        seen[row, thing, where] = 2.0
+        told[row, thing, where if where < 8 else 12] = 1.0
+    with torch.no_grad():
+        score = model.scores(model.told_codes(told), seen)
+    torch.testing.assert_close(score, 2.0 * torch.eye(len(seen)))
+
+
+def test_sides_turn_until_they_fit() -> None:
+    """Somebody sees one thing ahead and another on the right: the place, and which way it was looked, by the search."""
+    model = made().eval()
+    seen = torch.zeros(8, len(THINGS), 9)
+    for sector in range(8):  # at place k the first thing is seen round sector k and the second a quarter further
+        seen[sector, 0, [sector, (sector + 1) % 8]] = 2.0
+        seen[sector, 1, [(sector + (2 if sector < 4 else 6)) % 8, (sector + (3 if sector < 4 else 7)) % 8]] = 2.0
+    told = torch.zeros(1, len(THINGS), 13)
+    told[0, 0, 8] = told[0, 1, 9] = 1.0
+    codes = model.told_codes(told)
+    assert (
+        codes.faces.tolist() == [True] and not model.told_codes(told[:, :, :8].repeat(1, 1, 2)[:, :, :13] * 0).faces[0]
+    )
+    with torch.no_grad():
+        score = model.scores(codes, seen)[0]
+    assert score[:4].tolist() == [4.0] * 4 and (score[4:] < 4).all()  # nothing was seen "at all"
+    layer = model.layers[1]
+    match = azimuth_match(codes.facing[:, :, None], seen[:, :, None, :8].contiguous())
+    heading = shift_to_heading(match.shift[0], torch.tensor(8), 8, column0_deg=float(layer.column0_deg or 0.0))
+    assert heading[:4].tolist() == [22.5, 67.5, 112.5, 157.5]  # the middle of two sectors
+
+
+def test_sentences_are_read_one_by_one(model: TextGeolocalizer) -> None:
+    tokens = model.tokens(["red roofs. trees on the left. a park", "church"])
+    assert tokens.sentence[0].tolist() == [-1, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, -1]
+    assert tokens.sentence[1].tolist()[:4] == [-1, 0, -1, -1]
+    states, words = torch.randn(2, 2, 12, 16)
+    features, there = Tellings.sentences(states, words, tokens.sentence)
+    torch.testing.assert_close(features[0, 1], torch.cat([states[0, 4:9].mean(0), words[0, 4:9].sum(0)]))
+    assert there.tolist() == [[True, True, True], [True, False, False]]
+    reader = Tellings(16, 3)
+    with torch.no_grad():
+        whole = reader(states, words, tokens.sentence)
+        only = [tokens.sentence[:1].where(tokens.sentence[:1] == n, -1) for n in range(3)]
+        parts = [reader(states[:1], words[:1], one) for one in only]
+    torch.testing.assert_close(whole[:1], sum(parts))
+
+
+def test_linear_maps_are_least_squares() -> None:
+    torch.manual_seed(5)
+    x = torch.randn(500, 6) * torch.tensor([1, 10, 0.1, 1, 1, 0.0]) + 3
+    y = x[:, :2] @ torch.tensor([[0.2, -1.0], [0.03, 0.0]]) + 0.5
+    read = LinearRead(6, 2)
+    read.solve([(x[:123], y[:123]), (x[123:], y[123:])], ridge=1e-9)
+    torch.testing.assert_close(read(x), y, rtol=1e-4, atol=1e-4)
+    read.solve([(x, y)], ridge=1e9)
+    torch.testing.assert_close(read(x), y.mean(0).expand_as(y), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="at least two rows"):
+        read.solve([], ridge=1.0)
+
+
+def test_an_image_turned_clockwise_shows_the_next_sectors() -> None:
+    torch.manual_seed(3)
+    sights = Sights((1, 1, 1), 28, 2, 1).eval()
+    with torch.no_grad():
+        for layer in (sights.second, sights.third):
+            layer.weight[:] = layer.weight.mean((2, 3), keepdim=True)  # the same in every direction
+        fine, coarse = torch.randn(2, 17, 28, 28), torch.randn(2, 1, 14, 14)
+        before = sights(fine, coarse)[..., :8]
+        after = sights(fine.rot90(-1, (2, 3)), coarse.rot90(-1, (2, 3)))[..., :8]
+    torch.testing.assert_close(after, before.roll(2, 2), rtol=1e-4, atol=1e-4)
+    assert (before - before.roll(2, 2)).abs().max() > 1e-3

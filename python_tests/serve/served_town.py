@@ -54,9 +54,8 @@ def opened(path: Path) -> Served:
 
 def with_words(served: Served, folder: Path, ratio: float = 1.0) -> Served:
     """The same, and its places described: a text model of random weights, and random strips."""
-    model = TextGeolocalizer.begin(
-        write_text_encoder(folder / "encoder", ["a", "bridge", "church", "river"]), None, channels=16, heads=2
-    )
+    encoder = write_text_encoder(folder / "encoder", ["a", "bridge", "church", "river"])
+    model = TextGeolocalizer.begin(encoder, None, things=("bridge", "river"), heads=2)
     model.eval().save(folder / "text.safetensors")
     words = load_model(folder / "text.safetensors")
     index = strips_at_places(folder / "words.index", words, served.index)

@@ -17,12 +17,13 @@ from geoloc_fast.errors import ManifestError
 from geoloc_fast.evaluation.described import PRIOR, found, paired_interval, recall
 from geoloc_fast.testing.text_encoder import write_text_encoder
 from geoloc_fast.training.canonical import closed_form
-from geoloc_fast.training.recipes.text import evaluate_model, make_recipe, read_settings
+from geoloc_fast.training.consistency import TERMS
+from geoloc_fast.training.recipes.text import all_seen, amounts, evaluate_model, make_recipe, padded, read_settings
 from geoloc_fast.training.trainer import Trainer
 
 pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")
 
-MODEL = {"channels": 16, "heads": 2, "learned_layers": 1, "satellite_px": 224}
+MODEL = {"heads": 2, "learned_layers": 1, "satellite_px": 128}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def encoder(captions: Path) -> Path:
 
 def settings(region: Path, captions: Path, encoder: Path, out: Path, **train: Any) -> list[Any]:
     how = {"steps": 4, "batch": 8, "warmup": 1, "save_every": 2, "evaluate_every": 2, "log_every": 1, **train}
-    step = {"encoder": str(encoder), "backbone": None, "bf16": False}
+    step = {"encoder": str(encoder), "backbone": None, "bf16": False, "terms": list(TERMS)}
     data = {"manifest": str(region), "captions": str(captions)}
     return [{"out": str(out), "model": MODEL, "data": data, "step": step, "train": how}]
 
@@ -88,6 +89,38 @@ def test_a_run_goes_on_exactly_and_its_model_is_measured_again(
     assert told.best == told.numbers["recall_at_1"] and "within_50_m" in told.numbers
 
 
+def test_scenes_teach_to_see_and_to_read(region: Path, captions: Path, encoder: Path, tmp_path: Path) -> None:
+    """From scenes the image's network learns by steps, and both linear maps are solved: what is read of a text is what
+    it tells. Then the text's side goes on alone."""
+    scenes = {"data": {"captions": None, "scenes": str(region)}}
+    see: list[Any] = [*settings(region, captions, encoder, tmp_path / "see", steps=30, evaluate_every=30), scenes]
+    see += [{"step": {"terms": ["ground"], "image_rate": 1.0}, "data": {"train": {"split": "train|val"}}}]
+    recipe = make_recipe(see)
+    Trainer(recipe).run()
+    ground = losses(tmp_path / "see")
+    assert np.mean(ground[-4:]) < 0.8 * np.mean(ground[:4])
+    data, model = recipe.data, recipe.model.eval()
+    seen = torch.sigmoid(all_seen(model, data))
+    there = data.shown.bool()
+    assert seen[there].mean() > seen[~there].mean() + 0.1
+    rows = range(0, len(data.captions), 2)
+    states, tokens = padded(data, rows, torch.device("cpu"))
+    with torch.no_grad():
+        told = model.text_codes(states, tokens).told
+    true = torch.stack([amounts(*data.told[row]) for row in rows])
+    assert ((told - true) ** 2).sum() < 0.9 * (true**2).sum()  # the encoder has random weights
+    bundle = tmp_path / "see" / "model.safetensors"
+    read: list[Any] = [*settings(region, captions, encoder, tmp_path / "read", steps=4, lr=1e-2), scenes]
+    read[0].pop("model")  # the bundle has it
+    read += [{"step": {"begin": str(bundle), "terms": [*TERMS, "told"]}}]
+    recipe = make_recipe(read)
+    before = {name: value.clone() for name, value in recipe.model.state_dict().items()}
+    Trainer(recipe).run()
+    after = recipe.model.state_dict()
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"tellings", "physical", "gain", "encoder", "log_temperature"}
+
+
 def test_shards_instead_of_a_manifest(region: Path, captions: Path, encoder: Path, tmp_path: Path) -> None:
     manifest = add_captions(Manifest.load(region), captions)
     images = manifest.places["satellite"].to_pylist()
@@ -100,7 +133,7 @@ def test_shards_instead_of_a_manifest(region: Path, captions: Path, encoder: Pat
     assert len(batches) == 4 and len({name for batch in batches for name in batch["place_id"]}) == 32
     again = next(iter(recipe.batches(0, 2)))
     assert again["place_id"] == batches[2]["place_id"]
-    torch.testing.assert_close(again["features"], batches[2]["features"])
+    torch.testing.assert_close(again["fine"], batches[2]["fine"])
     Trainer(recipe).run()
     assert len(losses(tmp_path / "out")) == 2
 
@@ -110,6 +143,9 @@ def test_shards_instead_of_a_manifest(region: Path, captions: Path, encoder: Pat
     [
         ("step.terms=[sound]", "step.terms: expected some of global"),
         ("step.dropout=1", "step.dropout"),
+        ("step.terms=[ground]", "step.image_rate"),
+        ("step.begin=none.safetensors", "model: expected no settings"),
+        ("data.draws=0", "data.draws"),
         ("train.best=colour", "train.best"),
         ("data.augment={blur: 0.1}", "data.augment"),
         ("model.size=3", "model: expected settings"),
@@ -123,8 +159,12 @@ def test_wrong_settings(region: Path, captions: Path, encoder: Path, tmp_path: P
 
 
 def test_the_shipped_settings_are_read(root: Path) -> None:
-    read = read_settings([str(root / "train" / "configs" / "text.yaml"), "data.manifest=here", "out=there"])
-    assert read.model["layers"] == 5 and read.step.terms[0] == "global"
+    scenes, region = (
+        read_settings([str(root / "train" / "configs" / name), "data.manifest=here", "out=there"])
+        for name in ("text.yaml", "text_region.yaml")
+    )
+    assert scenes.step.terms == ["ground"] and scenes.model["layers"] == 4 and not scenes.step.reads
+    assert region.step.terms == list(TERMS) and region.step.image_rate == 0 and region.step.reads
 
 
 def test_ranks_against_loops() -> None:

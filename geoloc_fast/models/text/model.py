@@ -1,12 +1,15 @@
-"""A description finds its place: text and satellite image become codes of one space.
+"""A description finds its place: things by direction, told by a text and seen in a satellite image.
 
-    text   -> tokens -> pretrained transformer, last layers learned -> four queries attend -> code [C, 1, 1]
-    image  -> frozen backbone, maps of three strides on a 7 x 7 grid -> linear -> code [C, 1, 1]
+    text   -> tokens -> pretrained transformer -> sentences -> what is told of, and where    [A, 13]
+    image  -> frozen backbone -> small network -> what is seen, and where                    [A, 9]
 
-One of the queries is for the text as a whole. The other three are for colour, structure and texture: what they find is
-part of the code too, and in training it must also tell the image's `tile_signature`, so that the encoder learns to
-read what can be seen from above (see `geoloc_fast.training.consistency`). A code has no heading: the layer is matched
-as strips of one column.
+Two layers. "text" is a code [9 A, 1, 1]: a thing that is told of in the north-east counts by how much likelier than
+usual it is seen there, in nats; one without a direction by how much likelier it is seen at all. "facing" is for what a
+speaker who does not know north tells of on the left, ahead, on the right, behind: strips of eight columns of azimuth
+[A, 1, 8], which the search turns about, so that the answer has a heading. A text that names no sides has nothing there.
+
+Beside it three learned queries attend over the text's tokens, for colour, structure and texture: in training they must
+tell the image's `tile_signature` (see `geoloc_fast.training.consistency`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from geoloc_fast.models.backbones import Backbone
 from geoloc_fast.models.bundle import load_bundle, write_bundle
 from geoloc_fast.models.contract import PlaceBatch, PlaceInput, Query, QueryInput, Text
 from geoloc_fast.models.text.encoder import TextConfig, TextTransformer, load_encoder
+from geoloc_fast.models.text.sights import SECTORS, SIDES, Sights, Tellings, log_share, sides_as_sectors
 from geoloc_fast.models.text.words import Tokens, Words
 
 __all__ = ["PHYSICAL", "TextCodes", "TextGeolocalizer", "TextGeolocalizerConfig"]
@@ -35,7 +39,10 @@ __all__ = ["PHYSICAL", "TextCodes", "TextGeolocalizer", "TextGeolocalizerConfig"
 PHYSICAL = {"colour": 96, "structure": 16, "texture": 32}
 """Sizes of the descriptors that `tile_signature` gives."""
 _STRIDES = (4, 8, 16)
-_GRID = 7
+_MOST_THINGS = 1024
+_SIDED = 0.25  # share of what is told that is on sides, from which on a text has a facing
+_SIDED_ANYWHERE = 0.5  # what a thing on a side counts beside where it is
+_COLUMN0_DEG = 360 - 360 / SECTORS / 2  # the first sector is centred on north
 _IMAGES_AT_ONCE = 16
 
 
@@ -52,8 +59,10 @@ class TextGeolocalizerConfig:
     """Side of the satellite square that a place is shown as."""
     range_m: tuple[float, float] = (50.0, 64.0)
     """Sides of that square on the ground, in metres."""
-    channels: int = 256
-    """Of a code."""
+    things: tuple[str, ...] = ("anything",)
+    """What is told of and seen: names, whose order is that of the axes."""
+    materials: int = 1
+    """Maps of shares of ground that the image's network is also asked for in training."""
     heads: int = 6
     """Of the attention of the queries."""
     learned_layers: int = 1
@@ -69,14 +78,19 @@ class TextGeolocalizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "range_m", tuple(self.range_m))
+        object.__setattr__(self, "things", tuple(self.things))
         if isinstance(self.encoder, Mapping):
             object.__setattr__(self, "encoder", TextConfig(**self.encoder))
-        for name in ("satellite_px", "channels", "heads"):
+        for name in ("satellite_px", "materials", "heads"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
-        if self.satellite_px < 128 or self.satellite_px % (_GRID * _STRIDES[-1]):
-            raise ValueError(f"satellite_px: expected a multiple of {_GRID * _STRIDES[-1]}, got {self.satellite_px}")
+        if self.satellite_px < 128 or self.satellite_px % _STRIDES[-1]:
+            raise ValueError(
+                f"satellite_px: expected a multiple of {_STRIDES[-1]} from 128 on, got {self.satellite_px}"
+            )
+        if not 1 <= len(self.things) <= _MOST_THINGS or len(set(self.things)) < len(self.things):
+            raise ValueError(f"things: expected 1 to {_MOST_THINGS} different names, got {self.things!r}")
         if self.encoder.width % self.heads:
             raise ValueError(f"heads: expected a divisor of the width {self.encoder.width}, got {self.heads}")
         if type(self.learned_layers) is not int or not 0 <= self.learned_layers <= self.encoder.layers:
@@ -100,54 +114,41 @@ class TextGeolocalizerConfig:
 class TextCodes(NamedTuple):
     """What is made of B texts."""
 
-    strips: Tensor
-    """[B, C, 1, 1], of unit norm."""
+    code: Tensor
+    """[B, 9 A]: amounts of things by wind and without a direction."""
+    facing: Tensor
+    """[B, A, 8]: amounts on the sides of the speaker, by column of azimuth, the middle straight ahead."""
+    told: Tensor
+    """[B, A, 13]: how much of each thing, and where (`sights.WHERE`)."""
     physical: dict[str, Tensor]
     """By name of `PHYSICAL`: what the text says of the image's signature [B, size], of any length."""
 
+    @property
+    def faces(self) -> Tensor:
+        """bool [B]: whether a text names sides at all."""
+        return self.facing.sum((1, 2)) > _SIDED * self.told.sum((1, 2)) + 1e-6
 
-class _TextHead(nn.Module):
-    """Learned queries attend over the states of a text's tokens."""
 
-    def __init__(self, config: TextGeolocalizerConfig) -> None:
+class _Physical(nn.Module):
+    """Learned queries attend over the states of a text's tokens and tell the image's signature."""
+
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        width = config.encoder.width
-        self.heads = config.heads
-        self.query = nn.Parameter(torch.randn(1 + len(PHYSICAL), width) / math.sqrt(width))  # the whole text first
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(len(PHYSICAL), width) / math.sqrt(width))
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
         self.describe = nn.ModuleDict({name: nn.Linear(width, size) for name, size in PHYSICAL.items()})
-        self.code = nn.Linear((1 + len(PHYSICAL)) * width, config.channels)
 
-    def forward(self, states: Tensor, length: Tensor) -> TextCodes:
+    def forward(self, states: Tensor, own: Tensor) -> dict[str, Tensor]:
         batch, tokens, width = states.shape
-        own = torch.arange(tokens, device=states.device) < length[:, None]
         key, value = (
             part(states).view(batch, tokens, self.heads, -1).transpose(1, 2) for part in (self.key, self.value)
         )
         query = self.query.view(-1, self.heads, width // self.heads).transpose(0, 1).expand(batch, -1, -1, -1)
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=own[:, None, None])
         found = self.norm(seen.transpose(1, 2).reshape(batch, -1, width))  # [B, queries, width]
-        told = {name: self.describe[name](found[:, 1 + at]) for at, name in enumerate(PHYSICAL)}
-        return TextCodes(_unit(self.code(found.flatten(1))), told)
-
-
-class _ImageHead(nn.Module):
-    """Features of an image on a grid to a code."""
-
-    def __init__(self, channels: int, config: TextGeolocalizerConfig) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("scale", torch.ones(channels))
-        self.code = nn.Linear(channels * _GRID**2, config.channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return _unit(self.code(self.standardised(features)))
-
-    def standardised(self, features: Tensor) -> Tensor:
-        """[B, channels, 7, 7] -> [B, channels * 49]"""
-        mean, scale = self.mean[:, None, None], self.scale[:, None, None]  # type: ignore[index]
-        return ((features - mean) * scale).flatten(1)
+        return {name: self.describe[name](found[:, at]) for at, name in enumerate(PHYSICAL)}
 
 
 class TextGeolocalizer(nn.Module):
@@ -159,11 +160,17 @@ class TextGeolocalizer(nn.Module):
         super().__init__()
         self.config = config = config or TextGeolocalizerConfig()
         self.encoder = TextTransformer(config.encoder)
+        width, things = config.encoder.width, len(config.things)
+        self.tellings = Tellings(width, things)
+        self.physical = _Physical(width, config.heads)
         self.backbone = Backbone(config.backbone, _STRIDES)
-        self.text_head = _TextHead(config)
-        self.image_head = _ImageHead(2 * sum(self.backbone.channels), config)
+        fine, middle, coarse = self.backbone.channels
+        self.sights = Sights((fine, middle, coarse), config.satellite_px // _STRIDES[1], things, config.materials)
+        self.register_buffer("usual", torch.full((things, SECTORS + 1), 0.5))
+        self.gain = nn.Parameter(torch.zeros(things, SECTORS + 1))
+        """log of what a told thing counts."""
         self.register_buffer("tokenizer", torch.zeros(config.tokenizer_bytes, dtype=torch.uint8))
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
+        self.log_temperature = nn.Parameter(torch.zeros(()))
         self._words: Words | None = None
         self.fingerprint: str | None = None
         """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
@@ -234,32 +241,46 @@ class TextGeolocalizer(nn.Module):
         end = self.config.encoder.layers - self.config.learned_layers
         return self.encoder.run(self.encoder.embed(tokens.id), tokens.length, 0, end)
 
-    def text_codes(self, states: Tensor, length: Tensor) -> TextCodes:
+    def text_codes(self, states: Tensor, tokens: Tokens) -> TextCodes:
         """Of `frozen_states`."""
         begin = self.config.encoder.layers - self.config.learned_layers
-        return self.text_head(self.encoder.run(states, length, begin), length)
+        states = self.encoder.run(states, tokens.length, begin)
+        told = self.tellings(states, self.encoder.word(tokens.id), tokens.sentence)
+        return self.told_codes(told)._replace(physical=self.physical(states, tokens.sentence >= 0))
+
+    def told_codes(self, told: Tensor) -> TextCodes:
+        """Of amounts of things by direction [B, A, 13]."""
+        gain = self.gain.exp()
+        winds, sides, nowhere = told.split([SECTORS, SIDES, 1], 2)
+        anywhere = nowhere + _SIDED_ANYWHERE * sides.sum(2, keepdim=True)
+        code = (torch.cat([winds, anywhere], 2) * gain).flatten(1)
+        return TextCodes(code, sides_as_sectors(sides) * gain[:, :1], told, {})
 
     @torch.no_grad()
-    def image_features(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] to what the frozen backbone sees of them: mean and maximum of each channel of the maps of
-        strides 4, 8 and 16 in each of 7 x 7 fields, [B, channels, 7, 7]."""
+    def image_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, 3, S, S] to what the frozen backbone sees of them: `Sights.features`."""
         side = self.config.satellite_px
         if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
             raise ValueError(f"images: expected uint8 [B, 3, {side}, {side}], got {images.dtype} {list(images.shape)}")
-        found = []
-        for begin in range(0, len(images), _IMAGES_AT_ONCE):
-            parts = []
-            for maps in self.backbone(images[begin : begin + _IMAGES_AT_ONCE].to(self._device), circular=False):
-                step = maps.shape[-1] // _GRID
-                parts += [F.avg_pool2d(maps, step), F.max_pool2d(maps, step)]
-            found.append(torch.cat(parts, dim=1).contiguous())
-        channels = len(self.image_head.mean)  # type: ignore[arg-type]
-        return torch.cat(found) if found else torch.empty(0, channels, _GRID, _GRID, device=self._device)
+        parts = [
+            Sights.features(part, self.backbone(part, circular=False))
+            for part in images.to(self._device).split(_IMAGES_AT_ONCE)
+        ]
+        return torch.cat([fine for fine, _ in parts]), torch.cat([coarse for _, coarse in parts])
 
-    def image_codes(self, features: Tensor) -> Tensor:
-        """Of `image_features`: strips [B, C, 1, 1] of unit norm."""
-        strips: Tensor = self.image_head(features)
-        return strips
+    def seen(self, shares: Tensor) -> Tensor:
+        """Of what `sights` makes of `image_features`: how much likelier than usual each thing is, in each sector and at
+        all, [B, A, 9] in nats."""
+        return log_share(shares, self.usual)  # type: ignore[arg-type]
+
+    def scores(self, text: TextCodes, seen: Tensor) -> Tensor:
+        """Of every text for every image, [B, R]: what a search over both layers gives."""
+        score = text.code @ seen.flatten(1).T
+        if bool(text.faces.any()):
+            strips = seen[:, :, None, :SECTORS].contiguous()
+            turned = torch.stack([text.facing.roll(turn, 2).flatten(1) for turn in range(SECTORS)])  # [8, B, A 8]
+            score = score + (turned @ strips.flatten(1).T).amax(0) * text.faces[:, None]
+        return score
 
     # --- the contract of models/contract.py ---
 
@@ -274,7 +295,18 @@ class TextGeolocalizer(nn.Module):
     @property
     def layers(self) -> tuple[Layer, ...]:
         config = self.config
-        return (Layer("text", (config.channels, 1, 1), weight=config.weight, absent=config.absent),)
+        things = len(config.things)
+        return (
+            Layer("text", (things * (SECTORS + 1), 1, 1), score="dot", weight=config.weight, absent=config.absent),
+            Layer(
+                "facing",
+                (things, 1, SECTORS),
+                score="dot",
+                column0_deg=_COLUMN0_DEG,
+                weight=config.weight,
+                absent=config.absent,
+            ),
+        )
 
     @property
     def place_input(self) -> PlaceInput:
@@ -289,23 +321,37 @@ class TextGeolocalizer(nn.Module):
     @torch.inference_mode()
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
         place = batch.has_satellite.nonzero().squeeze(1)
-        strips = self.image_codes(self.image_features(batch.satellite[place.to(batch.satellite.device)]))
-        return {"text": Rows(strips.cpu(), place.cpu().numpy())}
+        seen = [torch.empty(0, len(self.config.things), SECTORS + 1)]
+        for images in batch.satellite[place.to(batch.satellite.device)].split(_IMAGES_AT_ONCE):
+            seen.append(self.seen(self.sights(*self.image_features(images))).cpu())
+        all_seen, rows = torch.cat(seen), place.cpu().numpy()
+        return {
+            "text": Rows(all_seen.flatten(1)[:, :, None, None], rows),
+            "facing": Rows(all_seen[:, :, None, :SECTORS].contiguous(), rows),
+        }
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
-        """A code for each text. Each is read by itself, so it does not depend on the others."""
-        strips = [torch.empty(0, self.config.channels, 1, 1)]
+        """Each text is read by itself, so its strips do not depend on the others."""
+        things = len(self.config.things)
+        code, facing = [torch.empty(0, things * (SECTORS + 1))], [torch.empty(0, things, SECTORS)]
+        faces = [torch.empty(0, dtype=torch.bool)]
         for query in queries:
             if not isinstance(query, Text):
                 raise TypeError(f"queries: expected texts, got {type(query).__name__}")
             tokens = self.tokens([query.text])
-            strips.append(self.text_codes(self.frozen_states(tokens), tokens.length).strips.cpu())
-        return {"text": QueryStrips(torch.cat(strips))}
+            codes = self.text_codes(self.frozen_states(tokens), tokens)
+            code.append(codes.code.cpu())
+            facing.append(codes.facing.cpu())
+            faces.append(codes.faces.cpu())
+        return {
+            "text": QueryStrips(torch.cat(code)[:, :, None, None]),
+            "facing": QueryStrips(torch.cat(facing)[:, :, None], torch.cat(faces) * SECTORS),
+        }
 
     @property
     def _device(self) -> torch.device:
-        return self.text_head.query.device
+        return self.gain.device
 
     # --- files ---
 
@@ -322,8 +368,3 @@ class TextGeolocalizer(nn.Module):
             path, cls.kind, lambda config: cls(TextGeolocalizerConfig.from_json(config))
         )
         return model.to(device).eval()
-
-
-def _unit(codes: Tensor) -> Tensor:
-    """[B, C] to strips [B, C, 1, 1] of unit norm."""
-    return F.normalize(codes.float(), dim=1)[:, :, None, None]

