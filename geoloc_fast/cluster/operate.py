@@ -29,8 +29,9 @@ __all__ = ["LOOPBACK", "start", "status", "stop"]
 LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for a slip, and listens on the machine's own address instead
 _START_S = 90.0
 _STOP_S = 20.0
-# A lost machine is noticed after about three seconds; Ray waits for half a minute by itself.
-_DETECTION = {"period_ms": 1000, "timeout_ms": 1000, "failure_threshold": 3, "initial_delay_ms": 1000}
+# A lost machine is noticed after about five seconds; Ray waits for half a minute by itself. Not sooner: a machine that
+# is only busy would be given up.
+_DETECTION = {"period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 4, "initial_delay_ms": 5000}
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
