@@ -6,6 +6,7 @@ of the user, and only that is stopped.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -62,6 +63,15 @@ def start(
         raise ValueError(f"label: expected letters, digits, '-', '_' and '.', got {label!r}")
     folder = folder or state_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Ray names a node's sockets by what is free: two at once take the same
+        return _started(folder, host, port, join, label, cpus, gpus, object_store_mb)
+
+
+def _started(
+    folder: Path, host: str, port: int, join: str | None, label: str | None, cpus: int | None, gpus: int | None,
+    object_store_mb: int,
+) -> dict[str, Any]:  # fmt: skip
     address = join or f"{host}:{port}"
     if join is None and any(node["address"] == address and node["head"] for node in _nodes(folder)):
         raise ClusterError(f"{address}: a head runs there already; `geoloc-fast cluster stop` ends it")

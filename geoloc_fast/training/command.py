@@ -4,6 +4,9 @@
     torchrun --nproc-per-node 8 train/geoloc.py train/configs/base.yaml data.manifest=ready/ out=runs/base
     python train/geoloc.py train/configs/small.yaml data.manifest=cities/ --evaluate runs/small/model.safetensors
 
+With `torchrun --max-restarts 3` a run whose process is lost goes on by itself from the last checkpoint, on one node or
+several (`--rdzv-backend c10d --rdzv-endpoint HEAD:29400`).
+
 Settings are YAML files and name=value, later ones winning; one that does not exist is an error. `--resume` goes on
 where `out` stands. `--evaluate` measures a model on `data.evaluate`, as JSON, and trains nothing. Ctrl-C ends with exit
 code 130, with everything saved.
@@ -60,7 +63,11 @@ def main(
                 print(json.dumps(found.numbers, indent=1))
                 print(f"train: {found.text}", file=sys.stderr)
             else:
-                Trainer(make_recipe(given.settings), resume=given.resume).run()
+                recipe = make_recipe(given.settings)
+                # torchrun starts all processes again when one is lost: they go on from what was saved, if anything was.
+                again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+                saved = (Path(recipe.settings.out) / "last.safetensors").exists()
+                Trainer(recipe, resume=given.resume or (again and saved)).run()
     except KeyboardInterrupt:
         print("stopped; --resume continues from here", file=sys.stderr)
         return 130

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -141,12 +140,12 @@ def nodes(home: Path, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[str, d
     """A head and three labelled nodes: the head's address, and the process that holds each node by its label."""
     caplog.set_level(logging.ERROR)
     port = free_port()
-    operate.start(port=port, cpus=0)
-    address = f"{operate.LOOPBACK}:{port}"
-    with ThreadPoolExecutor() as pool:
-        pids = pool.map(lambda label: start_node(address, label), LABELS)
-        yield address, dict(zip(LABELS, pids, strict=True))
-    operate.stop()
+    try:
+        operate.start(port=port, cpus=0)
+        address = f"{operate.LOOPBACK}:{port}"
+        yield address, {label: start_node(address, label) for label in LABELS}
+    finally:
+        operate.stop()
 
 
 def start_node(address: str, label: str) -> int:
@@ -189,18 +188,34 @@ def test_actors_and_raylets_that_are_killed(one: PlaceIndex, nodes: tuple[str, d
             thread.join()
         assert found["wrong"] == 0 and found["searches"] == SEARCHES and found["killed a raylet"]
         print("healed after", heals(index, answers))
-        # Both machines of a shard: every answer is marked, and whole again when they are back.
-        time.sleep(5)
-        lost = index._opened.map.shards[0]
+
+
+@WITH_RAY
+def test_both_machines_of_a_shard_are_lost_and_come_back(
+    one: PlaceIndex, nodes: tuple[str, dict[str, int]], tmp_path: Path
+) -> None:
+    address, running = nodes
+    found = cut(one, tmp_path / "shards", 3, replicas=2, labels=LABELS)
+    lost, seen = found.shards[0], Counter[str]()
+    with ShardedIndex.open(
+        tmp_path / "shards", f"ray://{address}", threads=1, on_missing="partial", deadline_s=1.2
+    ) as index:
+        answers = Answers(one, index)
         for label in lost.replicas:
             kill_raylet(running[str(label)])
-        seen = Counter()
-        for seed in range(20):
-            answer = index.search(query(seed), 10)
-            assert answers.right(answer, seed)
-            seen[tuple(missing.name for missing in answer.coverage.missing)] += 1
-        print("both lost:", dict(seen))
-        assert all(lost.name in names for names in list(seen)[-1:])
+        marked, began = 0, time.monotonic()
+        while marked < 20:  # an actor can outlive its raylet for a moment, and answers rightly as long
+            assert time.monotonic() - began < 60
+            try:
+                answer = index.search(query(marked), 10)
+            except MissingShardsError:
+                seen["refused"] += 1
+                continue
+            assert answers.right(answer, marked)
+            names = [missing.name for missing in answer.coverage.missing]
+            seen[" ".join(names) or "whole"] += 1
+            marked += lost.name in names
+            assert lost.name in names or not marked
         for label in lost.replicas:
-            back(str(label))
-        print("healed after", heals(index, answers))
+            start_node(address, str(label))
+        print("both lost:", dict(seen), "healed after", heals(index, answers))
