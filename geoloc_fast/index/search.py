@@ -148,7 +148,8 @@ def _search(parts: Parts, call: Call, k: int, depth: int) -> Neighbours:
         return nothing(batch, k, len(call.layers))
     whole, taking = parts.whole(call), call.taking
     if len(taking) == 1 and whole:
-        return merge([nothing(batch, k, len(call.layers)), *parts.nearest(call, k)], k)
+        found = parts.nearest(call, k)
+        return found[0] if len(found) == 1 else merge([nothing(batch, k, len(call.layers)), *found], k)
     if len(taking) > 1:
         call = call._replace(select="cosine")
     return _deepened(parts, call, k, depth, whole)
@@ -222,9 +223,10 @@ class Segments:
     def nearest(self, call: Call, k: int) -> list[Neighbours]:
         layers, query, select, within = call
         (layer,) = call.taking
-        empty = nothing(len(query.centre), k, len(layers))
         found = [_one_layer(segment, layers, layer, query, k, select, within) for _, segment in self._usable(call)]
-        return [merge([empty, *found], k)]
+        if len(found) == 1:
+            return found
+        return [merge([nothing(len(query.centre), k, len(layers)), *found], k)]
 
     def lists(self, call: Call, length: int) -> list[Lists]:
         found: Lists = {}
