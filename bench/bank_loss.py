@@ -4,7 +4,8 @@
 
 Forward: the scores, one product. Forward and backward: scores, gradient of the queries, gradient of the bank, three
 products of the same blocks; the loss makes the scores twice, since it keeps none, and with `--least` from 0 only those
-rows of the bank's gradient that matter. Memory is the process's peak in one forward and backward, above what it had.
+rows of the bank's gradient that matter. Times are the processor's, of all threads. Memory is the process's peak in
+one forward and backward, above what it had.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def main() -> None:
     before = status_mib("VmRSS")
     rows = step(query, bank, ignored, least)
     print(f"{status_mib('VmHWM') - before:.0f} MiB above inputs; gradient of {rows} of {chosen.rows} rows", flush=True)
+    if not chosen.repeats:
+        return
     query.grad = bank.grad = None
     plain = query.detach(), bank.detach()
     calls = {
@@ -73,12 +76,13 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(chosen.repeats):
         for name, call in calls.items():
-            began = time.perf_counter()
+            began = time.process_time()
             call()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(time.process_time() - began)
     middle = {name: statistics.median(taken) for name, taken in times.items()}
     for loss, alone in (("forward", "one product"), ("forward and backward", "three products")):
-        print(f"{loss} {middle[loss]:.2f} s, {alone} {middle[alone]:.2f} s, ratio {middle[loss] / middle[alone]:.2f}")
+        share = middle[loss] / middle[alone]
+        print(f"{loss} {middle[loss]:.2f} s, {alone} {middle[alone]:.2f} s of processor, ratio {share:.2f}")
 
 
 if __name__ == "__main__":
