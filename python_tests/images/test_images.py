@@ -67,7 +67,7 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
 def test_what_follows_a_jpeg_is_not_decoded() -> None:
     data = encode(Image.fromarray(PICTURE), "JPEG")
     assert (decode_image(data + bytes(1 << 20), "a") == decode_image(data, "a")).all()
-    with pytest.raises(ImageError, match=r"cannot be decoded|truncated"):
+    with pytest.raises(ImageError, match=r"cannot be decoded|truncated|is not a JPEG"):
         decode_image(data[:300] + bytes(1 << 20), "a")
 
 
@@ -187,7 +187,9 @@ def test_bombs_are_refused(name: str) -> None:
             read(BOMBS[name], name)
         assert caught.value.path == name
     if name not in ("gif", "bmp"):
-        assert "claims" in caught.value.reason or "beyond" in name, caught.value
+        # Older versions of Pillow refuse the header of a WebP before they say its size.
+        early = "claims" in caught.value.reason or "could not create decoder" in caught.value.reason
+        assert early or "beyond" in name, caught.value
 
 
 def test_bombs_cost_no_memory(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from geoloc_fast.models.backbones.weights import Weights, read_weights
 
 __all__ = ["Backbone"]
 
-_BF16 = bool(torch.cpu._is_avx512_bf16_supported())
+# torch says it by a private name, since 2.6.
+_BF16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 """Whether this processor multiplies bfloat16: features then take a third of the time and differ by about 1 %."""
 
 
