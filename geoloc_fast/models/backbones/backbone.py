@@ -17,7 +17,7 @@ from geoloc_fast.models.backbones.weights import Weights, read_weights
 
 __all__ = ["Backbone"]
 
-# torch says it by a private name, since 2.6.
+# torch says it by a private name, which torch 2.4 does not have.
 _BF16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 """Whether this processor multiplies bfloat16: features then take a third of the time and differ by about 1 %."""
 
