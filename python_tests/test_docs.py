@@ -156,3 +156,23 @@ def test_every_room_says_where_to_begin() -> None:
         if room.parent != ROOT / "geoloc_fast" and (begin is None or not (room.parent / f"{begin[1]}.py").exists()):
             lost.append(str(room.parent.relative_to(ROOT)))
     assert not lost, "no `Begin with` that names a module: " + ", ".join(lost)
+
+
+def test_no_line_of_prose_is_longer_than_120() -> None:
+    long = []
+    for page in pages():
+        if page.is_relative_to(ROOT / "bench"):  # what programs write
+            continue
+        text = re.sub(r"^( *)```.*?^ *```", blank, page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for number, line in enumerate(text.split("\n"), 1):
+            kept = (
+                line.lstrip().startswith(("|", "![")) or line.startswith("    ") or re.fullmatch(r"`[^`]*`[.:]?", line)
+            )
+            if len(line) > 120 and not kept:
+                long.append(f"{page.relative_to(ROOT)}:{number}")
+    assert not long, "python bench/pages.py FILE fills paragraphs anew: " + ", ".join(long)
+
+
+def blank(found: re.Match[str]) -> str:
+    """As many empty lines as were found."""
+    return "\n" * found[0].count("\n")
