@@ -69,8 +69,8 @@ def picture(page: Path) -> None:
         card = tab.locator("article").first.bounding_box()
         last = tab.locator("article").first.locator("figure").nth(1 + CANDIDATES).bounding_box()
         assert card is not None and last is not None
-        clip = {**card, "height": last["y"] + last["height"] + 8 - card["y"]}
-        tab.screenshot(path=PICTURE, type="jpeg", quality=82, clip=clip)
+        card["height"] = last["y"] + last["height"] + 8 - card["y"]
+        tab.screenshot(path=PICTURE, type="jpeg", quality=82, clip={**card})
         browser.close()
 
 
