@@ -31,7 +31,7 @@ def main() -> None:
     given = parser.parse_args()
     model = load_model(given.model)
     confidence = Confidence.load(Confidence.path_for(given.model), model=model.fingerprint)
-    fov_deg, sizes = model.query_input.assumed_fov_deg, Sizes(256, model.place_input.panorama_size, (96, 128))
+    fov_deg, sizes = model.query_input.assumed_fov_deg, Sizes.around(model.place_input.panorama_size)
     cities = {}
     for seed, places in CITIES.items():
         city = write_recipes(

@@ -46,7 +46,7 @@ def run_demo(
     `bar(title)` is a context that yields what shows progress, or None.
     """
     model = load_model(model_path, device)
-    recipe = CityRecipe("city", seed, None, places, _sizes(model.place_input.panorama_size), FIELD_OF_VIEW, TIDY)
+    recipe = CityRecipe("city", seed, None, places, Sizes.around(model.place_input.panorama_size), FIELD_OF_VIEW, TIDY)
     made = out / "region" / recipe.name
     if (made / "city.json").exists() and not _same(made, recipe):  # of an earlier demonstration
         shutil.rmtree(made)
@@ -153,10 +153,6 @@ def summary(metrics: dict[str, Any]) -> str:
         right = "" if sure["precision"] is None else f" ({100 * sure['precision']:.0f}% correctly)"
         lines.append(f'Answered {100 * sure["coverage"]:.1f}% of the photos{right}; the rest are "unknown".')
     return "\n".join(lines)
-
-
-def _sizes(panorama: tuple[int, int]) -> Sizes:
-    return Sizes(satellite_px=256, panorama=panorama, photo=(96, 128))
 
 
 def _same(made: Path, recipe: CityRecipe) -> bool:

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=Path, default=shipped_model())
     given = parser.parse_args()
     model = load_model(given.model)
-    fov_deg, sizes = model.query_input.assumed_fov_deg, Sizes(256, model.place_input.panorama_size, (96, 128))
+    fov_deg, sizes = model.query_input.assumed_fov_deg, Sizes.around(model.place_input.panorama_size)
     cities = {}
     for seed in range(31_000, 31_005):
         recipe = CityRecipe("city", seed, None, 200, sizes, (70.0, 110.0), TIDY)

@@ -67,6 +67,12 @@ class Sizes:
     panorama: tuple[int, int] = (64, 256)  # rows, columns
     photo: tuple[int, int] = (96, 128)
 
+    @classmethod
+    def around(cls, panorama: tuple[int, int]) -> Sizes:
+        """Photos and satellite images about as fine as panoramas of so many rows and columns."""
+        rows = panorama[0]
+        return cls(min(4 * rows, 400), panorama, (3 * rows // 2, 2 * rows))
+
     def check(self) -> None:
         side = self.satellite_px
         _require(_whole(side) and side >= 16 and side % 2 == 0, "satellite_px", "an even size >= 16", side)

@@ -50,6 +50,15 @@ def test_the_model_for_real_photos_says_what_it_is_made_of() -> None:
     assert "CC0" in model.config.provenance["statistics"]
 
 
+def test_the_model_for_cities_has_two_layers_of_one_heading() -> None:
+    model = load_model("city")
+    assert isinstance(model, Layered)
+    assert [layer.name for layer in model.layers] == ["street", "satellite"]
+    assert sum(min(layer.scanned_rows, 1 if layer.name == "street" else 19) for layer in model.layers) == 4
+    assert set(model.config.provenance) == {"backbone", "maps"}
+    assert "synthetic" in model.trained_on
+
+
 def test_it_finds_nothing_located_before_a_confidence(run: Any, tmp_path: Path) -> None:
     """Candidates in their order, no probability; the index knows its model; stderr says how to get further."""
     assert not Confidence.path_for(shipped_model("real")).exists()
