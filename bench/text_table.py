@@ -202,7 +202,7 @@ class Floors:
         self.axes = some.T @ (vectors[:, -768:] / values[-768:].clamp(min=1e-6).sqrt())
         moments = Moments()
         moments.add(self.means(learn)[read], (standard @ self.axes)[[place[row] for row in read]])
-        self.mini = canonical_maps(moments, 256)
+        self.mini = canonical_maps(moments, min(256, self.axes.shape[1]))
 
     def numbers(self, data: Described) -> list[Tensor]:
         tokens = self.model.tokens([caption.text for caption in data.captions])
