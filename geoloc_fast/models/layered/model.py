@@ -238,7 +238,8 @@ class Layered(nn.Module):
         if "street" in self.config.layers:
             place = batch.has_panorama.nonzero().squeeze(1).cpu()
             strips = [
-                self._level_strip("street", self.place_maps, batch.panorama[n], True)[None] for n in place.tolist()
+                self._level_strip("street", self.place_maps, self._seen(batch.panorama[n], True))[None]
+                for n in place.tolist()
             ]
             found["street"] = Rows(self._rows(strips), place.numpy())
         if "satellite" in self.config.layers:
@@ -261,9 +262,9 @@ class Layered(nn.Module):
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
         """A strip a layer for each query. Each is encoded by itself, so it does not depend on the others."""
         found = {}
-        shown = [self._query_image(query) for query in queries]
+        seen = [self._seen(*self._query_image(query)) for query in queries]
         for name in self.config.layers:
-            parts = [self._level_strip(name, self.query_maps, image, whole) for image, whole in shown]
+            parts = [self._level_strip(name, self.query_maps, of_one) for of_one in seen]
             width = torch.tensor([part.shape[1] for part in parts], dtype=torch.int64)
             strips = torch.zeros(len(queries), self.strip_channels, 1, max((p.shape[1] for p in parts), default=1))
             for strip, part in zip(strips, parts, strict=True):
@@ -279,19 +280,23 @@ class Layered(nn.Module):
 
     # --- eyes ---
 
-    def _level_strip(self, layer: str, maps: nn.ModuleDict, image: Tensor, circular: bool) -> Tensor:
-        """[C, w] of azimuth columns, uint8 [3, H, w], by the maps of queries or of places."""
+    def _seen(self, image: Tensor, circular: bool) -> dict[str, Tensor]:
+        """What each eye sees of azimuth columns, uint8 [3, H, w]; of the mapped eye the features, for any layer."""
         eyes = {}
         for eye in self.config.eyes:
             if eye == "mapped":
-                eyes[eye] = maps[layer](self.level_features(image, circular=circular))
+                eyes[eye] = self.level_features(image, circular=circular)
             elif eye == "frozen":
                 eyes[eye] = self.frozen_maps["level"](
                     self.frozen_features(image[None], self._columns(image), circular=circular)[0]
                 )
             else:
                 eyes[eye] = self._colours(image, self._columns(image))
-        return self._strip(eyes)
+        return eyes
+
+    def _level_strip(self, layer: str, maps: nn.ModuleDict, seen: dict[str, Tensor]) -> Tensor:
+        """[C, w] of what was seen, by the maps of queries or of places."""
+        return self._strip({eye: maps[layer](of_it) if eye == "mapped" else of_it for eye, of_it in seen.items()})
 
     def _polar_strips(self, images: Tensor) -> Tensor:
         """[k, C, W] of polar images [k, 3, H, W], normalised."""
