@@ -84,6 +84,7 @@ def test_units_are_those_of_one_process(city: Path, undisturbed: Path, tmp_path:
     assert one.places(one.ids()) == two.places(two.ids())
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_make_the_same_bytes(city: Path, undisturbed: Path, where: str, tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     done = build(
@@ -136,6 +137,7 @@ build(sys.argv[1], None, sys.argv[2], "local:2", unit_places=int(sys.argv[3]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_gone_on_with(city: Path, undisturbed: Path, tmp_path: Path) -> None:
     path = tmp_path / "index"
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(city), str(UNIT)])
@@ -185,13 +187,17 @@ def _lost() -> Any:
     return future
 
 
-def test_a_unit_that_ends_every_worker_ends_the_run(city: Path, tmp_path: Path) -> None:
+def test_a_unit_that_ends_every_worker_ends_the_run(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geoloc_fast.cluster.encode._REST_S", 0.01)
     executor = Lost(1)
     with pytest.raises(ClusterError, match="was lost 12 times"):
         build(tmp_path / "index", None, city, executor, unit_places=UNIT)
     executor.close()
 
 
+@pytest.mark.slow
 def test_the_command(city: Path, undisturbed: Path, tmp_path: Path) -> None:
     args = ["index", "build", str(city), str(tmp_path / "index"), "--cluster", "local:1", "--unit", str(UNIT), "--json"]
     done = CliRunner().invoke(app, args)

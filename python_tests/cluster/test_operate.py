@@ -54,6 +54,7 @@ def test_the_cluster_that_runs_is_shown(head: str, home: Path) -> None:
         operate.start(port=int(address.rpartition(":")[2]))
 
 
+@pytest.mark.slow
 @WITH_RAY
 def test_a_program_without_the_token_does_not_come_in(head: str, tmp_path: Path) -> None:
     wrong = tmp_path / "token"

@@ -280,6 +280,7 @@ def test_a_new_commit_is_opened_beside_the_old_one(where: str, one: PlaceIndex, 
         assert_same(found, before if found.id.tolist() == before.id.tolist() else after)
 
 
+@pytest.mark.slow
 def test_an_object_that_cannot_be_made_says_why_at_every_call(where: str, shards: Path) -> None:
     executor = connect(where)
     entry = ShardMap.read(shards).shards[0]
@@ -439,6 +440,7 @@ def test_a_map_that_is_not_whole_or_does_not_cover_the_ids(shards: Path, tmp_pat
         ShardMap.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_older_shards_or_those_of_another_index_are_no_newer_commit(shards: Path, tmp_path: Path) -> None:
     found = ShardMap.read(shards)
     shutil.copytree(shards, tmp_path / "copy")
