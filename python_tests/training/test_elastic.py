@@ -38,7 +38,7 @@ def test_a_run_whose_process_was_killed_goes_on(region: Path, tmp_path: Path, pr
     script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", str(processes),
-        "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--monitor-interval", "0.1",
+        "--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--monitor-interval", "0.1",
         str(script), *given(region, tmp_path / "killed", *more),
     ]  # fmt: skip
     ran = subprocess.run(
