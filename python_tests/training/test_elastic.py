@@ -30,15 +30,15 @@ sys.exit(main("-", make_recipe, evaluate_model))
 """
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_run_whose_process_was_killed_goes_on(region: Path, tmp_path: Path, processes: int) -> None:
+@pytest.mark.slow  # each rendezvous of a changing number of nodes waits half a minute for more of them
+def test_a_run_whose_process_was_killed_goes_on(region: Path, tmp_path: Path) -> None:
     more = ("train.steps=6", "train.save_every=2", "train.hard=1")
     trainer(region, tmp_path / "undisturbed", *more).run()
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", str(processes),
-        "--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--monitor-interval", "0.1",
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "2",
+        "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--monitor-interval", "0.1",
         str(script), *given(region, tmp_path / "killed", *more),
     ]  # fmt: skip
     ran = subprocess.run(
