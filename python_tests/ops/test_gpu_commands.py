@@ -36,12 +36,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**found, "page": (out / "gpu_bench.md").read_text()}
 
 
+@pytest.mark.slow
 def test_every_part_ends_and_says_where_it_ran(reports: dict[str, Any]) -> None:
     for what in PARTS:
         assert reports[what]["finished"] and reports[what]["machine"]["torch"]
         assert reports[what]["command"].startswith("bench/gpu.py all")
 
 
+@pytest.mark.slow
 def test_the_test_part(reports: dict[str, Any]) -> None:
     rows = reports["test"]["rows"]
     assert [row["outcome"] for row in rows] == ["passed"] * 3
@@ -51,6 +53,7 @@ def test_the_test_part(reports: dict[str, Any]) -> None:
         assert row["counts"]["failed"] == 0 and sum(row["counts"].values()) > 20
 
 
+@pytest.mark.slow
 def test_the_bench_part(reports: dict[str, Any]) -> None:
     rows, page = reports["bench"]["rows"], reports["page"]
     assert {row["outcome"] for row in rows} == {"passed"}, [row for row in rows if row["outcome"] != "passed"]
@@ -66,6 +69,7 @@ def test_the_bench_part(reports: dict[str, Any]) -> None:
         assert all(kernel["us"] > 0 and kernel["launches"] > 0 for kernel in row["kernels"])
 
 
+@pytest.mark.slow
 def test_the_sanitize_part(reports: dict[str, Any]) -> None:
     rows = reports["sanitize"]["rows"]
     assert rows[0]["outcome"] == "passed"
