@@ -40,7 +40,7 @@ class Rows(NamedTuple):
     place: np.ndarray | None = None
     """[n] which of the places each row belongs to, ascending; default one row for each, in their order."""
     lat: np.ndarray | None = None
-    """[n] of the standpoint or view, WGS84; default that of the place."""
+    """[n] of the standpoint or view, WGS84; default that of the place. NaN where the place has none."""
     lon: np.ndarray | None = None
 
 

@@ -131,8 +131,9 @@ def _layer_rows(dtype: str, layer: Layer, part: Rows, lat: np.ndarray, lon: np.n
         raise ValueError(f"{name}: expected places from 0 to {len(lat) - 1}, ascending")
     if (row_lat is None) != (row_lon is None):
         raise ValueError(f"{name}: expected both lat and lon, or neither")
-    at_lat = lat[at] if row_lat is None else _degrees(f"{name}.lat", row_lat, len(at), 90)
-    at_lon = lon[at] if row_lon is None else _degrees(f"{name}.lon", row_lon, len(at), 180)
+    nowhere = np.isnan(lat[at])  # a row of a place without a position need not have one
+    at_lat = lat[at] if row_lat is None else _degrees(f"{name}.lat", row_lat, len(at), 90, nowhere)
+    at_lon = lon[at] if row_lon is None else _degrees(f"{name}.lon", row_lon, len(at), 180, nowhere)
     bank = StripBank.pack(strips.cpu(), dtype=dtype, column0_deg=layer.column0_deg or 0.0)
     return LayerRows(at.astype(np.int64), at_lat, at_lon, [bank.buffer.numpy().data], len(lat))
 
@@ -154,13 +155,16 @@ def _all_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
-def _degrees(name: str, values: Any, count: int, limit: int) -> np.ndarray:
+def _degrees(name: str, values: Any, count: int, limit: int, may_lack: np.ndarray | None = None) -> np.ndarray:
+    """float64 [count]; NaN for None, and where it came as NaN and may lack a value."""
     if values is None:
         return np.full(count, np.nan)
     absent = np.zeros(count, bool)
     if not isinstance(values, np.ndarray):
         absent = np.array([value is None for value in values], bool)
     array = np.asarray(values, dtype=np.float64)
+    if may_lack is not None and array.shape == (count,):
+        absent = absent | (may_lack & np.isnan(array))
     if array.shape != (count,):
         raise ValueError(f"{name}: expected {count} values, got shape {array.shape}")
     bad = ~(np.abs(array) <= limit) & ~absent  # NaN too

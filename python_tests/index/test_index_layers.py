@@ -389,6 +389,18 @@ def test_what_does_not_fit_the_layers_is_refused(tmp_path: Path) -> None:
         assert index.commit == 1
 
 
+def test_a_row_of_a_place_without_position_need_not_have_one(tmp_path: Path) -> None:
+    with PlaceIndex.create(tmp_path / "index", model=MODEL, layers=LAYERS) as index:
+        somewhere, nowhere = np.array([48.0001, np.nan]), np.array([np.nan, np.nan])
+        rows = {"street": Rows(random_strips(2, *STREET.strip), None, somewhere, somewhere - 37)}
+        index.add(rows, model=MODEL, lat=[48.0, None], lon=[11.0, None])
+        found = index.search({"street": QueryStrips(rows["street"].strips[1:])}, 2)
+        assert found.id[0, 0] == 1 and np.isnan(found.standpoint_lat[0, 0])
+        rows = {"street": Rows(rows["street"].strips, None, nowhere, nowhere)}
+        with pytest.raises(ValueError, match="lat: expected degrees"):
+            index.add(rows, model=MODEL, lat=[48.0, None], lon=[11.0, None])
+
+
 def test_a_place_may_have_no_position_and_no_rows(tmp_path: Path) -> None:
     with PlaceIndex.create(tmp_path / "index", model=MODEL, layers=LAYERS) as index:
         strips = random_strips(2, *STREET.strip)
