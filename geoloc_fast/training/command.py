@@ -28,6 +28,7 @@ import torch.distributed as dist
 
 from geoloc_fast.errors import GeolocError
 from geoloc_fast.ops.choose import force_backend
+from geoloc_fast.training.distributed import join
 from geoloc_fast.training.recipe import Evaluation, Recipe
 from geoloc_fast.training.trainer import Trainer
 
@@ -51,10 +52,11 @@ def main(
     if given.resume and given.evaluate:
         parser.error("--evaluate: expected without --resume")
     joins = "WORLD_SIZE" in os.environ and not dist.is_initialized()
+    again = False  # torchrun starts all processes again when one is lost
     if joins:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_LONGEST_EVALUATION)
+        again = join(_LONGEST_EVALUATION)
     operators = force_backend("reference") if given.ops == "reference" else contextlib.nullcontext()
     try:
         with operators:
@@ -64,8 +66,6 @@ def main(
                 print(f"train: {found.text}", file=sys.stderr)
             else:
                 recipe = make_recipe(given.settings)
-                # torchrun starts all processes again when one is lost: they go on from what was saved, if anything was.
-                again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
                 saved = (Path(recipe.settings.out) / "last.safetensors").exists()
                 Trainer(recipe, resume=given.resume or (again and saved)).run()
     except KeyboardInterrupt:

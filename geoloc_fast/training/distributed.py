@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,7 @@ __all__ = [
     "gather_own",
     "gather_sum",
     "gathered",
+    "join",
     "of_process_0",
     "own_range",
     "own_rows",
@@ -49,6 +53,41 @@ __all__ = [
 def world() -> tuple[int, int]:
     """(rank, processes)"""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def join(timeout: timedelta) -> bool:
+    """Joins the processes that torchrun started; whether it has started them before, and lost one.
+
+    Its store outlives lost processes, and so do the addresses they left there: a new process that read one would call
+    where nobody answers. So new ones meet in a part of the store of their own.
+    """
+    store, rank, processes = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    before = rank == 0 and store.check(["here/0"])
+    store = dist.PrefixStore(_part_of_our_own(store, rank, processes), store)
+    backend, device = ("nccl", "cuda") if torch.cuda.is_available() else ("gloo", "cpu")
+    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
+    # The number of a node that joined later, or saw no process of its own fail, is lower than that of others.
+    again = before or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return any_process(again, device_of(device))
+
+
+def _part_of_our_own(store: dist.Store, rank: int, processes: int) -> str:
+    """The name of a part of the store that only these processes know. Each says which it is by a word that was not
+    there before; process 0 answers to that word, again and again, until each has got the name."""
+    word = uuid.uuid4().hex
+    store.set(f"here/{rank}", word)
+    if rank:
+        name = store.get(f"meet/{word}").decode()
+        store.set(f"{name}/{rank}", "")
+        return name
+    missing = set(range(1, processes))
+    while missing:
+        for other in missing:
+            if store.check([f"here/{other}"]):  # perhaps of one that was lost: then nobody reads the answer
+                store.set(f"meet/{store.get(f'here/{other}').decode()}", word)
+        missing = {other for other in missing if not store.check([f"{word}/{other}"])}
+        time.sleep(0.02)
+    return word
 
 
 def device_of(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,22 +31,33 @@ sys.exit(main("-", make_recipe, evaluate_model))
 """
 
 
-@pytest.mark.slow  # each rendezvous of a changing number of nodes waits half a minute for more of them
-def test_a_run_whose_process_was_killed_goes_on(region: Path, tmp_path: Path) -> None:
+@pytest.mark.slow  # two to four processes import torch, twice
+@pytest.mark.parametrize(("nodes", "each"), [(1, 2), (1, 4), (2, 2)])
+def test_a_run_whose_process_was_killed_goes_on(region: Path, tmp_path: Path, nodes: int, each: int) -> None:
     more = ("train.steps=6", "train.save_every=2", "train.hard=1")
     trainer(region, tmp_path / "undisturbed", *more).run()
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "2",
-        "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--monitor-interval", "0.1",
-        str(script), *given(region, tmp_path / "killed", *more),
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(each),
+        "--max-restarts", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}",
+        "--monitor-interval", "0.1", str(script), *given(region, tmp_path / "killed", *more),
     ]  # fmt: skip
-    ran = subprocess.run(
-        command, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert "SIGKILL" in ran.stderr or "-9" in ran.stderr
+    said = [(tmp_path / f"node{n}.txt").open("w+") for n in range(nodes)]
+    agents = [
+        subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}) for file in said
+    ]
+    try:
+        codes = [agent.wait(timeout=300) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.terminate()  # and with it its processes
+    text = "".join(Path(file.name).read_text() for file in said)
+    assert codes == [0] * nodes, text[-3000:]
+    assert "SIGKILL" in text or "-9" in text
     expected, found = log_of(tmp_path / "undisturbed"), log_of(tmp_path / "killed")
     assert [line["step"] for line in found] == [line["step"] for line in expected] == [1, 2, 3, 4, 5, 6]
     for ours, theirs in zip(found, expected, strict=True):
