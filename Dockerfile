@@ -8,7 +8,7 @@ FROM python:3.12-slim AS build
 ARG TORCH_INDEX=
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/geoloc
-RUN /opt/geoloc/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+RUN /opt/geoloc/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
 COPY CMakeLists.txt LICENSE NOTICE README.md pyproject.toml /src/
 COPY csrc /src/csrc
 COPY geoloc_fast /src/geoloc_fast
