@@ -17,6 +17,7 @@ from geoloc_fast.cli.options import (
     ModelOption,
     NearOption,
     PartialOption,
+    SharpnessOption,
     WithinOption,
     confidence_of,
     device_named,
@@ -85,12 +86,7 @@ def locate(
         typer.Option(help="Folder of an index of cells, searched first; then --index within the best cells."),
     ] = None,
     cells_model: Annotated[Path | None, typer.Option(help="The model bundle of --cells.")] = None,
-    sharpness: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01, help="How sharply places share the probability of a spot, as CoarseToFine.fit gives it."
-        ),
-    ] = None,
+    sharpness: SharpnessOption = None,
     cluster: ClusterOption = None,
     partial: PartialOption = False,
 ) -> None:
@@ -141,13 +137,13 @@ def locate(
     if sharpness is not None and cells is None:
         raise typer.BadParameter("--sharpness: expected with --cells")
     if cells is not None and cells_model is not None:
-        if not photos or area is not None or report is not None or output not in ("table", "json", "jsonl"):
+        if not photos or area is not None or report is not None or output not in ("table", "json", "jsonl") or partial:
             raise typer.BadParameter(
-                "--cells: expected photos, --format table, json or jsonl, no --report and no region"
+                "--cells: expected photos, --format table, json or jsonl, no --report, no --partial and no region"
             )
         found, left_out = _photos_of(photos, answers)
         fine = indexes or [], model
-        lines = _coarse_to_fine(found, (cells, cells_model), fine, sharpness, device, candidates, output)
+        lines = _coarse_to_fine(found, (cells, cells_model), fine, sharpness, device, cluster, candidates, output)
         _write(lines, out)
         raise typer.Exit(1 if left_out else 0)
     many = [index_at(path, device, cluster, partial) for path in indexes or [Path("index")]]
@@ -250,19 +246,19 @@ def _coarse_to_fine(
     fine: tuple[list[Path], Path | None],
     sharpness: float | None,
     device: str,
+    cluster: str | None,
     candidates: int,
     output: str,
 ) -> list[str]:
-    """Lines of the answers; what each index covers of the best cells is among them."""
-    from geoloc_fast.index import PlaceIndex
+    """Lines of the answers; what each index covers of the best cells is among them. The cluster searches the cells."""
     from geoloc_fast.locate.coarse_to_fine import CoarseToFine
     from geoloc_fast.locate.locator import Locator
 
-    coarse = Locator(PlaceIndex.open(cells[0], device=device), model_at(cells[1], device))
+    coarse = Locator(index_at(cells[0], device, cluster), model_at(cells[1], device))
     locators = []
     if fine[0]:
         network = model_at(fine[1], device)
-        locators = [Locator(PlaceIndex.open(path, device=device), network) for path in fine[0]]
+        locators = [Locator(index_at(path, device), network) for path in fine[0]]
     finder = CoarseToFine(coarse, locators, sharpness=sharpness)
     found = list(finder.locate(photos, candidates=candidates))
     if output == "json":

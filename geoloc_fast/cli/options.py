@@ -46,6 +46,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 IndexArgument = Annotated[Path, typer.Argument(help="Folder of the index.")]
 
 
+SharpnessOption = Annotated[
+    float | None,
+    typer.Option(min=0.01, help="How sharply places share the probability of a spot, as CoarseToFine.fit gives it."),
+]
+
+
 SplitOption = Annotated[str | None, typer.Option(help="Only photos of this split: train, val or test.")]
 
 

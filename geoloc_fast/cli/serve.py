@@ -10,7 +10,7 @@ import typer
 
 from geoloc_fast.cli.app import app
 from geoloc_fast.cli.locate import pictures_of
-from geoloc_fast.cli.options import ModelOption, confidence_of, model_at, named
+from geoloc_fast.cli.options import ModelOption, SharpnessOption, confidence_of, model_at, named
 from geoloc_fast.cli.output import progress
 
 _TOKEN = "GEOLOC_FAST_TOKEN"
@@ -29,6 +29,7 @@ def serve(
         typer.Option(help="Folder of an index of cells: asked by its name, those first, then the places of --index."),
     ] = None,
     cells_model: Annotated[Path | None, typer.Option(help="The model bundle of --cells.")] = None,
+    sharpness: SharpnessOption = None,
     text_index: Annotated[
         Path | None, typer.Option(help="An index of the places of the first --index for descriptions.")
     ] = None,
@@ -81,6 +82,8 @@ def serve(
     for option, one, two in (("cells", cells, cells_model), ("text-index", text_index, text_model)):
         if (one is None) != (two is None):
             raise typer.BadParameter(f"--{option} and --{option.split('-')[0]}-model: give both, or neither")
+    if sharpness is not None and cells is None:
+        raise typer.BadParameter("--sharpness: expected with --cells")
     named(tiles, "--tiles", ".pmtiles")
     network = model_at(model, of=PlaceIndex.open(index[0]))
     confidence = confidence_of(model, network)
@@ -102,7 +105,7 @@ def serve(
         called = cells.resolve().name.removesuffix(".index")
         if called in served:
             raise typer.BadParameter(f"--cells: an --index is called {called} too")
-        served[called] = Served(PlaceIndex.open(cells), model_at(cells_model), cells=True)
+        served[called] = Served(PlaceIndex.open(cells), model_at(cells_model), cells=True, sharpness=sharpness)
     names = {"127.0.0.1", "localhost", "[::1]"} if local else {host.lower()}
     service = Service(
         served=served, cases=cases, pictures=pictures, tiles=None if tiles is None else PmTiles(tiles),

@@ -46,6 +46,7 @@ class Served:
     Attributes:
         beside: descriptions of the same places, for texts alone and beside photos.
         cells: it is an index of cells: those first, then the places of all other indexes within the best.
+        sharpness: with `cells`: how places share a spot, as `CoarseToFine.fit` gives it; None: it was not fitted.
     """
 
     index: PlaceIndex
@@ -53,6 +54,7 @@ class Served:
     confidence: Confidence | None = None
     beside: Beside | None = None
     cells: bool = False
+    sharpness: float | None = None
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -222,7 +224,7 @@ class Engine:
             for one in self.served.values()
             if not one.cells and "photo" in one.takes
         ]
-        finder = CoarseToFine(Locator(served.index, served.model), fine)
+        finder = CoarseToFine(Locator(served.index, served.model), fine, sharpness=served.sharpness)
         return list(finder.locate(shown, candidates=first.candidates))
 
     def _refresh(self) -> None:

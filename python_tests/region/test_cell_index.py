@@ -343,6 +343,7 @@ def test_one_command_goes_from_cells_to_places(continent: Manifest, model: CellG
         (asked[:4], "--cells and --cells-model"),
         (["locate", photo, "--sharpness", "1"], "--sharpness: expected with --cells"),
         ([*asked, "--format", "kml"], "--cells: expected photos"),
+        ([*asked, "--partial"], "no --partial"),
     ):
         done = run.invoke(app, wrong)
         assert done.exit_code == 2

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,14 +236,13 @@ def test_descriptions_alone_and_beside_photos(served: Served, tmp_path: Path) ->
 
 
 def test_from_cells_to_the_places_of_every_index(served: Served, tmp_path: Path) -> None:
-    cells = make_cells(tmp_path, served)
+    cells = replace(make_cells(tmp_path, served), sharpness=0.4)
     service = Service({"town": served, "continent": cells}, cases=tmp_path / "cases")
     with testing.TestClient(create_app(service), base_url=BASE) as client:
         assert [one["cells"] for one in client.get("/v1/index").json()["indexes"]] == [False, True]
         found = client.post("/v1/locate", **sent(index="continent", candidates=8, least_probability=0)).json()
-        finder = CoarseToFine(
-            Locator(cells.index, cells.model), [Locator(served.index, served.model, confidence=served.confidence)]
-        )
+        fine = Locator(served.index, served.model, confidence=served.confidence)
+        finder = CoarseToFine(Locator(cells.index, cells.model), [fine], sharpness=0.4)
         (expected,) = finder.locate([photo_bytes(0)], candidates=8)
         answer = found["answer"]
         assert answer["status"] == "located" and [one["index"] for one in answer["candidates"]] == ["town"] * 8
@@ -772,6 +772,7 @@ def test_the_service_needs_no_more_than_its_extra_brings() -> None:
         (["--host", "0.0.0.0"], None, "set a token in GEOLOC_FAST_TOKEN"),
         (["--host", "0.0.0.0"], "short", "at least 16 letters"),
         (["--cells", "x"], None, "--cells and --cells-model: give both"),
+        (["--sharpness", "1"], None, "--sharpness: expected with --cells"),
         (["--text-model", "x"], None, "--text-index and --text-model: give both"),
         (["--tiles", "x.mbtiles"], None, "expected a name that ends in .pmtiles"),
     ],
