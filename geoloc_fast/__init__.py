@@ -1,7 +1,7 @@
-"""Where was this photo taken, and which way was it looking?
+"""Where was this photo taken, and which way was the camera looking?
 
-Places and photos are strips: small feature maps with one axis that is azimuth. Three operators carry the
-idea (`polar_resample`, `azimuth_match`, `strip_topk`); docs/reference/conventions.md says what every axis means.
+Places and photos become strips: small feature maps whose last axis is azimuth. The main operators are
+`polar_resample`, `azimuth_match` and `strip_topk`; docs/reference/conventions.md defines every axis.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Finds the native modules once and remembers why one is missing."""
+"""Loads the native modules once, and records why one is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matching strips over azimuth: where the window lies, how well it fits, and the heading it means."""
+"""Match strips over azimuth: find the best window, its score, and its heading."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every error that this package defines, in one tree; `exit_code` is the command line's.
+"""All errors that this package defines, in one tree. `exit_code` is the exit code of the command line.
 
-A wrong argument of a function is a TypeError or ValueError, as everywhere in Python; a disk that fails is an OSError.
+A wrong argument of a function raises a TypeError or ValueError, as usual in Python; a failing disk raises an OSError.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that appear complete under their name or not at all."""
+"""Write files atomically: a file is complete under its name, or absent."""
 
 from __future__ import annotations
 

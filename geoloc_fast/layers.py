@@ -1,6 +1,6 @@
-"""Layers of evidence: what a model makes of places and queries, and an index holds.
+"""Layers of evidence: the strips that a model makes of places and queries, and that an index holds.
 
-A place has any number of rows in a layer, or none; a query makes at most one strip a layer.
+A place has any number of rows in a layer, or none. A query has at most one strip per layer.
 """
 
 from __future__ import annotations

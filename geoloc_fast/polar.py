@@ -1,4 +1,4 @@
-"""Satellite images as strips of azimuth columns."""
+"""Resample satellite images to columns of azimuth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""The type of a progress callback."""
 
 from collections.abc import Callable
 

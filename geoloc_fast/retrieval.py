@@ -1,4 +1,4 @@
-"""A bank of strips, and the search for the strips that fit a photo best."""
+"""A bank of strips, and the search for the strips that match a photo best."""
 
 from __future__ import annotations
 

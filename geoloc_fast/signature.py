@@ -1,4 +1,4 @@
-"""What a tile looks like, without anything learned: its colours, the directions of its edges, its texture."""
+"""Describe a tile without a learned model: its colours, the directions of its edges, its texture."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""A synthetic city: satellite image, street panorama and crowd photo of the same places.
+"""Synthetic cities: satellite image, street panorama and crowd photo of the same places.
 
-Everything is generated from a seed, so that the whole system can be trained, tested and shown without
-any published data set. Results on it say nothing about real cities, and must be labelled synthetic.
+Everything is generated from a seed, so that the whole system can be trained, tested and shown without a published
+data set. Results on synthetic cities say nothing about real cities, and must be labelled synthetic.
 
-Knows manifests and images, no model. Begin with `views`; `scene` is what is drawn, `write` makes folders of it.
+This room may use manifests and images, but no model. Begin with `views`, which makes places and their images. `scene`
+lays out a city, `render` draws it, and `write` writes cities to folders.
 """
 
 from geoloc_fast.city.render import CLASSES

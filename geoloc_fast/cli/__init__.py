@@ -1,4 +1,8 @@
-"""The command `geoloc-fast`, with one file per group of commands. Begin with `run`."""
+"""The command `geoloc-fast`, with one file per group of commands.
+
+This room may use every other room, and no room uses it. Commands read options, call the package and print; the work
+itself is done elsewhere. Begin with `run`.
+"""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The command `geoloc-fast` itself, which the modules of this room add their commands to."""
+"""The command `geoloc-fast`. The other modules of this room add their commands to it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Where was this photo taken, and which way was it looking?",
+    help="Where was this photo taken, and which way was the camera looking?",
 )
 
 
-city_app = typer.Typer(help="Make synthetic cities, to train, test and demonstrate without data.")
+city_app = typer.Typer(help="Make synthetic cities for training, tests and demonstrations without data.")
 app.add_typer(city_app, name="city")
 
 
@@ -20,5 +20,5 @@ index_app = typer.Typer(help="Build and maintain an index: places and their stri
 app.add_typer(index_app, name="index")
 
 
-cluster_app = typer.Typer(help="Ray clusters, which build and search indexes larger than a machine.")
+cluster_app = typer.Typer(help="Manage a Ray cluster that builds and searches indexes too large for one machine.")
 app.add_typer(cluster_app, name="cluster")

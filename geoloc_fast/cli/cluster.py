@@ -13,14 +13,14 @@ from geoloc_fast.cli.output import say
 
 @cluster_app.command("start")
 def cluster_start(
-    join: Annotated[str | None, typer.Option(help="HOST:PORT of a head; default: start a head here.")] = None,
+    join: Annotated[str | None, typer.Option(help="HOST:PORT of the head to join; default: start a head here.")] = None,
     host: Annotated[
-        str | None, typer.Option(help="This machine's address that the others reach; default the loopback.")
+        str | None, typer.Option(help="Address at which other machines reach this one; default: loopback.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where a head listens.")] = 6379,
-    label: Annotated[str | None, typer.Option(help="Shards with this label are searched here.")] = None,
-    cpus: Annotated[int | None, typer.Option(min=0, help="What encoding may use; default all.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="What encoding may use; default all.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the head.")] = 6379,
+    label: Annotated[str | None, typer.Option(help="This machine searches the shards with this label.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=0, help="CPU cores for encoding; default: all.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs for encoding; default: all.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start the head of a Ray cluster on this machine, or join one with --join.
@@ -42,7 +42,9 @@ def cluster_start(
 
 @cluster_app.command("status")
 def cluster_status(
-    address: Annotated[str | None, typer.Argument(help="HOST:PORT of a head; default the one that runs here.")] = None,
+    address: Annotated[
+        str | None, typer.Argument(help="HOST:PORT of the head; default: the one on this machine.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the machines of a Ray cluster.
@@ -61,11 +63,11 @@ def cluster_status(
 
 @cluster_app.command("stop")
 def cluster_stop(as_json: JsonOption = False) -> None:
-    """Stop the nodes that were started on this machine. Others' Ray processes are left alone.
+    """Stop the Ray nodes that `geoloc-fast` started on this machine. Other Ray processes keep running.
 
     Example: geoloc-fast cluster stop
     """
     from geoloc_fast.cluster import operate
 
     names = operate.stop()
-    say({"stopped": names}, f"stopped {', '.join(names)}" if names else "nothing of a cluster ran here", as_json)
+    say({"stopped": names}, f"stopped {', '.join(names)}" if names else "no cluster node was running here", as_json)

@@ -1,4 +1,4 @@
-"""Commands that say how good an index is, and how sure: evaluate, fit-confidence."""
+"""Commands that measure answers and fit their probabilities: evaluate, fit-confidence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evaluate_photos(
     manifest: Annotated[Path, typer.Argument(help="Folder with a photos table, with known positions or places.")],
     index: Annotated[
         Path | None,
-        typer.Option(help="Folder of the index to search; default: a new one, made from the manifest's places."),
+        typer.Option(help="Folder of the index to search; default: a temporary one of the manifest's places."),
     ] = None,
     model: ModelOption = None,
     box: BoxOption = None,
@@ -46,7 +46,7 @@ def evaluate_photos(
         list[float] | None,
         typer.Option(min=10, max=360, help="Crop 360-degree photos to this many degrees; may be repeated."),
     ] = None,
-    turns: Annotated[int, typer.Option(min=1, max=360, help="Crops per photo, at seeded headings.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, max=360, help="Crops per photo, at different headings.")] = 1,
     report: Annotated[
         Path | None, typer.Option(help="Write a page with map, figures and pictures; it opens offline.")
     ] = None,
@@ -54,11 +54,11 @@ def evaluate_photos(
     cluster: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how often an index is right: recall with intervals, headings, confidence, time.
+    """Measure how often answers are right: recall with intervals, headings, confidence, time.
 
-    Photos are located twice: as if nobody knew their field of view, and, where the table has it, with it. Those that go
-    all the way round are located whole, or as crops, with their field of view and as if nobody knew it:
-    --crop-fov 180 --crop-fov 90. A photo without a position is right at its own place.
+    Every photo is located with an assumed field of view, and again with its own if the table has it. 360-degree
+    panoramas are located whole, or as crops with --crop-fov 180 --crop-fov 90. For a photo without a position, the
+    right answer is its own place.
 
     Example: geoloc-fast evaluate region/ --index region.index --split test --report report.html
     """
@@ -124,21 +124,19 @@ def fit_confidence_of_model(
     index: Annotated[Path, typer.Option(help="Folder of an index of that model.")] = Path("index"),
     split: SplitOption = None,
     use_fov: UseFovOption = False,
-    precision: Annotated[
-        float, typer.Option(min=0.01, max=0.999, help="Share of the given answers that should be right.")
-    ] = 0.9,
+    precision: Annotated[float, typer.Option(min=0.01, max=0.999, help="Share of answers that should be right.")] = 0.9,
     foreign: Annotated[
         list[Path] | None,
-        typer.Option(help='Photos of other regions, from which "unknown" is learned; may be repeated.'),
+        typer.Option(help='Manifest with photos of other regions, to learn "unknown"; may be repeated.'),
     ] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the probabilities of a model, on a few hundred photos of known position that it was not trained on.
+    """Fit the probabilities of a model's answers, on a few hundred photos that it was not trained on.
 
-    It also learns what was not taken here: from blank images, noise and screenshots, from photos searched in parts of
-    the region where they were not taken, and from --foreign photos. Afterwards `locate` gives probabilities and says
-    "unknown"; `evaluate`, on other photos, says how well they hold.
+    The fit also uses queries that were not taken here: blank images, noise and screenshots, photos of other parts of
+    the region, and --foreign photos. Afterwards `locate` gives probabilities and answers "unknown". Use `evaluate` on
+    other photos to measure how reliable the probabilities are.
 
     Example: geoloc-fast fit-confidence region/ --model model.safetensors --index region.index --split val
     """

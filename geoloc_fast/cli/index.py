@@ -33,9 +33,9 @@ def index_build(
     device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="How strips are stored: bf16 or fp32.")] = "bf16",
     cluster: ClusterOption = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="With --cluster ray://…: how many encode.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="With --cluster: that each worker decodes images with.")] = 1,
-    unit: Annotated[int, typer.Option(min=1, help="With --cluster: places that are encoded and lost together.")] = 2048,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --cluster ray://…: number of workers.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="With --cluster: decoding threads per worker.")] = 1,
+    unit: Annotated[int, typer.Option(min=1, help="With --cluster: places per unit of work.")] = 2048,
     as_json: JsonOption = False,
 ) -> None:
     """Build an index of a manifest's places. An interrupted build continues where it stopped.
@@ -77,7 +77,7 @@ def index_add(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Add the places of a manifest that are not in an index yet, compared by their ids.
+    """Add those places of a manifest to an index whose ids are not in it yet.
 
     Example: geoloc-fast index add more/ region.index
     """
@@ -101,7 +101,7 @@ def index_remove(
     within: WithinOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove places from an index: by id, by key, or all in a region.
+    """Remove places from an index: by id, by key, or everything in a region.
 
     Example: geoloc-fast index remove region.index --near lat=48.137,lon=11.575,metres=200
     """
@@ -133,7 +133,7 @@ def index_slice(
     within: WithinOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the places of a region into an index of their own. They keep their ids.
+    """Copy the places of a region into a new index. They keep their ids.
 
     Example: geoloc-fast index slice region.index centre.index --near lat=48.137,lon=11.575,metres=2000
     """
@@ -152,14 +152,14 @@ def index_slice(
 def index_shard(
     index: IndexArgument,
     out: Annotated[Path, typer.Argument(help="A new folder, or one with earlier shards of this index.")],
-    shards: Annotated[int, typer.Option(min=1, help="How many, of about as many places each.")],
-    replicas: Annotated[int, typer.Option(min=1, help="Copies of each that answer.")] = 1,
+    shards: Annotated[int, typer.Option(min=1, help="Number of shards; they have about the same size.")],
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of each shard that are searched.")] = 1,
     labels: Annotated[
-        list[str] | None, typer.Option("--label", help="Of machines of a Ray cluster, for the replicas in turn.")
+        list[str] | None, typer.Option("--label", help="Label of machines that hold one replica; may be repeated.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Cut an index by place into shards that several workers search. They keep their ids.
+    """Divide an index into shards that several workers search. Places keep their ids.
 
     Example: geoloc-fast index shard region.index shards/ --shards 8
     """
@@ -176,11 +176,12 @@ def index_shard(
 def index_compact(
     index: IndexArgument,
     keep: Annotated[
-        int | None, typer.Option(min=0, help="Older commits to keep; default: eight, and those of the last hour.")
+        int | None,
+        typer.Option(min=0, help="Number of older commits to keep; default: eight, and those of the last hour."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rewrite an index as one segment, without removed places. No answer changes.
+    """Rewrite an index as one segment, without removed places. Answers stay the same.
 
     Example: geoloc-fast index compact region.index --keep 0
     """
@@ -213,7 +214,7 @@ def index_restore(
     commit: Annotated[int, typer.Option(help="Number of the commit to go back to.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to the state of an older commit, also if the last commit is damaged.
+    """Go back to the state of an older commit, even if the last commit is damaged.
 
     Example: geoloc-fast index restore region.index --commit 12
     """
@@ -226,7 +227,7 @@ def index_restore(
 
 @index_app.command("info")
 def index_info(index: IndexArgument, as_json: JsonOption = False) -> None:
-    """Show what an index holds.
+    """Show places, layers, model and size of an index.
 
     Example: geoloc-fast index info region.index --json
     """
@@ -245,7 +246,7 @@ def index_export(
     within: WithinOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the place table, without strips, as GeoParquet.
+    """Write the table of places, without strips, as GeoParquet.
 
     Example: geoloc-fast index export region.index places.parquet
     """

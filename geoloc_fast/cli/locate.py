@@ -31,7 +31,7 @@ from geoloc_fast.cli.output import bar, progress, say
 
 @app.command()
 def locate(
-    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, and folders of them.")] = None,
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, or folders of photos.")] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="A description of the place, instead of photos or together with one.")
     ] = None,
@@ -41,16 +41,17 @@ def locate(
     indexes: Annotated[
         list[Path] | None,
         typer.Option(
-            "--index", help='Folder of the index to search, default "index". Of several the places of all are searched.'
+            "--index", help='Folder of the index to search, default "index"; may be repeated to search several.'
         ),
     ] = None,
     model: ModelOption = None,
     text_index: Annotated[
-        Path | None, typer.Option(help="With photos and --text together: an index of the same places for descriptions.")
+        Path | None, typer.Option(help="With photos and --text: an index of the same places, built with a text model.")
     ] = None,
     text_model: Annotated[Path | None, typer.Option(help="The model that --text-index was built with.")] = None,
     text_weight: Annotated[
-        float | None, typer.Option(min=0, help="Weight of a text's score against a photo's, as fit_scales gives it.")
+        float | None,
+        typer.Option(min=0, help="Weight of the text's score; the photo's has weight 1. fit_scales computes it."),
     ] = None,
     device: DeviceOption = "cpu",
     box: BoxOption = None,
@@ -59,9 +60,9 @@ def locate(
     fov_deg: Annotated[
         float | None, typer.Option(help="Horizontal field of view; default: from EXIF, else assumed.")
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, max=64, help="Candidates per photo, at most.")] = 5,
+    candidates: Annotated[int, typer.Option(min=1, max=64, help="Largest number of candidates per photo.")] = 5,
     least_probability: Annotated[
-        float | None, typer.Option(min=0, max=1, help='Below it the answer is "unknown".')
+        float | None, typer.Option(min=0, max=1, help='An answer with a lower probability is "unknown".')
     ] = None,
     output: Annotated[
         str | None, typer.Option("--format", help="table (the default), json, jsonl, csv, geojson or kml.")
@@ -76,21 +77,21 @@ def locate(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write a page (.html) of photos and candidates; it opens offline."),
+        typer.Option(help="Write an HTML page with photos and candidates; it opens offline."),
     ] = None,
     region: Annotated[
-        Path | None, typer.Option(help="Manifest of the index's places, for the images in --report.")
+        Path | None, typer.Option(help="Manifest that the index was built from, for the images in --report.")
     ] = None,
     cells: Annotated[
         Path | None,
-        typer.Option(help="Folder of an index of cells, searched first; then --index within the best cells."),
+        typer.Option(help="Folder of an index of cells: searched first, then --index inside the best cells."),
     ] = None,
     cells_model: Annotated[Path | None, typer.Option(help="The model bundle of --cells.")] = None,
     sharpness: SharpnessOption = None,
     cluster: ClusterOption = None,
     partial: PartialOption = False,
 ) -> None:
-    """Locate photos: place, heading and probability. Or find the place that a text describes.
+    """Locate photos, or the place that a text describes: position, heading and probability.
 
     Example: geoloc-fast locate photo.jpg --index region.index --near lat=48.137,lon=11.575,metres=5000
 
@@ -108,7 +109,7 @@ def locate(
     texts = _texts_of(text, text_file)
     together = bool(photos and texts)
     if not photos and not texts:
-        raise typer.BadParameter("give photos, or folders of them, or --text")
+        raise typer.BadParameter("give photos, folders of photos, or --text")
     if together and (len(texts) != 1 or text_file is not None or None in (text_index, text_model, text_weight)):
         raise typer.BadParameter(
             "photos and --text together: expected one --text, --text-index, --text-model, --text-weight"
@@ -312,7 +313,7 @@ def demo(
     places: Annotated[int, typer.Option(min=2, max=20_000, help="Places in the city.")] = 400,
     photos: Annotated[int, typer.Option(min=1, max=20_000, help="Photos to locate.")] = 200,
     seed: Annotated[
-        int, typer.Option(min=0, help="Number of the city. The model that ships was trained on others.")
+        int, typer.Option(min=0, help="Seed of the city. The models in the package were trained on others.")
     ] = 20_000,
     model: ModelOption = None,
     device: DeviceOption = "cpu",

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they mean."""
+"""Options that several commands share, and the functions that read them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ import typer
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option(help="A model bundle, or one that ships: small, real. Default: the index's, else small."),
+    typer.Option(
+        help="A model file, or the name of a model in the package. Default: the one the index was built with."
+    ),
 ]
 
 
-DeviceOption = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Device to compute on: cpu, cuda, cuda:1.")]
 
 
 ClusterOption = Annotated[
-    str | None, typer.Option("--cluster", help="local:N for N processes here, or ray://HOST:PORT for a Ray cluster.")
+    str | None,
+    typer.Option("--cluster", help="local:N for N processes on this machine, or ray://HOST:PORT for a Ray cluster."),
 ]
 
 
 PartialOption = Annotated[
-    bool, typer.Option("--partial", help="Answer from the shards that are there when others do not answer, and say so.")
+    bool, typer.Option("--partial", help="If shards do not answer, answer from the others and say so.")
 ]
 
 
 BoxOption = Annotated[
     str | None,
-    typer.Option("--box", help="Search inside south=…,west=…,north=…,east=… in degrees; west > east crosses 180."),
+    typer.Option(
+        "--box", help="Search inside south=…,west=…,north=…,east=… in degrees; west > east crosses the 180th meridian."
+    ),
 ]
 
 
-NearOption = Annotated[str | None, typer.Option("--near", help="Search inside lat=…,lon=…,metres=…")]
+NearOption = Annotated[str | None, typer.Option("--near", help="Search inside a circle: lat=…,lon=…,metres=…")]
 
 
 WithinOption = Annotated[Path | None, typer.Option("--within", help="Search inside the polygons of a GeoJSON file.")]

@@ -15,13 +15,13 @@ from geoloc_fast.cli.output import progress, say
 
 @city_app.command("make")
 def city_make(
-    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted run continues where it stopped.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to; run again to continue an interrupted run.")],
     places: Annotated[int, typer.Option(min=1, help="Places in each city.")] = 100,
     cities: Annotated[int, typer.Option(min=1, max=1000, help="Number of cities; their styles alternate.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same bytes.")] = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same bytes.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 2,
 ) -> None:
-    """Make synthetic cities, as a manifest folder like any other region.
+    """Make synthetic cities and write them as a manifest folder, like any other region.
 
     Example: geoloc-fast city make cities/ --places 100 --cities 12 --seed 7
     """
@@ -36,7 +36,9 @@ def city_make(
 def city_describe(
     folder: Annotated[Path, typer.Argument(help="Folder of synthetic cities.")],
     out: Annotated[Path, typer.Argument(help="CSV to write, with the columns place and text.")],
-    draws: Annotated[int, typer.Option(min=1, max=100, help="Pairs of a long and a short description per place.")] = 1,
+    draws: Annotated[
+        int, typer.Option(min=1, max=100, help="Number of pairs of a long and a short description per place.")
+    ] = 1,
 ) -> None:
     """Describe the places of synthetic cities in words, as witnesses would.
 
@@ -64,27 +66,32 @@ def read(
     places: Annotated[
         str | None,
         typer.Option(
-            help="Where places are (imagery): grid:10 (metres), points.csv (lat, lon), roads.geojson:5 (metres)."
+            help="Positions of the places (imagery): grid:10 (metres), points.csv (lat, lon), roads.geojson:5 (metres)."
         ),
     ] = None,
     side: Annotated[float, typer.Option(help="Side of the squares, in metres (imagery).")] = 60.0,
     within: WithinOption = None,
     zoom: Annotated[int | None, typer.Option(help="Zoom of the tiles; default: the deepest.")] = None,
-    tms: Annotated[bool, typer.Option("--tms", help="Tile rows count from the south (tiles).")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop (imagery).")] = False,
+    tms: Annotated[bool, typer.Option("--tms", help="Tile rows are numbered from the south (tiles).")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print how many places and images there would be (imagery).")
+    ] = False,
     gpx: Annotated[Path | None, typer.Option(help="GPX track of the camera (video).")] = None,
     offset: Annotated[float | None, typer.Option(help="Seconds added to the frames' times (video).")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second; default: times from EXIF (video).")] = None,
     facing: Annotated[
-        float | None, typer.Option(help="Direction of the camera: 0 forwards, 90 to the right (video).")
+        float | None,
+        typer.Option(help="Direction of the camera relative to the track: 0 forwards, 90 to the right (video)."),
     ] = None,
-    format: Annotated[str, typer.Option(help="parquet or csv.")] = "parquet",
+    format: Annotated[str, typer.Option(help="Format of the tables: parquet or csv.")] = "parquet",
     assign: Annotated[
         float | None, typer.Option(min=0, help="Assign photos to the nearest place within this many metres.")
     ] = None,
     replace: Annotated[bool, typer.Option(help="Replace existing tables; they are kept as .old.")] = False,
     zone: Annotated[int | None, typer.Option(help="UTM zone (msgd, utm-names).")] = None,
-    south: Annotated[bool | None, typer.Option("--south", help="The zone is in the south (msgd, utm-names).")] = None,
+    south: Annotated[
+        bool | None, typer.Option("--south", help="The UTM zone is in the southern hemisphere (msgd, utm-names).")
+    ] = None,
     city: Annotated[str | None, typer.Option(help="City of all entries (msgd).")] = None,
     mat: Annotated[str | None, typer.Option(help="Name of the MATLAB file, if there are several (msgd).")] = None,
     street_column0_deg: Annotated[
@@ -97,8 +104,8 @@ def read(
 ) -> None:
     """Make a manifest from imagery, street photos or a published data set; or convert one to CSV or Parquet.
 
-    Of imagery, squares round places are cut out into OUT; all other images stay where they are. docs/guide/imagery.md
-    says what may be used for what, docs/guide/data.md shows the layouts.
+    For imagery, a square around each place is cropped into OUT; all other images stay where they are.
+    docs/guide/imagery.md explains sources and licences, docs/guide/data.md shows the layouts.
 
     Example: geoloc-fast read raster ortho.tif region/ --places grid:10
     """
@@ -182,11 +189,11 @@ def prepare(
     method: Annotated[
         str, typer.Option(help="How to measure unknown headings of street views: azimuth, orb, sift or orb-mean.")
     ] = "azimuth",
-    assumed_fov_deg: Annotated[float, typer.Option(help="Field of view of photos without one.")] = 90.0,
+    assumed_fov_deg: Annotated[float, typer.Option(help="Field of view of photos that have none.")] = 90.0,
     zoom: Annotated[
-        float | None, typer.Option(help="Web-Mercator zoom of satellite tiles without a resolution.")
+        float | None, typer.Option(help="Web-Mercator zoom of satellite images whose resolution is not in the table.")
     ] = None,
-    image_format: Annotated[str, typer.Option(help="jpeg or png.")] = "jpeg",
+    image_format: Annotated[str, typer.Option(help="Format of the images: jpeg or png.")] = "jpeg",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
 ) -> None:
     """Prepare a region: crop satellite images, measure headings of street views, reproject photos.
@@ -235,7 +242,8 @@ def synthesize(
     manifest: Annotated[Path, typer.Argument(help="Folder with a places table, which is changed in place.")],
     model: Annotated[Path, typer.Option(help="A model trained by train/panogan.py.")],
     date: Annotated[
-        str | None, typer.Option(help="A date, as 2024-05-31: street views more than a year from it are replaced too.")
+        str | None,
+        typer.Option(help="A date such as 2024-05-31: street views more than a year from it are also replaced."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
     device: DeviceOption = "cpu",

@@ -1,4 +1,4 @@
-"""Commands around the service: serve, tiles."""
+"""Commands of the web page: serve, tiles."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ def serve(
     model: ModelOption = None,
     region: Annotated[
         list[Path] | None,
-        typer.Option(help="Manifest whose images the places of an index have, in the order of --index."),
+        typer.Option(help="Manifest with the images of an index's places; in the order of --index."),
     ] = None,
     cells: Annotated[
         Path | None,
-        typer.Option(help="Folder of an index of cells: asked by its name, those first, then the places of --index."),
+        typer.Option(help="Folder of an index of cells; it is offered as one more index, and searched before --index."),
     ] = None,
     cells_model: Annotated[Path | None, typer.Option(help="The model bundle of --cells.")] = None,
     sharpness: SharpnessOption = None,
     text_index: Annotated[
-        Path | None, typer.Option(help="An index of the places of the first --index for descriptions.")
+        Path | None, typer.Option(help="An index of the same places as the first --index, built with a text model.")
     ] = None,
-    text_model: Annotated[Path | None, typer.Option(help="The model bundle that --text-index was made with.")] = None,
+    text_model: Annotated[Path | None, typer.Option(help="The model that --text-index was built with.")] = None,
     text_weight: Annotated[
-        float, typer.Option(min=0, help="What a text's score counts beside a photo's, as fit_scales gives it.")
+        float, typer.Option(min=0, help="Weight of the text's score; the photo's has weight 1. fit_scales computes it.")
     ] = 1.0,
     tiles: Annotated[Path | None, typer.Option(help="Map tiles of the region (.pmtiles), made by `tiles`.")] = None,
-    cases: Annotated[Path | None, typer.Option(help="Folder to keep cases in; without it nothing is kept.")] = None,
+    cases: Annotated[Path | None, typer.Option(help="Folder for cases; without it nothing is stored.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
     name: Annotated[
-        list[str] | None, typer.Option(help="Host name it is reached by, beside that of --host; may be repeated.")
+        list[str] | None, typer.Option(help="Another host name that the service answers to; may be repeated.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Threads that locate; default one a core.")] = len(
-        os.sched_getaffinity(0)
-    ),
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Number of threads that locate photos; default: one per core.")
+    ] = len(os.sched_getaffinity(0)),
 ) -> None:
-    """Serve a page and an HTTP interface where people locate photos. Beyond this machine it asks for a token, which it
-    takes from the environment variable GEOLOC_FAST_TOKEN.
+    """Serve a web page and an HTTP interface for locating photos.
+
+    If --host can be reached from other machines, every request needs the token that is in the environment variable
+    GEOLOC_FAST_TOKEN.
 
     Example: geoloc-fast serve --index demo/index --region demo/region --cases cases/
     """
@@ -121,10 +123,10 @@ def serve(
 
 @app.command("tiles")
 def make_tiles(
-    region: Annotated[Path, typer.Argument(help="Manifest of the index's places, with satellite images.")],
+    region: Annotated[Path, typer.Argument(help="Manifest with satellite images.")],
     out: Annotated[Path, typer.Argument(help="The .pmtiles file to write.")],
 ) -> None:
-    """Make map tiles of a region's own satellite images, for the page: no map of anybody else is asked for anything.
+    """Make map tiles from a region's own satellite images, for the page of `serve`.
 
     Example: geoloc-fast tiles demo/region region.pmtiles
     """

@@ -1,4 +1,4 @@
-"""Past one machine: an index is built and searched by many workers, which are processes here or actors of Ray.
+"""Build and search an index with many workers: processes of this machine, or actors of a Ray cluster.
 
 Two executors keep one interface (`executor.py`); nothing but `on_ray.py` knows Ray, and it is imported where a cluster
 is named `ray://...`. Begin with `executor`.

@@ -1,4 +1,4 @@
-"""Manifests, readers that make them of other formats, and torch datasets.
+"""Manifests (tables of places and photos), readers that convert other formats to manifests, and torch datasets.
 
-Knows images and the earth, no model. Begin with `manifest`.
+This room may use images and positions, but no model. Begin with `manifest`.
 """

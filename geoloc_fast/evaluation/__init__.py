@@ -1,4 +1,4 @@
-"""How good answers are: protocol, metrics, floors to beat, evaluation of a locator, and the report.
+"""Measure answers: protocol, metrics, simple methods to compare with, evaluation of a locator, and its report.
 
-Begin with `evaluate`.
+This room may use regions, cities and locators; it does not train. Begin with `evaluate`.
 """

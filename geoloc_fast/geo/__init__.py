@@ -1,4 +1,4 @@
 """Positions on the earth: distances, UTM, Web Mercator, regions, positions in Parquet.
 
-Knows nothing of the other rooms. Begin with `sphere`.
+This room uses no other room. Begin with `sphere`.
 """

@@ -1,4 +1,4 @@
-"""Image files to arrays: decoding, EXIF, storage, cylindrical columns, satellite squares, calibration, augmentation.
+"""From image files to arrays: decode, read EXIF, crop satellite images, reproject photos, calibrate, augment.
 
-Knows the operators and `geo`, no manifest and no model. Begin with `decode`.
+This room may use the operators and `geo`, but no manifest and no model. Begin with `decode`.
 """

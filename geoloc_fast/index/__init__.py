@@ -1,6 +1,6 @@
-"""The index: places and their strips on disk, searchable while it grows.
+"""The index: places and their strips on disk, which can be searched while places are added.
 
-Knows layers and the operators, no model and no images. Begin with `place_index`."""
+This room may use layers and the operators, but no model and no images. Begin with `place_index`."""
 
 from geoloc_fast.index.merge import Coverage, Missing, Neighbours, merge
 from geoloc_fast.index.place_index import Place, PlaceIndex

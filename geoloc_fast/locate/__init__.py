@@ -1,4 +1,5 @@
-"""A query in, an answer out: queries, locator, candidates, confidence, written answers.
+"""From a query to an answer: locator, candidates, confidence, and output formats.
 
-Knows models through their contract and the index, nothing of a region's imagery. Begin with `locator`.
+This room may use the index, and models through their contract; it does not read a region's
+imagery. Begin with `locator`.
 """

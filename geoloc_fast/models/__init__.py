@@ -1,7 +1,7 @@
-"""The networks: encoder, fusion and the geolocalizer made of them; PanoGAN, which generates street views.
+"""Models: the contract that all of them fulfil, their files, and one folder for each kind of model.
 
-Knows images, layers and the operators; no index, no manifest. Imports timm, which `import geoloc_fast` alone never
-does. Begin with `contract`, then a folder a kind of model.
+This room may use images, layers and the operators, but no index and no manifest. It imports timm, which
+`import geoloc_fast` alone does not. Begin with `contract`, then read the folder of one kind of model.
 """
 
 from geoloc_fast.models.backbones.circular import circular_twin

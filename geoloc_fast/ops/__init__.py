@@ -1,7 +1,7 @@
-"""The operators as torch sees them: schema, fake, and the choice of a backend.
+"""The operators registered with torch: schema, shape inference, and the choice of a backend.
 
-One file per operator registers `torch.ops.geoloc_fast.<name>` from Python, so that torch.compile, opcheck
-and autocast know it, while the native modules know nothing of torch.
+One file per operator registers `torch.ops.geoloc_fast.<name>` from Python, so that it works with torch.compile,
+opcheck and autocast. The native modules do not depend on torch.
 
-Knows the references and the native modules. Begin with `choose`, then any operator.
+This room may use the reference implementations and the native modules. Begin with `choose`, then read any operator.
 """

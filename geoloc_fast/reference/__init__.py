@@ -1,4 +1,5 @@
-"""The pure PyTorch twin of every operator: simple, exact, slow, differentiable. The definition of right.
+"""The reference implementation of every operator in plain PyTorch: simple, exact, slow and differentiable.
 
-Knows torch alone. Begin with `windows`, which the azimuth operators share.
+It defines the right answer; tests compare every other implementation with it. This room uses only torch.
+Begin with `windows`, which the azimuth operators share.
 """

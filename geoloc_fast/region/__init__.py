@@ -1,4 +1,4 @@
-"""What is done to a region before a search: import imagery, prepare, synthesize, encode places, show.
+"""Work on a region before it is searched: import imagery, prepare, synthesize street views, encode places, show.
 
-Begin with `prepare`.
+This room may use manifests, models through their contract, and the index. Begin with `prepare`.
 """

@@ -1,6 +1,5 @@
-"""The service and its page: `geoloc-fast serve`. Extra [serve]; nothing of it is imported elsewhere.
+"""The web page and the HTTP service of `geoloc-fast serve` (extra [serve]). No other room imports this one.
 
-Begin with `engine` (photos in, answers out, from any number of threads), then `guard` (who may ask, and how much at
-once; `connection`: and how slowly), `app` (the addresses), `jobs` (batches), `cases` (what a person keeps of it),
-`static/` (the page).
+Begin with `engine`, which locates photos from any number of threads. `guard` checks who may ask and how much,
+`connection` how slowly. `app` has the addresses, `jobs` the batches, `cases` what a person stores, `static/` the page.
 """

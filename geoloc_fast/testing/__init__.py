@@ -1,6 +1,6 @@
-"""What tests and benchmarks share: tolerance families, input makers, poisoned outputs, forced paths.
+"""Shared by tests and benchmarks: tolerances, input makers, poisoned outputs, forced backends.
 
-Knows the operators. Begin with `tolerance`.
+This room may use the operators. Begin with `tolerance`.
 """
 
 from geoloc_fast.ops.choose import force_backend, force_isa, observe_calls

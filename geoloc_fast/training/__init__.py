@@ -1,4 +1,4 @@
-"""Training: a trainer that knows no model, recipes that know one each, losses, sampling.
+"""Training: a trainer for any kind of model, one recipe per kind, losses and sampling.
 
-Knows models, data and the operators; nothing of the command line. Begin with `trainer`, then `recipe`.
+This room may use models, data, regions and evaluation, but not the command line. Begin with `trainer`, then `recipe`.
 """

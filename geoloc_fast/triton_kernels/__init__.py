@@ -1,12 +1,12 @@
-"""The operators in Triton: the portable path on GPUs, for any size, needing no compiler at installation.
+"""The operators in Triton: for GPUs, for any size, without a compiler at installation.
 
-One file per operator. The heavy part of a call is a `@triton.jit` body; what is small beside it (packing, prefix sums,
-a softmax of a few numbers a pair) is torch on the same device and stream. Importing a file imports triton, so it is
-done when an operator first runs here. With TRITON_INTERPRET=1 in the environment from the start, the same bodies run
-on CPU tensors. Begin with `polar_resample`, the simplest.
+One file per operator. The expensive part of a call is a `@triton.jit` kernel. The cheap parts (packing, prefix sums, a
+softmax over a few numbers per pair) are torch operators on the same device and stream. Importing a file imports
+triton, so a file is imported when its operator first runs on Triton. With TRITON_INTERPRET=1 in the environment from
+the start, the same kernels run on CPU tensors. Begin with `polar_resample`, the simplest.
 
-Sizes of blocks are powers of two and edges are masked; every offset that can pass 2^31 is computed in int64. Nothing
-waits for the device, so that calls can be captured in a CUDA graph.
+Block sizes are powers of two, and edges are masked. Offsets that can exceed 2^31 are int64. No call waits for the
+device, so calls can be captured in a CUDA graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Published data sets, and plain folders of photos, as manifests.
 
-A reader looks at file lists and names, not into the images (except `photo_folder`, which reads EXIF). Image paths stay
-where they are, relative to the data set's folder. docs/guide/data.md shows the layout that each of them expects.
+A reader uses lists and file names and does not open images; only `photo_folder` reads EXIF. Images stay where they
+are, and paths are relative to the data set's folder. docs/guide/data.md shows the layout that each reader expects.
 Begin with `photo_folder`.
 """
 

@@ -1,6 +1,6 @@
-"""Backbones with real weights, from files that are already on this machine: nothing is fetched.
+"""Backbones with published weights, read from files on this machine; nothing is downloaded.
 
-Begin with `weights`, which reads and checks files; `backbone` makes features of them.
+Begin with `weights`, which reads and checks the files. `backbone` computes features with them.
 """
 
 from geoloc_fast.models.backbones.backbone import Backbone

@@ -1,4 +1,4 @@
-"""Codes of the cells of a continent: learned prototypes, aerial images, and the sum of both. Begin with `model`."""
+"""The cell model: a code per cell of a continent, from learned prototypes and aerial images. Begin with `model`."""
 
 from geoloc_fast.models.cells.calibrate import Calibration, fit_kappa
 from geoloc_fast.models.cells.model import CellGeolocalizer, CellsConfig

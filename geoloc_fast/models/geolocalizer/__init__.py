@@ -1,1 +1,1 @@
-"""The model of the main paper: one strip a place, fused of its satellite image and street view. Begin with `model`."""
+"""The main paper's model: one strip per place, fused from its satellite image and street view. Begin with `model`."""

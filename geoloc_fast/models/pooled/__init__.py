@@ -1,4 +1,4 @@
-"""One code an image, by public weights of networks with global pooling. Begin with `model`."""
+"""Published place-recognition networks with global pooling: one code per image. Begin with `model`."""
 
 from geoloc_fast.models.pooled.checkpoint import load_checkpoint
 from geoloc_fast.models.pooled.model import Pooled, PooledConfig
