@@ -105,6 +105,10 @@ class _Asked:
     hedge_at: float = 0.0
     reason: str = "did not answer in time"
 
+    def late_ms(self) -> float:
+        """Since the last call was sent."""
+        return 1000 * (time.monotonic() - max(began for _, began in self.running.values()))
+
     def send(self, method: str, kind: tuple[str, int]) -> None:
         now, replica = time.monotonic(), self.left.pop(0)
         self.group.counts["calls"] += 1
@@ -170,6 +174,7 @@ def ask(
                 lost[number] = one.reason
             elif one.left and now >= one.hedge_at:
                 one.group.counts["hedges"] += 1
+                log.info("shard %s: no answer in %.0f ms, another replica is asked too", one.group.name, one.late_ms())
                 send(number)
     for number, reason in lost.items():
         groups[number].counts["losses"] += 1

@@ -122,11 +122,14 @@ class Killing(LocalExecutor):
                     self.killed += 1
 
 
-def test_a_worker_that_is_killed_loses_its_unit_alone(city: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_loses_its_unit_alone(
+    city: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     executor = Killing(2, 2, 0.5)
     done = build(tmp_path / "index", None, city, executor, unit_places=UNIT)
     executor.close()
     assert executor.killed >= 1 and done.added == PLACES - 1
+    assert "is given out again" in caplog.text and "workers waited for images" in caplog.text
     assert_same_index(tmp_path / "index", undisturbed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -176,7 +177,10 @@ def test_what_else_is_asked_of_an_index(one: PlaceIndex, sharded: ShardedIndex) 
     json.dumps(sharded.info())
 
 
-def test_a_replica_that_hangs_is_not_waited_for(one: PlaceIndex, sharded: ShardedIndex) -> None:
+def test_a_replica_that_hangs_is_not_waited_for(
+    one: PlaceIndex, sharded: ShardedIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "geoloc_fast.cluster")
     query, (hung, _) = asked(("street",)), pids(sharded, 1)
     before = sharded.counts["hedges"]
     os.kill(hung, signal.SIGSTOP)
@@ -188,6 +192,7 @@ def test_a_replica_that_hangs_is_not_waited_for(one: PlaceIndex, sharded: Sharde
     finally:
         os.kill(hung, signal.SIGCONT)
     assert sharded.counts["hedges"] > before
+    assert "another replica is asked too" in caplog.text
     assert sharded.latency()["calls"] > 0
 
 
