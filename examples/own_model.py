@@ -2,14 +2,15 @@
 
     python examples/own_model.py
 
-The model learns nothing: it looks at how strong the edges are in 64 columns of azimuth and 8 rows, of street views and
-of photos. docs/design/rooms.md says what a model promises, geoloc_fast/models/contract.py lists it.
+The model learns nothing. It measures how strong the edges are in 64 columns of azimuth and 8 rows, in street views and
+in photos. docs/design/rooms.md explains the contract of models, and geoloc_fast/models/contract.py defines it.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from geoloc_fast.city.views import TIDY, Sizes
 from geoloc_fast.city.write import write_city
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.layers import Layer, QueryStrips, Rows
-from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.models.contract import KINDS, AzimuthColumns, PlaceBatch, PlaceInput, Query, QueryInput
 from geoloc_fast.region.encode import build_index
 
@@ -29,18 +30,27 @@ COLUMNS, ROWS = 64, 8
 SIZE = (64, 256)  # of a whole turn, for street views and for photos alike
 
 
-class Edges(torch.nn.Module):
+@dataclass(frozen=True)
+class EdgesConfig(BundleConfig):
+    """What the model is built from; it is stored in the model's file."""
+
+    name: str = "edges"
+    trained_on: str = "nothing"
+
+
+class Edges(BundledModel):
     """One layer, "street", with a heading: strips of edges across and along, [2, ROWS, COLUMNS]."""
 
-    kind, name, trained_on = "edges", "edges", "nothing"
-    fingerprint: str | None = None  # `load_bundle` sets it
+    kind = "edges"
+    config_class = EdgesConfig
     layers = (Layer("street", (2, ROWS, COLUMNS), column0_deg=180.0),)
     place_input = PlaceInput(takes=("street",), panorama_size=SIZE)
     query_input = QueryInput(takes=("photo", "columns"), size=SIZE)
 
-    def __init__(self) -> None:
+    def __init__(self, config: EdgesConfig) -> None:
         super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones(2))  # a network has its weights here
+        self.config = config
+        self.scale = torch.nn.Parameter(torch.ones(2))  # a real network has its weights here
 
     def strip(self, image: Tensor, columns: int) -> Tensor:
         """uint8 [B, 3, h, w] to [B, 2, ROWS, columns], standardised over azimuth."""
@@ -53,7 +63,7 @@ class Edges(torch.nn.Module):
 
     @torch.inference_mode()
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
-        """A row for each place that has a street view; images of the others are black."""
+        """A row for each place that has a street view. The images of the others are black, and are left out."""
         there = batch.has_panorama.nonzero().squeeze(1)
         return {"street": Rows(self.strip(batch.panorama[there], COLUMNS), there.numpy())}
 
@@ -75,16 +85,11 @@ class Edges(torch.nn.Module):
         padded = [torch.nn.functional.pad(strip, (0, int(widths.max()) - strip.shape[2])) for strip in strips]
         return {"street": QueryStrips(torch.stack(padded), widths)}
 
-    @classmethod
-    def load(cls, path: Path, *, device: torch.device) -> Edges:
-        """What `KINDS` calls for a bundle of this kind."""
-        return load_bundle(path, cls.kind, lambda config: cls()).to(device)
-
 
 def main(folder: Path, places: int = 24) -> float:
     """The share of photos whose first candidate is their own place; files are left in `folder`."""
     KINDS[Edges.kind] = Edges.load
-    write_bundle(folder / "edges.safetensors", Edges.kind, "{}", Edges().state_dict(), torch.float32)
+    Edges(EdgesConfig()).save(folder / "edges.safetensors")
     model = load_model(folder / "edges.safetensors")
 
     sizes = Sizes(satellite_px=64, panorama=SIZE, photo=(48, 64))

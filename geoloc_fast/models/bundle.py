@@ -1,17 +1,19 @@
-"""A model in one file: config, weights and a fingerprint of both, as safetensors.
+"""A model in one file, a bundle: config, weights and a fingerprint of both, as safetensors.
 
 The fingerprint is the sha256 of the format's name, the config and every tensor's bytes. An index, a confidence file or
-a synthetic street view says by it which model it belongs to.
+a synthetic street view names by it the model that it belongs to.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -21,13 +23,69 @@ from torch import Tensor, nn
 from geoloc_fast.errors import BundleError
 from geoloc_fast.files import write_atomically
 
-__all__ = ["fingerprint_of", "kind_of", "load_bundle", "write_bundle"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["BundleConfig", "BundledModel", "fingerprint_of", "kind_of", "load_bundle", "write_bundle"]
 
 _FORMAT = "geoloc_fast."  # then the kind of the model
 _VERSION = "1"
 _STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 M = TypeVar("M", bound=nn.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleConfig:
+    """Base of a model's config: a frozen dataclass whose fields are JSON values."""
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configs give equal text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config of `to_json`'s text. ValueError or TypeError if it is none."""
+        return cls(**json.loads(text))
+
+
+class BundledModel(nn.Module):
+    """Base of a model that is kept in a bundle. A subclass sets `kind`, `config_class` and, in `__init__`, `config`."""
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type[BundleConfig]]
+    stored_dtype: ClassVar[torch.dtype] = torch.float32
+    """What `save` stores floating-point weights as by default."""
+    config: Any
+    fingerprint: str | None = None
+    """sha256 of the bundle that the model was loaded from; None for a new model."""
+
+    @property
+    def name(self) -> str:
+        """The name that answers give the model."""
+        return str(self.config.name)
+
+    @property
+    def trained_on(self) -> str:
+        """A word or two that answers repeat."""
+        return str(self.config.trained_on)
+
+    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> str:
+        """Writes config and weights to one safetensors file, which is complete or absent. Returns its fingerprint.
+
+        Args:
+            dtype: of the stored floating-point weights: float32, float16 or bfloat16. Default: `stored_dtype`.
+        """
+        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype or self.stored_dtype)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:
+        """The model of a bundle, in float32 and eval mode.
+
+        BundleError if the file is not a whole, unaltered bundle of this kind and version; OSError if it cannot be read.
+        """
+        model = load_bundle(path, cls.kind, lambda config: cls(cls.config_class.from_json(config)))
+        return model.to(device).eval()
 
 
 def write_bundle(

@@ -13,21 +13,19 @@ The sum is not normalised.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from geoloc_fast.geo import s2
 from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.models.backbones import Backbone
-from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.models.cells.prototypes import Prototypes, checked_levels
 from geoloc_fast.models.cells.salad import Salad
 from geoloc_fast.models.contract import Photo, PlaceBatch, PlaceInput, Query, QueryInput
@@ -36,7 +34,7 @@ __all__ = ["CellGeolocalizer", "CellsConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CellsConfig:
+class CellsConfig(BundleConfig):
     """Everything that is needed to rebuild the model around its weights."""
 
     prototype_level: int = 15
@@ -94,19 +92,13 @@ class CellsConfig:
     def dim(self) -> int:
         return self.clusters * self.cluster_dim + self.global_dim
 
-    def to_json(self) -> str:
-        """Canonical JSON: equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
 
-    @classmethod
-    def from_json(cls, text: str) -> CellsConfig:
-        return cls(**json.loads(text))
-
-
-class CellGeolocalizer(nn.Module):
+class CellGeolocalizer(BundledModel):
     """Codes of cells and photos: the model of kind "cells"."""
 
     kind = "cells"
+    config: CellsConfig
+    config_class = CellsConfig
     stand_in: Tensor
     """[2, D]: in place of a missing z_A, and of a missing z_P."""
 
@@ -126,8 +118,6 @@ class CellGeolocalizer(nn.Module):
         found = config.prototypes if cells is None else cells
         self.prototypes = Prototypes(found, config.dim, config.prototype_level)
         self.register_buffer("stand_in", torch.zeros(2, config.dim))
-        self.fingerprint: str | None = None
-        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
 
     # --- tokens and codes ---
 
@@ -182,14 +172,6 @@ class CellGeolocalizer(nn.Module):
     # --- the contract of models/contract.py ---
 
     @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def trained_on(self) -> str:
-        return self.config.trained_on
-
-    @property
     def layers(self) -> tuple[Layer, ...]:
         return (Layer("cell", (self.config.dim, 1, 1), "dot", None, 1.0, 0.0),)
 
@@ -242,14 +224,3 @@ class CellGeolocalizer(nn.Module):
         return F.interpolate(images.float(), (side, side), mode="area").round().to(torch.uint8)
 
     # --- files ---
-
-    def save(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> str:
-        """Writes the bundle; returns its fingerprint."""
-        state = {name: value for name, value in self.state_dict().items()}
-        return write_bundle(path, self.kind, self.config.to_json(), state, dtype)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> CellGeolocalizer:
-        """The model of a bundle. BundleError if it is not a whole one of this kind; OSError if it cannot be read."""
-        model = load_bundle(path, cls.kind, lambda config: cls(CellsConfig.from_json(config)))
-        return model.eval().requires_grad_(False).to(device)

@@ -9,7 +9,6 @@ Everything is in one frame: column 0 of polar image, panorama and strip looks at
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.layers import Layer, QueryStrips, Rows
-from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.models.contract import AzimuthColumns, Photo, PlaceBatch, PlaceInput, Query, QueryInput
 from geoloc_fast.models.geolocalizer.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, normalise_image
 from geoloc_fast.models.geolocalizer.fusion import FUSIONS
@@ -50,7 +49,7 @@ class PhotoStrips(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GeolocalizerConfig:
+class GeolocalizerConfig(BundleConfig):
     """Everything that is needed to rebuild the network around its weights."""
 
     backbone: str = "convnext_base"
@@ -134,20 +133,12 @@ class GeolocalizerConfig:
             column0_deg=self.column0_deg,
         )
 
-    def to_json(self) -> str:
-        """Canonical JSON: equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> GeolocalizerConfig:
-        return cls(**json.loads(text))
-
 
 def _positive_integers(values: tuple[Any, ...]) -> bool:
     return all(type(value) is int and value > 0 for value in values)
 
 
-class Geolocalizer(nn.Module):
+class Geolocalizer(BundledModel):
     """Encodes places and photos; matching, search and headings are the azimuth operators' work.
 
     Images are uint8, or floating point normalised with `IMAGE_MEAN` and `IMAGE_STD` (see
@@ -188,20 +179,12 @@ class Geolocalizer(nn.Module):
         # As logarithms: a step then changes them by a ratio and they cannot leave (0, inf).
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.initial_temperature)))
-        self.fingerprint: str | None = None
-        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
 
     # --- the contract of models/contract.py ---
 
     kind = "geolocalizer"
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def trained_on(self) -> str:
-        return self.config.trained_on
+    config: GeolocalizerConfig
+    config_class = GeolocalizerConfig
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -392,20 +375,6 @@ class Geolocalizer(nn.Module):
             order += rows
         inverse = torch.tensor(order, device=photo.device).argsort()
         return PhotoStrips(torch.cat(parts)[inverse], torch.tensor(strip_width, device=photo.device))
-
-    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> str:
-        """Writes config and weights to one safetensors file, and returns its fingerprint.
-
-        Floating-point weights are stored as `dtype` (float32, float16 or bfloat16). The file
-        appears under its name complete or not at all.
-        """
-        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Geolocalizer:
-        """The model of a bundle, in float32 and eval mode. BundleError if the file is not a whole,
-        unaltered bundle of this version; OSError if it cannot be read."""
-        return load_bundle(path, cls.kind, lambda config: cls(GeolocalizerConfig.from_json(config))).to(device).eval()
 
 
 def _centred(photo: Tensor, width: list[int], target: int) -> Tensor:

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -30,7 +28,7 @@ from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.models.backbones import Backbone
-from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.models.contract import AzimuthColumns, Photo, PlaceBatch, PlaceInput, Query, QueryInput
 from geoloc_fast.models.layered.colours import COLOUR_CHANNELS, colour_cells
 from geoloc_fast.models.layered.columns import LEVEL, POLAR, column_features, feature_count
@@ -51,7 +49,7 @@ def ring(count: int, radius_m: float, first_deg: float = 0.0) -> tuple[tuple[flo
 
 
 @dataclasses.dataclass(frozen=True)
-class LayeredConfig:
+class LayeredConfig(BundleConfig):
     """Everything that is needed to rebuild the model around its weights."""
 
     layers: tuple[str, ...] = LAYERS
@@ -132,19 +130,14 @@ class LayeredConfig:
             if not set(self.layers) <= set(getattr(self, name)):
                 raise ValueError(f"{name}: expected a number for {', '.join(self.layers)}, got {getattr(self, name)!r}")
 
-    def to_json(self) -> str:
-        """Canonical JSON: equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
 
-    @classmethod
-    def from_json(cls, text: str) -> LayeredConfig:
-        return cls(**json.loads(text))
-
-
-class Layered(nn.Module):
+class Layered(BundledModel):
     """A frozen backbone and two linear maps a layer, one of queries and one of places."""
 
     kind = "layered"
+    config: LayeredConfig
+    config_class = LayeredConfig
+    stored_dtype = torch.float16
 
     def __init__(self, config: LayeredConfig | None = None) -> None:
         super().__init__()
@@ -159,8 +152,6 @@ class Layered(nn.Module):
             count = 2 * self.backbone.channels[-1]
             self.frozen_maps = nn.ModuleDict({side: nn.Linear(count, count) for side in ("level", "polar")})
         self.requires_grad_(False).eval()
-        self.fingerprint: str | None = None
-        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
 
     @property
     def feature_counts(self) -> tuple[int, int]:
@@ -187,14 +178,6 @@ class Layered(nn.Module):
         return twin
 
     # --- the contract of models/contract.py ---
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def trained_on(self) -> str:
-        return self.config.trained_on
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -430,17 +413,6 @@ class Layered(nn.Module):
         return next(self.parameters()).device
 
     # --- files ---
-
-    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> str:
-        """Writes config and weights to one safetensors file, complete or not at all, and returns its fingerprint."""
-        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Layered:
-        """The model of a bundle, in float32. BundleError if the file is not a whole, unaltered bundle of this
-        version; OSError if it cannot be read."""
-        model: Layered = load_bundle(path, cls.kind, lambda config: cls(LayeredConfig.from_json(config))).to(device)
-        return model.eval()
 
 
 def _unit(strip: Tensor) -> Tensor:

@@ -25,8 +25,6 @@ last convolution and the feedback left out: P c^2 (13.5 + 4.5 n0 + passes (24.75
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geoloc_fast.models.backbones.circular import CircularConv2d
-from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.polar import polar_resample
 
 __all__ = ["CONDITIONS", "Discriminator", "Generator", "PanoGAN", "PanoGANConfig", "Pass"]
@@ -47,7 +45,7 @@ _GREY = 127.5  # half of the grey levels: bytes are 127.5 (x + 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class PanoGANConfig:
+class PanoGANConfig(BundleConfig):
     """Everything that is needed to rebuild the network around its weights. The defaults are the paper's size."""
 
     image_size: tuple[int, int] = (256, 1024)
@@ -120,14 +118,6 @@ class PanoGANConfig:
     def roll_columns(self) -> int:
         """Rolling the condition by a multiple of this rolls the panorama by as much."""
         return 2 ** (LEVELS if self.passes > 1 else LEVELS - 1)
-
-    def to_json(self) -> str:
-        """Canonical JSON: equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> PanoGANConfig:
-        return cls(**json.loads(text))
 
 
 class Pass(NamedTuple):
@@ -272,10 +262,12 @@ class Discriminator(nn.Module):
         return [self.patch(level).float() for level in features]
 
 
-class PanoGAN(nn.Module):
+class PanoGAN(BundledModel):
     """Generator and discriminators. `generate` is all that using it takes."""
 
     kind = "panogan"
+    config: PanoGANConfig
+    config_class = PanoGANConfig
 
     def __init__(self, config: PanoGANConfig | None = None) -> None:
         super().__init__()
@@ -284,8 +276,6 @@ class PanoGAN(nn.Module):
         self.image_discriminator = Discriminator(3, config)
         if config.classes:
             self.class_discriminator = Discriminator(config.classes, config)
-        self.fingerprint: str | None = None
-        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
 
     @property
     def discriminators(self) -> tuple[Discriminator, ...]:
@@ -379,16 +369,6 @@ class PanoGAN(nn.Module):
     def generate(self, satellite: Tensor) -> Tensor:
         """Panoramas uint8 [B, 3, H, W] of north-up satellite images uint8 [B, 3, S, S], S = `config.satellite_size`."""
         return to_bytes(self(self.condition(satellite)))
-
-    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> str:
-        """Writes config and weights to one safetensors file, and returns its fingerprint. Complete or not at all."""
-        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> PanoGAN:
-        """The model of a bundle, in float32 and eval mode. BundleError if the file is not a whole, unaltered bundle
-        of this kind; OSError if it cannot be read."""
-        return load_bundle(path, cls.kind, lambda config: cls(PanoGANConfig.from_json(config))).to(device).eval()
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ Weights are those of published models, by path (`load_checkpoint`).
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geoloc_fast.layers import Layer, QueryStrips, Rows
-from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.models.contract import AzimuthColumns, Photo, PlaceBatch, PlaceInput, Query, QueryInput
 
 __all__ = ["Pooled", "PooledConfig"]
@@ -30,7 +28,7 @@ _SOURCES = ("street", "satellite")
 
 
 @dataclasses.dataclass(frozen=True)
-class PooledConfig:
+class PooledConfig(BundleConfig):
     """Everything that is needed to rebuild the model around its weights."""
 
     network: str = "resnet50"
@@ -73,19 +71,14 @@ class PooledConfig:
         if ":" in self.network:
             raise ValueError(f"network: expected the plain name of a timm model, got {self.network!r}")
 
-    def to_json(self) -> str:
-        """Canonical JSON: equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
 
-    @classmethod
-    def from_json(cls, text: str) -> PooledConfig:
-        return cls(**json.loads(text))
-
-
-class Pooled(nn.Module):
+class Pooled(BundledModel):
     """A network, its pooling and a projection."""
 
     kind = "pooled"
+    config: PooledConfig
+    config_class = PooledConfig
+    stored_dtype = torch.float16
 
     def __init__(self, config: PooledConfig | None = None) -> None:
         super().__init__()
@@ -99,18 +92,8 @@ class Pooled(nn.Module):
         self.projection = nn.Linear(features, config.dimensions) if config.dimensions else nn.Identity()
         self.channels = config.dimensions or features
         self.requires_grad_(False).eval()
-        self.fingerprint: str | None = None
-        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
 
     # --- the contract of models/contract.py ---
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def trained_on(self) -> str:
-        return self.config.trained_on
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -170,14 +153,3 @@ class Pooled(nn.Module):
         return F.normalize(self.projection(x).float(), dim=1)
 
     # --- files ---
-
-    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> str:
-        """Writes config and weights to one safetensors file, complete or not at all, and returns its fingerprint."""
-        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Pooled:
-        """The model of a bundle, in float32. BundleError if the file is not a whole, unaltered bundle of this
-        version; OSError if it cannot be read."""
-        model: Pooled = load_bundle(path, cls.kind, lambda config: cls(PooledConfig.from_json(config))).to(device)
-        return model.eval()

@@ -15,7 +15,6 @@ tell the image's `tile_signature` (see `geoloc_fast.training.consistency`).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from geoloc_fast.errors import BundleError
 from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.models.backbones import Backbone
-from geoloc_fast.models.bundle import load_bundle, write_bundle
+from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.models.contract import PlaceBatch, PlaceInput, Query, QueryInput, Text
 from geoloc_fast.models.text.encoder import TextConfig, TextTransformer, load_encoder
 from geoloc_fast.models.text.sights import SECTORS, SIDES, Sights, Tellings, log_share, sides_as_sectors
@@ -47,7 +46,7 @@ _IMAGES_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class TextGeolocalizerConfig:
+class TextGeolocalizerConfig(BundleConfig):
     """Everything that is needed to rebuild the model around its weights."""
 
     encoder: TextConfig = dataclasses.field(default_factory=TextConfig)
@@ -102,14 +101,6 @@ class TextGeolocalizerConfig:
         if type(self.tokenizer_bytes) is not int or not 0 <= self.tokenizer_bytes <= 1 << 26:
             raise ValueError(f"tokenizer_bytes: expected at most {1 << 26}, got {self.tokenizer_bytes!r}")
 
-    def to_json(self) -> str:
-        """Canonical JSON: equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> TextGeolocalizerConfig:
-        return cls(**json.loads(text))
-
 
 class TextCodes(NamedTuple):
     """What is made of B texts."""
@@ -151,10 +142,13 @@ class _Physical(nn.Module):
         return {name: self.describe[name](found[:, at]) for at, name in enumerate(PHYSICAL)}
 
 
-class TextGeolocalizer(nn.Module):
+class TextGeolocalizer(BundledModel):
     """Codes of descriptions and of satellite images."""
 
     kind = "text"
+    config: TextGeolocalizerConfig
+    config_class = TextGeolocalizerConfig
+    stored_dtype = torch.float16
 
     def __init__(self, config: TextGeolocalizerConfig | None = None) -> None:
         super().__init__()
@@ -172,8 +166,6 @@ class TextGeolocalizer(nn.Module):
         self.register_buffer("tokenizer", torch.zeros(config.tokenizer_bytes, dtype=torch.uint8))
         self.log_temperature = nn.Parameter(torch.zeros(()))
         self._words: Words | None = None
-        self.fingerprint: str | None = None
-        """sha256 of the bundle these weights were loaded from, None for a model made fresh."""
         self.backbone.requires_grad_(False)
         self.encoder.requires_grad_(False)
         for layer in self.encoder.layer[config.encoder.layers - config.learned_layers :]:
@@ -285,14 +277,6 @@ class TextGeolocalizer(nn.Module):
     # --- the contract of models/contract.py ---
 
     @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def trained_on(self) -> str:
-        return self.config.trained_on
-
-    @property
     def layers(self) -> tuple[Layer, ...]:
         config = self.config
         things = len(config.things)
@@ -354,17 +338,3 @@ class TextGeolocalizer(nn.Module):
         return self.gain.device
 
     # --- files ---
-
-    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> str:
-        """Writes config, tokenizer and weights to one safetensors file, complete or not at all, and returns its
-        fingerprint."""
-        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> TextGeolocalizer:
-        """The model of a bundle, in float32. BundleError if the file is not a whole, unaltered bundle of this
-        version; OSError if it cannot be read."""
-        model: TextGeolocalizer = load_bundle(
-            path, cls.kind, lambda config: cls(TextGeolocalizerConfig.from_json(config))
-        )
-        return model.to(device).eval()

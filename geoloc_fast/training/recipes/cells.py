@@ -548,7 +548,7 @@ def make_recipe(sources: Sequence[str | dict[str, Any]]) -> CellsRecipe:
 def evaluate_model(sources: Sequence[str | dict[str, Any]], path: Path) -> Evaluation:
     """Of the model at `path`, on the photos that `data.evaluate` chooses."""
     made = CellsRecipe(read_settings(sources))
-    loaded = CellGeolocalizer.load(path, made.device)
+    loaded = CellGeolocalizer.load(path, device=made.device)
     if not np.array_equal(loaded.prototypes.ids, made.model.prototypes.ids):
         raise ValueError(
             f"{path}: expected a model of these photos' cells, got {len(loaded.prototypes)} other prototypes"
