@@ -32,6 +32,7 @@ from geoloc_fast.cli.output import progress, say
 
 @app.command("evaluate")
 def evaluate_photos(
+    command: typer.Context,
     manifest: Annotated[Path, typer.Argument(help="Folder with a photos table, with known positions or places.")],
     index: Annotated[
         Path | None,
@@ -68,13 +69,13 @@ def evaluate_photos(
     named(report, "--report", ".html")
     photos = _manifest(manifest)
     area = region_of(box, near, within)
-    opened = None if index is None else index_at(index, device, cluster)
+    opened = None if index is None else index_at(command, index, device, cluster)
     network = model_at(model, device, of=opened)
     with ExitStack() as stack:
         if opened is None:
             index = Path(stack.enter_context(TemporaryDirectory())) / "index"
             _index_of(photos, index, network)
-            opened = index_at(index, device)
+            opened = index_at(command, index, device)
         ids = opened.keys()
         rows = _known_photos(photos, ids, split)
         locator = Locator(

@@ -31,6 +31,7 @@ from geoloc_fast.cli.output import bar, progress, say
 
 @app.command()
 def locate(
+    command: typer.Context,
     photos: Annotated[list[Path] | None, typer.Argument(help="Photos, or folders of photos.")] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="A description of the place, instead of photos or together with one.")
@@ -144,10 +145,12 @@ def locate(
             )
         found, left_out = _photos_of(photos, answers)
         fine = indexes or [], model
-        lines = _coarse_to_fine(found, (cells, cells_model), fine, sharpness, device, cluster, candidates, output)
+        lines = _coarse_to_fine(
+            command, found, (cells, cells_model), fine, sharpness, device, cluster, candidates, output
+        )
         _write(lines, out)
         raise typer.Exit(1 if left_out else 0)
-    many = [index_at(path, device, cluster, partial) for path in indexes or [Path("index")]]
+    many = [index_at(command, path, device, cluster, partial) for path in indexes or [Path("index")]]
     if len(many) > 1 and (together or region is not None):
         raise typer.BadParameter(f"--text-index, --region: expected one --index with it, got {len(many)}")
     opened = Several(many) if len(many) > 1 else many[0]
@@ -242,6 +245,7 @@ def _texts_of(texts: list[str] | None, path: Path | None) -> list[str]:
 
 
 def _coarse_to_fine(
+    command: typer.Context,
     photos: list[Path],
     cells: tuple[Path, Path],
     fine: tuple[list[Path], Path | None],
@@ -255,11 +259,11 @@ def _coarse_to_fine(
     from geoloc_fast.locate.coarse_to_fine import CoarseToFine
     from geoloc_fast.locate.locator import Locator
 
-    coarse = Locator(index_at(cells[0], device, cluster), model_at(cells[1], device))
+    coarse = Locator(index_at(command, cells[0], device, cluster), model_at(cells[1], device))
     locators = []
     if fine[0]:
         network = model_at(fine[1], device)
-        locators = [Locator(index_at(path, device), network) for path in fine[0]]
+        locators = [Locator(index_at(command, path, device), network) for path in fine[0]]
     finder = CoarseToFine(coarse, locators, sharpness=sharpness)
     found = list(finder.locate(photos, candidates=candidates))
     if output == "json":

@@ -82,8 +82,9 @@ def model_at(path: Path | None, device: str = "cpu", *, of: Any = None) -> Any:
     return load_model(found, device_named(device))
 
 
-def index_at(path: Path, device: str, cluster: str | None = None, partial: bool = False) -> Any:
-    """An index, or shards of one, which workers of the cluster search; default processes of this machine."""
+def index_at(command: typer.Context, path: Path, device: str, cluster: str | None = None, partial: bool = False) -> Any:
+    """An index, or shards of one, which workers of the cluster search; default processes of this machine. They end
+    with the command."""
     from geoloc_fast.index import PlaceIndex
 
     if not any(path.glob("*.shards")):
@@ -95,7 +96,9 @@ def index_at(path: Path, device: str, cluster: str | None = None, partial: bool 
     from geoloc_fast.cluster import ShardedIndex
 
     missing = "partial" if partial else "error"
-    return ShardedIndex.open(path, cluster or "local", device=device, on_missing=missing)
+    opened = ShardedIndex.open(path, cluster or "local", device=device, on_missing=missing)
+    command.call_on_close(opened.close)
+    return opened
 
 
 def confidence_of(path: Path | None, model: Any) -> Any:

@@ -127,179 +127,6 @@ def sharded(where: str, shards: Path) -> Iterator[ShardedIndex]:
         yield index
 
 
-# --- on both executors -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("names", [("street",), ("text",), ("street", "satellite"), ("satellite", "text", "cell")])
-def test_it_answers_as_one_index_does_to_the_last_bit(
-    one: PlaceIndex, sharded: ShardedIndex, names: tuple[str, ...]
-) -> None:
-    one = whole_segment(one)
-    for within in REGIONS:
-        for k, depth in ((1, 1024), (10, 12), (60, 1024)):
-            options: dict[str, Any] = {"layers": LAYERS, "within": within, "depth": max(k, depth)}
-            found = sharded.search(asked(names), k, **options)
-            assert_same(found, one.search(asked(names), k, **options))
-            assert found.coverage.complete and found.photo(0).first(1).coverage == found.coverage
-    assert found.coverage == (0, 0, ())  # nothing lies in the last region
-
-
-_SEGMENT: dict[Path, PlaceIndex] = {}
-
-
-def whole_segment(index: PlaceIndex) -> PlaceIndex:
-    """The index as one segment: whether rows are left out is then the same question for all of it."""
-    if index.path not in _SEGMENT:
-        copy = index.path.with_name("compacted.index")
-        shutil.copytree(index.path, copy)
-        with PlaceIndex.open(copy, "write") as opened:
-            opened.compact()
-        _SEGMENT[index.path] = PlaceIndex.open(copy)
-    return _SEGMENT[index.path]
-
-
-def test_what_else_is_asked_of_an_index(one: PlaceIndex, sharded: ShardedIndex) -> None:
-    assert (len(sharded), sharded.index_id, sharded.commit) == (len(one), one.index_id, one.commit)
-    assert (sharded.model, sharded.layers, sharded.dtype) == (one.model, one.layers, one.dtype)
-    assert sharded.filled == one.filled
-    for within in REGIONS:
-        assert np.array_equal(sharded.ids(within), one.ids(within))
-        for ours, theirs in zip(sharded.positions(within), one.positions(within), strict=True):
-            assert np.array_equal(ours, theirs, equal_nan=True)
-    assert list(sharded.keys().items()) == list(one.keys().items())
-    assert sharded.places([140, 2]) == one.places([140, 2])
-    with pytest.raises(KeyError, match="there is no place 77"):
-        sharded.places([2, 77])
-    with pytest.raises(OtherModelError):
-        sharded.check_model("c" * 64)
-    with pytest.raises(ValueError, match="query: expected strips by layer"):
-        sharded.search({}, 1)
-    json.dumps(sharded.info())
-
-
-def test_a_replica_that_hangs_is_not_waited_for(
-    one: PlaceIndex, sharded: ShardedIndex, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "geoloc_fast.cluster")
-    query, (hung, _) = asked(("street",)), pids(sharded, 1)
-    before = sharded.counts["hedges"]
-    os.kill(hung, signal.SIGSTOP)
-    try:
-        for _ in range(4):
-            found = sharded.search(query, 5, layers=LAYERS)
-            assert_same(found, whole_segment(one).search(query, 5, layers=LAYERS))
-            assert found.coverage.complete
-    finally:
-        os.kill(hung, signal.SIGCONT)
-    assert sharded.counts["hedges"] > before
-    assert "another replica is asked too" in caplog.text
-    assert sharded.latency()["calls"] > 0
-
-
-def test_a_shard_that_does_not_answer_is_said(
-    one: PlaceIndex, sharded: ShardedIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    query, lost = asked(("street", "satellite")), region_of(sharded, 1)
-    (other,) = [shard for n, shard in enumerate(sharded._opened.map.shards) if n != 1]
-    rest = PlaceIndex.open(sharded.path / other.name)
-    own = pids(sharded, 1)
-    for pid in own:
-        os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(sharded, "deadline_s", 1.0)
-    try:
-        found = sharded.search(query, 5, layers=LAYERS)
-        with pytest.raises(MissingShardsError, match="1 of 1 shards did not answer") as raised:
-            sharded.search(query, 5, layers=LAYERS, within=lost)
-        with pytest.raises(MissingShardsError):
-            sharded.ids()
-        monkeypatch.setattr(sharded, "on_missing", "error")
-        with pytest.raises(MissingShardsError, match="1 of 2 shards did not answer"):
-            sharded.search(query, 5, layers=LAYERS)
-    finally:
-        for pid in own:
-            os.kill(pid, signal.SIGCONT)
-    (missing,) = found.coverage.missing
-    assert missing.name == sharded._opened.map.shards[1].name and missing.box is not None
-    assert missing.reason == "did not answer in time"
-    assert found.coverage.searched == len(rest) and found.coverage.there == len(one)
-    assert not found.exact.any()
-    assert_same(found, rest.search(query, 5, layers=LAYERS)._replace(exact=found.exact))
-    assert raised.value.coverage.searched == 0
-    assert sharded.counts["partial"] >= 1 and sharded.counts["refused"] >= 3
-
-
-def test_a_shard_that_is_lost_comes_back_by_itself(one: PlaceIndex, sharded: ShardedIndex) -> None:
-    query, expected = asked(("street", "satellite")), whole_segment(one)
-    before = pids(sharded, 1)
-    kill(sharded, 1)
-
-    def whole() -> bool:
-        found = sharded.search(query, 5, layers=LAYERS)
-        if found.coverage.complete:
-            assert_same(found, expected.search(query, 5, layers=LAYERS))
-        return found.coverage.complete
-
-    until(whole)
-    until(lambda: not any(replica.suspect for replica in sharded._opened.groups[1].ordered()))
-    assert not set(before) & set(pids(sharded, 1))
-
-
-def region_of(index: ShardedIndex, shard: int) -> Region:
-    """A spot where that shard alone has places."""
-    lat, lon = PlaceIndex.open(index.path / index._opened.map.shards[shard].name).positions()
-    for at in np.flatnonzero(~np.isnan(lat)):
-        region = Circle(float(lat[at]), float(lon[at]), 1.0)
-        if index._opened.map.touching(region) == [shard]:
-            return region
-    raise AssertionError
-
-
-def test_a_new_commit_is_opened_beside_the_old_one(where: str, one: PlaceIndex, tmp_path: Path) -> None:
-    folder, source, query = tmp_path / "shards", tmp_path / "source.index", asked(("street",))
-    shutil.copytree(whole_segment(one).path, source)
-    cut(PlaceIndex.open(source), folder, 1)
-    with ShardedIndex.open(folder, where, threads=1) as index:
-        assert not index.refresh()
-        with PlaceIndex.open(source, "write") as changed:
-            before = changed.search(query, 5, layers=LAYERS)
-            changed.remove(before.id[:, 0])
-            changed.compact()
-            after = changed.search(query, 5, layers=LAYERS)
-        cut(PlaceIndex.open(source), folder, 1)
-        seen, stop = [], threading.Event()
-
-        def searching() -> None:
-            while not stop.is_set():
-                seen.append(index.search(query, 5, layers=LAYERS))
-
-        thread = threading.Thread(target=searching)
-        thread.start()
-        assert index.refresh()
-        new = len(seen)
-        until(lambda: len(seen) > new + 2)
-        stop.set()
-        thread.join()
-        assert index.commit == changed.commit
-    assert [found.id.tolist() for found in (seen[0], seen[-1])] == [before.id.tolist(), after.id.tolist()]
-    for found in seen:
-        assert_same(found, before if found.id.tolist() == before.id.tolist() else after)
-
-
-@pytest.mark.slow
-def test_an_object_that_cannot_be_made_says_why_at_every_call(where: str, shards: Path) -> None:
-    executor = connect(where)
-    entry = ShardMap.read(shards).shards[0]
-    worker = executor.start("test", "geoloc_fast.cluster.replica:Replica", str(shards), entry, "c" * 64, "cpu")
-    for _ in range(2):
-        with pytest.raises(OtherModelError, match="holds strips of model bbbb"):
-            worker.call("opened").result(60)
-    worker.stop()
-    with pytest.raises(ClusterError):
-        executor.start("test", "geoloc_fast.nothing:Nothing").call("opened").result(60)
-    if where.startswith("local"):
-        executor.close()
-
-
 # --- above it ----------------------------------------------------------------------------------------------------
 
 
@@ -480,3 +307,176 @@ def test_the_command(one: PlaceIndex, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["index", "shard", str(one.path), str(tmp_path / "out"), "--shards", "3", "--json"])
     assert json.loads(done.stdout) == {"places": len(one), "shards": 3, "replicas": 1, "commit": 1}
     assert len(ShardMap.read(tmp_path / "out").shards) == 3
+
+
+# --- on both executors; at the end, since the workers of `sharded` live until then ---------------------------------
+
+
+@pytest.mark.parametrize("names", [("street",), ("text",), ("street", "satellite"), ("satellite", "text", "cell")])
+def test_it_answers_as_one_index_does_to_the_last_bit(
+    one: PlaceIndex, sharded: ShardedIndex, names: tuple[str, ...]
+) -> None:
+    one = whole_segment(one)
+    for within in REGIONS:
+        for k, depth in ((1, 1024), (10, 12), (60, 1024)):
+            options: dict[str, Any] = {"layers": LAYERS, "within": within, "depth": max(k, depth)}
+            found = sharded.search(asked(names), k, **options)
+            assert_same(found, one.search(asked(names), k, **options))
+            assert found.coverage.complete and found.photo(0).first(1).coverage == found.coverage
+    assert found.coverage == (0, 0, ())  # nothing lies in the last region
+
+
+_SEGMENT: dict[Path, PlaceIndex] = {}
+
+
+def whole_segment(index: PlaceIndex) -> PlaceIndex:
+    """The index as one segment: whether rows are left out is then the same question for all of it."""
+    if index.path not in _SEGMENT:
+        copy = index.path.with_name("compacted.index")
+        shutil.copytree(index.path, copy)
+        with PlaceIndex.open(copy, "write") as opened:
+            opened.compact()
+        _SEGMENT[index.path] = PlaceIndex.open(copy)
+    return _SEGMENT[index.path]
+
+
+def test_what_else_is_asked_of_an_index(one: PlaceIndex, sharded: ShardedIndex) -> None:
+    assert (len(sharded), sharded.index_id, sharded.commit) == (len(one), one.index_id, one.commit)
+    assert (sharded.model, sharded.layers, sharded.dtype) == (one.model, one.layers, one.dtype)
+    assert sharded.filled == one.filled
+    for within in REGIONS:
+        assert np.array_equal(sharded.ids(within), one.ids(within))
+        for ours, theirs in zip(sharded.positions(within), one.positions(within), strict=True):
+            assert np.array_equal(ours, theirs, equal_nan=True)
+    assert list(sharded.keys().items()) == list(one.keys().items())
+    assert sharded.places([140, 2]) == one.places([140, 2])
+    with pytest.raises(KeyError, match="there is no place 77"):
+        sharded.places([2, 77])
+    with pytest.raises(OtherModelError):
+        sharded.check_model("c" * 64)
+    with pytest.raises(ValueError, match="query: expected strips by layer"):
+        sharded.search({}, 1)
+    json.dumps(sharded.info())
+
+
+def test_a_replica_that_hangs_is_not_waited_for(
+    one: PlaceIndex, sharded: ShardedIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "geoloc_fast.cluster")
+    query, (hung, _) = asked(("street",)), pids(sharded, 1)
+    before = sharded.counts["hedges"]
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        for _ in range(4):
+            found = sharded.search(query, 5, layers=LAYERS)
+            assert_same(found, whole_segment(one).search(query, 5, layers=LAYERS))
+            assert found.coverage.complete
+    finally:
+        os.kill(hung, signal.SIGCONT)
+    assert sharded.counts["hedges"] > before
+    assert "another replica is asked too" in caplog.text
+    assert sharded.latency()["calls"] > 0
+
+
+def test_a_shard_that_does_not_answer_is_said(
+    one: PlaceIndex, sharded: ShardedIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, lost = asked(("street", "satellite")), region_of(sharded, 1)
+    (other,) = [shard for n, shard in enumerate(sharded._opened.map.shards) if n != 1]
+    rest = PlaceIndex.open(sharded.path / other.name)
+    own = pids(sharded, 1)
+    for pid in own:
+        os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(sharded, "deadline_s", 1.0)
+    try:
+        found = sharded.search(query, 5, layers=LAYERS)
+        with pytest.raises(MissingShardsError, match="1 of 1 shards did not answer") as raised:
+            sharded.search(query, 5, layers=LAYERS, within=lost)
+        with pytest.raises(MissingShardsError):
+            sharded.ids()
+        monkeypatch.setattr(sharded, "on_missing", "error")
+        with pytest.raises(MissingShardsError, match="1 of 2 shards did not answer"):
+            sharded.search(query, 5, layers=LAYERS)
+    finally:
+        for pid in own:
+            os.kill(pid, signal.SIGCONT)
+    (missing,) = found.coverage.missing
+    assert missing.name == sharded._opened.map.shards[1].name and missing.box is not None
+    assert missing.reason == "did not answer in time"
+    assert found.coverage.searched == len(rest) and found.coverage.there == len(one)
+    assert not found.exact.any()
+    assert_same(found, rest.search(query, 5, layers=LAYERS)._replace(exact=found.exact))
+    assert raised.value.coverage.searched == 0
+    assert sharded.counts["partial"] >= 1 and sharded.counts["refused"] >= 3
+
+
+def test_a_shard_that_is_lost_comes_back_by_itself(one: PlaceIndex, sharded: ShardedIndex) -> None:
+    query, expected = asked(("street", "satellite")), whole_segment(one)
+    before = pids(sharded, 1)
+    kill(sharded, 1)
+
+    def whole() -> bool:
+        found = sharded.search(query, 5, layers=LAYERS)
+        if found.coverage.complete:
+            assert_same(found, expected.search(query, 5, layers=LAYERS))
+        return found.coverage.complete
+
+    until(whole)
+    until(lambda: not any(replica.suspect for replica in sharded._opened.groups[1].ordered()))
+    assert not set(before) & set(pids(sharded, 1))
+
+
+def region_of(index: ShardedIndex, shard: int) -> Region:
+    """A spot where that shard alone has places."""
+    lat, lon = PlaceIndex.open(index.path / index._opened.map.shards[shard].name).positions()
+    for at in np.flatnonzero(~np.isnan(lat)):
+        region = Circle(float(lat[at]), float(lon[at]), 1.0)
+        if index._opened.map.touching(region) == [shard]:
+            return region
+    raise AssertionError
+
+
+def test_a_new_commit_is_opened_beside_the_old_one(where: str, one: PlaceIndex, tmp_path: Path) -> None:
+    folder, source, query = tmp_path / "shards", tmp_path / "source.index", asked(("street",))
+    shutil.copytree(whole_segment(one).path, source)
+    cut(PlaceIndex.open(source), folder, 1)
+    with ShardedIndex.open(folder, where, threads=1) as index:
+        assert not index.refresh()
+        with PlaceIndex.open(source, "write") as changed:
+            before = changed.search(query, 5, layers=LAYERS)
+            changed.remove(before.id[:, 0])
+            changed.compact()
+            after = changed.search(query, 5, layers=LAYERS)
+        cut(PlaceIndex.open(source), folder, 1)
+        seen, stop = [], threading.Event()
+
+        def searching() -> None:
+            while not stop.is_set():
+                seen.append(index.search(query, 5, layers=LAYERS))
+
+        thread = threading.Thread(target=searching)
+        thread.start()
+        assert index.refresh()
+        new = len(seen)
+        until(lambda: len(seen) > new + 2)
+        stop.set()
+        thread.join()
+        assert index.commit == changed.commit
+    assert [found.id.tolist() for found in (seen[0], seen[-1])] == [before.id.tolist(), after.id.tolist()]
+    for found in seen:
+        assert_same(found, before if found.id.tolist() == before.id.tolist() else after)
+
+
+@pytest.mark.slow
+def test_an_object_that_cannot_be_made_says_why_at_every_call(where: str, shards: Path) -> None:
+    executor = connect(where)
+    entry = ShardMap.read(shards).shards[0]
+    worker = executor.start("test", "geoloc_fast.cluster.replica:Replica", str(shards), entry, "c" * 64, "cpu")
+    for _ in range(2):
+        with pytest.raises(OtherModelError, match="holds strips of model bbbb"):
+            worker.call("opened").result(60)
+    worker.stop()
+    with pytest.raises(ClusterError):
+        executor.start("test", "geoloc_fast.nothing:Nothing").call("opened").result(60)
+    if where.startswith("local"):
+        executor.close()

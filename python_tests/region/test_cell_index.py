@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -178,8 +179,11 @@ def test_places_that_are_no_cells_make_no_index(continent: Manifest, model: Cell
     coarse = continent.places.set_column(
         0, "id", [[s2.token(s2.parent(s2.from_token(one), 12)) + "" for one in continent.places["id"].to_pylist()]]
     )
-    for table, words in ((named, "places that are S2 cells"), (coarse, "cells of level 17, got levels \\[12\\]")):
-        places = table.slice(0, 1)
+    for places, words in (
+        (named.slice(0, 1), "places that are S2 cells"),
+        (coarse.slice(0, 1), "cells of level 17, got levels \\[12\\]"),
+        (pa.concat_tables([continent.places.slice(0, 3), coarse.slice(0, 1)]), "got levels \\[12, 17\\]"),
+    ):
         with pytest.raises(ValueError, match=words):
             build_cell_index(
                 tmp_path / "x", model, continent.replace(places=places, photos=continent.photos.slice(0, 0))
