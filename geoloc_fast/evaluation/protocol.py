@@ -248,19 +248,19 @@ def table(metrics: Mapping[str, Any]) -> str:
     lines = [
         f"{metrics['photos']} photos, {metrics['photos_with_no_place_in_range']} of them with no place within "
         f"{metrics['threshold_m']:g} m, against {metrics['places']} places; [middle 95 % of resamples]",
-        f"{'':24}{'photos':>7}" + "".join(f"{'R@' + title:>20}" for title in titles) + f"{'median':>10}{'heading':>9}",
+        f"{'':26}{'photos':>7}" + "".join(f"{'R@' + title:>22}" for title in titles) + f"{'median':>10}{'heading':>9}",
     ]
     rows = [("all", metrics)] + [
         (f"{name} {label}", part) for name, parts in metrics.get("by", {}).items() for label, part in parts.items()
     ]
     for title, part in rows:
-        cells = [f"{title:24.24}{part['photos']:7}"]
+        cells = [f"{title:26.26}{part['photos']:7}"]
         for name in names:
             value, ends = part.get(name), part["interval"].get(name)
             text = (
                 "" if value is None or ends is None else f"{100 * value:.1f} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
             )
-            cells.append(f"{text:>20}")
+            cells.append(f"{text:>22}")
         median, heading = part.get("median_error_m"), part.get(heading_key(HEADING_DEG[-1]))
         cells.append(f"{'' if median is None else f'{median:.0f} m':>10}")
         cells.append(f"{'' if heading is None else f'{100 * heading:.0f} %':>9}")

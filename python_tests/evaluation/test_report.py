@@ -92,7 +92,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         right, sure = n % 2 == 0, n % 4 < 2
         found = at[n] if right else (at[n] + 14) % PLACES
         candidate = Candidate(
-            float(lat[found]), float(lon[found]), float(n * 9), 0.9 if sure else 0.2, 0.8, int(found), 1, 0.6
+            float(lat[found]), float(lon[found]), float(n * 9), 0.9 if sure else 0.004, 0.8, int(found), 1, 0.6
         )
         order = np.array([found, *[(found + step) % PLACES for step in (1, 2, 3)]])
         score, stands = np.linspace(0.8, 0.7, 4), (lat[order], lon[order])
@@ -226,6 +226,10 @@ def sources(items: list[dict[str, Any]], target: str) -> Iterator[tuple[str, dic
         entries = dict(columns.get("entries", columns if isinstance(columns, list) else []))
         if "card" in entries:
             yield attributes["name"], entries
+
+
+def test_no_probability_is_shown_as_certain(written: Written) -> None:
+    assert "probability &lt;1 %" in written.text and "probability 0 %" not in written.text
 
 
 def test_only_so_many_photos_have_pictures() -> None:

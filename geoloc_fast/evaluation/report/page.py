@@ -37,7 +37,7 @@ from geoloc_fast.files import write_atomically
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.geo.sphere import great_circle_m, offset_m
 from geoloc_fast.index import Searchable
-from geoloc_fast.locate.answers import printable
+from geoloc_fast.locate.answers import percent, printable
 from geoloc_fast.locate.confidence import RIGHT_M
 from geoloc_fast.locate.locator import Answer
 
@@ -83,7 +83,7 @@ class _Photo:
     def sure(self) -> str:
         probability = self.first.probability
         return f"score {self.first.score:.3f}" + (
-            "" if probability is None else f", probability {100 * probability:.0f} %"
+            "" if probability is None else f", probability {percent(probability)} %"
         )
 
 
@@ -384,7 +384,7 @@ def _card(photo: _Photo, index: Searchable, pictures: Pictures) -> str:
         f'<article class="card" id="photo-{photo.n}" data-kind="{photo.kind}">'
         f'<div class="views">{"".join(shown[:3])}</div><div class="beside">{shown[3]}<div class="about">'
         f'<b class="{"right" if photo.right else "wrong"}">{photo.verdict}</b>'
-        f"looked {_degrees(photo.heading_deg)}, found {_degrees(photo.found_deg)}{error}<br>{photo.sure}{radius}"
+        f"looked {_degrees(photo.heading_deg)}, found {_degrees(photo.found_deg)}{error}<br>{html.escape(photo.sure)}{radius}"
         f'<bdi class="name">{name}</bdi></div></div></article>'
     )
 
