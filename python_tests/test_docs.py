@@ -1,6 +1,7 @@
 """The pages hold together: links resolve, files and anchors they name are there."""
 
 import ast
+import importlib
 import inspect
 import os
 import pydoc
@@ -12,8 +13,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-import geoloc_fast
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -95,8 +94,27 @@ def documented() -> list[str]:
 
 
 def test_the_reference_shows_every_public_name() -> None:
-    shown = {name.removeprefix("geoloc_fast.") for name in documented()}
-    assert set(geoloc_fast.__all__) - shown == {"__version__"}
+    """Classes and functions of the face, and of every room that has an `__all__`."""
+    shown = {id(thing) for name in documented() for _, thing in public(name)}
+    missing = []
+    for room in ["", *(f".{path.parent.name}" for path in (ROOT / "geoloc_fast").glob("*/__init__.py"))]:
+        face = importlib.import_module(f"geoloc_fast{room}")
+        for name in getattr(face, "__all__", []):
+            thing = getattr(face, name)
+            if room != ".testing" and callable(thing) and id(thing) not in shown:
+                missing.append(f"{face.__name__}.{name}")
+    assert not missing
+
+
+def test_names_that_guides_mention_exist() -> None:
+    """`geoloc_fast.room.name` in the text of a page is a name that can be imported, and has a docstring."""
+    lost = []
+    for page in pages():
+        for name in set(re.findall(r"\bgeoloc_fast(?:\.[A-Za-z_0-9]+)+", re.sub(r"\S*/\S*", "", page.read_text()))):
+            thing = None if name.endswith((".safetensors", ".py")) else pydoc.locate(name)
+            if thing is None and not name.endswith((".safetensors", ".py")):
+                lost.append(f"{page.relative_to(ROOT)}: {name}")
+    assert not lost, "\n".join(lost)
 
 
 @pytest.mark.parametrize("name", documented())

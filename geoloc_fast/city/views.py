@@ -48,6 +48,7 @@ class Capture:
     people: float = 1.2  # in a photo, on average
 
     def check(self) -> None:
+        """ValueError for a value out of range, naming the argument."""
         for name in ("missing", "stale", "standing_off", "turned"):
             _require(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1", getattr(self, name))
         _require(0 <= self.tilt_deg <= 5, "tilt_deg", "0 to 5 degrees", self.tilt_deg)
@@ -74,6 +75,7 @@ class Sizes:
         return cls(min(4 * rows, 400), panorama, (3 * rows // 2, 2 * rows))
 
     def check(self) -> None:
+        """ValueError for a size that cannot be rendered, naming the argument."""
         side = self.satellite_px
         _require(_whole(side) and side >= 16 and side % 2 == 0, "satellite_px", "an even size >= 16", side)
         for name, size in (("panorama_size", self.panorama), ("photo_size", self.photo)):

@@ -70,10 +70,11 @@ class _Images(Dataset[dict[str, Any]]):
 
     @property
     def epoch(self) -> int:
+        """The epoch that decides the random numbers."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Another epoch, other random numbers. Reaches workers that are already running."""
+        """Changes the epoch, and with it the random numbers. It also reaches workers that are already running."""
         self._epoch.fill_(epoch)
 
     def _generator(self, row: int, what: int) -> np.random.Generator:
@@ -381,9 +382,11 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     @property
     def epoch(self) -> int:
+        """The epoch that decides the random numbers."""
         return self.photos.epoch
 
     def set_epoch(self, epoch: int) -> None:
+        """Changes the epoch of photos and places. It also reaches workers that are already running."""
         self.photos.set_epoch(epoch)
         self.places.set_epoch(epoch)
 

@@ -1,4 +1,4 @@
-"""What is read of an index, whatever it is made of: one folder, several, or shards that workers hold."""
+"""The interface of an index for reading: one folder, several folders, or shards that workers hold."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ class Searchable(Protocol):
     """The part of `PlaceIndex` that locating and evaluating need."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path:
+        """The folder of the index."""
 
     def __len__(self) -> int: ...
 
     @property
-    def model(self) -> str: ...
+    def model(self) -> str:
+        """Fingerprint of the model that the index was built with."""
 
     @property
-    def index_id(self) -> str: ...
+    def index_id(self) -> str:
+        """A random id that the index keeps for its life."""
 
     @property
-    def commit(self) -> int: ...
+    def commit(self) -> int:
+        """Number of the commit that is searched."""
 
     @property
     def filled(self) -> frozenset[str]:

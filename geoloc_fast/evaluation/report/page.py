@@ -384,7 +384,8 @@ def _card(photo: _Photo, index: Searchable, pictures: Pictures) -> str:
         f'<article class="card" id="photo-{photo.n}" data-kind="{photo.kind}">'
         f'<div class="views">{"".join(shown[:3])}</div><div class="beside">{shown[3]}<div class="about">'
         f'<b class="{"right" if photo.right else "wrong"}">{photo.verdict}</b>'
-        f"looked {_degrees(photo.heading_deg)}, found {_degrees(photo.found_deg)}{error}<br>{html.escape(photo.sure)}{radius}"
+        f"looked {_degrees(photo.heading_deg)}, found {_degrees(photo.found_deg)}{error}<br>"
+        f"{html.escape(photo.sure)}{radius}"
         f'<bdi class="name">{name}</bdi></div></div></article>'
     )
 

@@ -90,6 +90,7 @@ class CellsConfig(BundleConfig):
 
     @property
     def dim(self) -> int:
+        """Values of a code."""
         return self.clusters * self.cluster_dim + self.global_dim
 
 
@@ -173,14 +174,17 @@ class CellGeolocalizer(BundledModel):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """The layers of an index of this model."""
         return (Layer("cell", (self.config.dim, 1, 1), "dot", None, 1.0, 0.0),)
 
     @property
     def place_input(self) -> PlaceInput:
+        """The images of places that the model expects."""
         return PlaceInput(takes=("satellite",), satellite_px=self.config.tile_px, range_m=None)
 
     @property
     def query_input(self) -> QueryInput:
+        """The queries that the model expects."""
         return QueryInput(("photo",), self.config.photo_size)
 
     @torch.inference_mode()

@@ -68,7 +68,8 @@ class _Fusion(nn.Module, ABC):
         return normalise_strip(self.mix(x, y))
 
     @abstractmethod
-    def mix(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def mix(self, x: Tensor, y: Tensor) -> Tensor:
+        """[N, C, H, W] and [N, C, H, W] to [N, C, H, W], before it is brought to unit norm."""
 
 
 class IAFF(_Fusion):

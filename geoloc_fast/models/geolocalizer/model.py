@@ -122,7 +122,7 @@ class GeolocalizerConfig(BundleConfig):
 
     @property
     def place_input(self) -> PlaceInput:
-        """What a place is shown as, in training and ever after."""
+        """The images of places that the model expects, in training and afterwards."""
         takes = {"both": ("satellite", "street"), "satellite": ("satellite",), "street": ("street",)}[self.sources]
         return PlaceInput(
             takes=takes,
@@ -194,10 +194,12 @@ class Geolocalizer(BundledModel):
 
     @property
     def place_input(self) -> PlaceInput:
+        """The images of places that the model expects."""
         return self.config.place_input
 
     @property
     def query_input(self) -> QueryInput:
+        """The queries that the model expects."""
         return QueryInput(("photo", "columns"), self.config.image_size, self.config.assumed_fov_deg)
 
     @torch.inference_mode()
@@ -225,6 +227,7 @@ class Geolocalizer(BundledModel):
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
+        """Strips [B, C, H, Wq] of photos or azimuth columns, in the model's one layer."""
         device, rows = self.log_scale.device, self.config.image_size[0]
         shown = [self._columns(query) for query in queries]
         widths = torch.tensor([image.shape[1] for image in shown], dtype=torch.int64)

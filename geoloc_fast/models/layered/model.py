@@ -181,6 +181,7 @@ class Layered(BundledModel):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """The layers of an index of this model."""
         config = self.config
         scanned = {"street": 1 << 30, "satellite": config.scanned_standpoints}
         return tuple(
@@ -198,6 +199,7 @@ class Layered(BundledModel):
 
     @property
     def place_input(self) -> PlaceInput:
+        """The images of places that the model expects."""
         config = self.config
         return PlaceInput(
             takes=tuple(name for name in ("satellite", "street") if name in config.layers),
@@ -211,6 +213,7 @@ class Layered(BundledModel):
 
     @property
     def query_input(self) -> QueryInput:
+        """The queries that the model expects."""
         return QueryInput(("photo", "columns"), self.config.level_size, self.config.assumed_fov_deg)
 
     @torch.inference_mode()

@@ -97,15 +97,18 @@ class Pooled(BundledModel):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """The layers of an index of this model."""
         return (Layer(self.config.source, (self.channels, 1, 1)),)
 
     @property
     def place_input(self) -> PlaceInput:
+        """The images of places that the model expects."""
         config = self.config
         return PlaceInput(takes=(config.source,), satellite_px=config.satellite_px, panorama_size=config.panorama_size)
 
     @property
     def query_input(self) -> QueryInput:
+        """The queries that the model expects."""
         return QueryInput(("photo", "columns"), self.config.panorama_size, self.config.view_deg)
 
     @torch.inference_mode()

@@ -278,6 +278,7 @@ class TextGeolocalizer(BundledModel):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """The layers of an index of this model."""
         config = self.config
         things = len(config.things)
         return (
@@ -294,16 +295,19 @@ class TextGeolocalizer(BundledModel):
 
     @property
     def place_input(self) -> PlaceInput:
+        """The images of places that the model expects."""
         return PlaceInput(
             takes=("satellite",), satellite_px=self.config.satellite_px, range_m=self.config.range_m, border="replicate"
         )
 
     @property
     def query_input(self) -> QueryInput:
+        """The queries that the model expects."""
         return QueryInput(takes=("text",))
 
     @torch.inference_mode()
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
+        """Rows of the layers "text" and "facing", one per place with a satellite image."""
         place = batch.has_satellite.nonzero().squeeze(1)
         seen = [torch.empty(0, len(self.config.things), SECTORS + 1)]
         for images in batch.satellite[place.to(batch.satellite.device)].split(_IMAGES_AT_ONCE):
