@@ -94,7 +94,7 @@ def build(chosen: argparse.Namespace) -> None:
             )  # fmt: skip
             print(f"{done + count} cells, added {count} in {taken:.1f} s", flush=True)
     size = sum(path.stat().st_size for path in Path(chosen.out).rglob("*") if path.is_file())
-    print(f"{size / 1e9:.2f} GB on disk, {size / chosen.cells:.0f} bytes a cell")
+    print(f"{size / 1e9:.2f} GB on disk, {size / chosen.cells:.0f} bytes per cell")
 
 
 def search(chosen: argparse.Namespace) -> None:

@@ -366,7 +366,7 @@ def test_search_by_dot(benchmark: Any, batch: int, contestant: str) -> None:
 @pytest.mark.parametrize("batch", [1, 64])
 @pytest.mark.parametrize("contestant", ["geoloc_fast, bf16 bank", "reference", "torch GEMM, fp32"])
 def test_curves(benchmark: Any, batch: int, contestant: str) -> None:
-    """The cosine at every shift of 100 rows a query, as a search over several layers asks for the best places."""
+    """The cosine at every shift of 100 rows per query, as a search over several layers asks for the best places."""
     rows, case = 100, Case((16, 4), 16, 5, batch, 20_000)
     strips, query = inputs(case)
     bank = StripBank.pack(strips)

@@ -89,7 +89,7 @@ def azimuth_crop(
     """
     checks.strips_and_query(query, strips, "query", "[B, C, H, Wq]", "strips", "[B, C, H, W]")
     if query.shape[0] != strips.shape[0]:
-        raise ValueError(f"strips: expected {query.shape[0]} strips, one a query, got {strips.shape[0]}")
+        raise ValueError(f"strips: expected {query.shape[0]} strips, one per query, got {strips.shape[0]}")
     query_width = checks.query_width(query_width, query)
     shape = (query.shape[0], strips.shape[3])
     scale_, noise, tau = _selection(query, select, scale, tau, noise, shape)

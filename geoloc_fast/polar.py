@@ -92,7 +92,7 @@ def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None, ch
             continue
         numbers = given.tolist() if isinstance(given, Tensor) else list(given)
         if len(numbers) != channels:
-            raise ValueError(f"{name}: expected {channels} numbers, one a channel, got {given!r}")
+            raise ValueError(f"{name}: expected {channels} numbers, one per channel, got {given!r}")
         values[name] = [checks.finite(name, number) for number in numbers]
     if 0.0 in values["std"]:
         raise ValueError(f"std: expected numbers other than 0, got {std!r}")

@@ -80,7 +80,7 @@ class StripBank:
         """
         checks.tensor("strips", strips, "[N, C, H, W]")
         if min(strips.shape[1:]) < 1:
-            raise ValueError(f"strips: expected at least one value a strip, got {checks.describe(strips)}")
+            raise ValueError(f"strips: expected at least one value per strip, got {checks.describe(strips)}")
         checks.choice("dtype", dtype, layouts.DTYPES)
         column0_deg = checks.finite("column0_deg", column0_deg)
         strips = strips.detach().to(device)
@@ -242,12 +242,12 @@ def strip_topk(
         checks.tensor("alive", alive, "[R]", (torch.bool,))
         checks.same_device("alive", alive, "the bank", bank.buffer)
         if alive.shape[0] != len(bank):
-            raise ValueError(f"alive: expected {len(bank)} values (one a strip), got {alive.shape[0]}")
+            raise ValueError(f"alive: expected {len(bank)} values (one per strip), got {alive.shape[0]}")
     if group is not None:
         checks.tensor("group", group, "[R]", (torch.int64,))
         checks.same_device("group", group, "the bank", bank.buffer)
         if group.shape[0] != len(bank):
-            raise ValueError(f"group: expected {len(bank)} values (one a strip), got {group.shape[0]}")
+            raise ValueError(f"group: expected {len(bank)} values (one per strip), got {group.shape[0]}")
         if checks.values_known(group):
             checks.ascending("group", group)
     found = op.topk(

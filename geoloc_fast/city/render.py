@@ -469,7 +469,7 @@ class _Rays:
 
     colour: np.ndarray  # float32 [rows, columns, 3], before exposure
     kind: np.ndarray  # uint8 [rows, columns], number in CLASSES
-    each_way: int  # rays a pixel
+    each_way: int  # rays per pixel
 
     def image(self, day: Day) -> np.ndarray:
         n = self.each_way
@@ -889,7 +889,7 @@ def panorama_rays(
     column0_deg: float = 180.0,
     people: np.ndarray | None = None,
 ) -> _Rays:
-    """What every pixel of a panorama at a spot looks at: a ray a pixel, marched through the scene."""
+    """What every pixel of a panorama at a spot looks at: a ray per pixel, marched through the scene."""
     camera = _Camera.panorama(size, column0_deg)
     eye_m = PANORAMA_EYE_M
     return _look(city, x_m, y_m, eye_m, camera, day, people)

@@ -185,7 +185,7 @@ def _manifest(path: Path) -> Any:
 
     found = Manifest.load(path)
     if "projection" in found.photos.column_names and "cylindrical" in found.photos["projection"].to_pylist():
-        raise ValueError(f"{path}: its photos are prepared; take the manifest that they were made from")
+        raise ValueError(f"{path}: its photos are prepared; use the manifest that they were made from")
     return found
 
 
@@ -200,7 +200,7 @@ def _known_photos(photos: Any, ids: Mapping[str, int], split: str | None) -> lis
             err=True,
         )
     if not known:
-        raise ValueError(f"{photos.root}: there are no photos of known position or place")
+        raise ValueError(f"{photos.root}: no photo has a known position or place")
     return known
 
 
@@ -236,5 +236,5 @@ def _decoded(
             continue
         kept.append(row)
     if not found:
-        raise ValueError(f"{photos.root}: there are no photos that can be read; panoramas are none")
+        raise ValueError(f"{photos.root}: no photo could be read; panoramas do not count as photos here")
     return found, kept

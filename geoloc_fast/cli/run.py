@@ -58,5 +58,5 @@ def run() -> None:
         print(f"geoloc-fast: {text}", file=sys.stderr)
         code = error.exit_code if isinstance(error, GeolocError) else 1
     if code == 130:  # also what typer itself makes of Ctrl-C
-        print("geoloc-fast: interrupted; nothing half-written was left", file=sys.stderr)
+        print("geoloc-fast: interrupted; no incomplete file was left", file=sys.stderr)
     sys.exit(code or 0)

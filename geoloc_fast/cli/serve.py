@@ -76,11 +76,11 @@ def serve(
     except ValueError:
         local = host == "localhost"
     if not local and not token:
-        raise typer.BadParameter(f"--host {host} is reached from other machines: set a token in {_TOKEN} first")
+        raise typer.BadParameter(f"--host {host} can be reached from other machines: set a token in {_TOKEN} first")
     if token is not None and len(token) < 16:
         raise typer.BadParameter(f"{_TOKEN}: expected at least 16 letters")
     if region is not None and len(region) > len(index):
-        raise typer.BadParameter("--region: expected at most one an --index, in the same order")
+        raise typer.BadParameter("--region: expected at most one per --index, in the same order")
     for option, one, two in (("cells", cells, cells_model), ("text-index", text_index, text_model)):
         if (one is None) != (two is None):
             raise typer.BadParameter(f"--{option} and --{option.split('-')[0]}-model: give both, or neither")

@@ -203,7 +203,7 @@ def _token(make: bool) -> None:
     if path.exists():
         return
     if not make:
-        raise ClusterError(f"{path}: there is no token; copy the file of the head's machine here")
+        raise ClusterError(f"{path}: there is no token; copy this file from the head's machine")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as file:

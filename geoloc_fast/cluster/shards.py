@@ -161,7 +161,7 @@ def cut(
     checks.whole("shards", shards, 1, _MOST_SHARDS)
     checks.whole("replicas", replicas, 1, 100)
     if labels and len(set(labels)) < replicas:
-        raise ValueError(f"labels: expected at least {replicas} different ones, one a replica, got {list(labels)}")
+        raise ValueError(f"labels: expected at least {replicas} different ones, one per replica, got {list(labels)}")
     for label in labels:
         if _LABEL.fullmatch(label) is None:
             raise ValueError(f"labels: expected letters, digits, '-', '_' and '.', got {label!r}")

@@ -24,7 +24,7 @@ MAX_AGE_DAYS = 365
 
 
 def street_distance_m(places: pa.Table, lat: Any = None, lon: Any = None) -> np.ndarray:
-    """Metres from each place's street view to `lat`, `lon` (one position, or one a row; default the place itself).
+    """Metres from each place's street view to `lat`, `lon` (one position, or one per row; default the place itself).
 
     A street view without a position of its own is taken to stand at the place. NaN where a position is unknown.
     """
@@ -54,7 +54,7 @@ def available(
     a position on either side no distance limit. A view that a generator made (`street_synthetic`) is never available.
 
     Args:
-        places: rows of a manifest's places; for photos, one row a photo.
+        places: rows of a manifest's places; for photos, one row per photo.
         date: of the photo, or as of which an index is to be true; one, or datetime64 [rows] with NaT for unknown.
         lat, lon: of the photo, one or a row each, NaN for unknown; default: the place itself, as for an index.
     """

@@ -1,7 +1,7 @@
 """Descriptions of a manifest's places: from a data set's reader, from people, or from a model that somebody runs.
 
 They are a column of the places, `captions`, a list of texts each. A CSV with the columns `place` and `text`
-brings them to any region: one line a description, any number a place.
+brings them to any region: one line a description, any number for a place.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
 
 Every photo stays in every denominator: one with no place in range is wrong, and counted. A photo without a position
 is 0 m from its own place, if that is known, and from no other. Ties go to the lower row, as in `strip_topk`. Beside the
-bank, memory is some numbers a photo: never photos x places.
+bank, memory is a few numbers per photo: never photos x places.
 
 This works on strips, so that protocols and ablations compare encoders and nothing else; `PhotoBatch` may carry several
 readings of a photo (other fields of view), of which the best counts for each place.
@@ -172,7 +172,7 @@ def measure(
     """Searches the bank, whose rows lie at `lat`, `lon`, for every photo, and keeps how well it did."""
     for name, values in (("lat", lat), ("lon", lon)):
         if np.shape(values) != (len(bank),):
-            raise ValueError(f"{name}: expected {len(bank)} values (one a strip), got shape {np.shape(values)}")
+            raise ValueError(f"{name}: expected {len(bank)} values (one per strip), got shape {np.shape(values)}")
     if not k or min(k) < 1 or max(k) > MAX_K:
         raise ValueError(f"k: expected values from 1 to {MAX_K}, got {list(k)}")
     percent = one_percent(len(bank))

@@ -138,7 +138,7 @@ def load_polygon(path: str | os.PathLike[str]) -> Polygon:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected GeoJSON, got what is no JSON ({error})") from error
+        raise ValueError(f"{path}: expected GeoJSON, got text that is not JSON ({error})") from error
     try:
         return polygon_of(content)
     except ValueError as error:

@@ -74,7 +74,7 @@ def calibrate(
     _check_images("panorama", panorama)
     _check_images("polar", polar)
     if len(panorama) != len(polar):
-        raise ValueError(f"polar: expected {len(panorama)} images, one a panorama, got {len(polar)}")
+        raise ValueError(f"polar: expected {len(panorama)} images, one per panorama, got {len(polar)}")
     if panorama.device != polar.device:
         raise ValueError(f"polar: expected the device of panorama ({panorama.device}), got {polar.device}")
     frame_deg = _finite("polar_column0_deg", polar_column0_deg)
@@ -135,7 +135,7 @@ def _known(value: Any, count: int) -> np.ndarray:
     try:
         known = np.broadcast_to(np.asarray(given, dtype=np.float64), (count,))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"known_column0_deg: expected {count} numbers, one a panorama, got {value!r}") from error
+        raise ValueError(f"known_column0_deg: expected {count} numbers, one per panorama, got {value!r}") from error
     if np.isinf(known).any():
         raise ValueError(f"known_column0_deg: expected finite degrees, or NaN where unknown, got {value!r}")
     return known

@@ -20,7 +20,7 @@ def pixels_across(fov_deg: float, columns: int) -> int:
 def to_cylindrical(photo: np.ndarray, fov_deg: float, *, size: tuple[int, int] = (64, 256)) -> np.ndarray:
     """Reprojects a level perspective photo to the columns and rows of a panorama.
 
-    With (H, W) = `size` of the panorama and d = 360 / W degrees a column, the result has
+    With (H, W) = `size` of the panorama and d = 360 / W degrees per column, the result has
     columns = round(fov_deg / d) columns:
 
     - column j samples the azimuth (j - columns / 2) d from the photo's optical axis: the left edge of

@@ -149,7 +149,7 @@ def _open(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, ImageHe
         raise ImageError(name, f"needs {needed} bytes when it is decoded; at most {MAX_DECODED_BYTES} are given")
     if image.format == "TIFF" and _GEO_KEYS in image.tag_v2:  # type: ignore[attr-defined]
         image.close()
-        raise ImageError(name, "is a map (GeoTIFF); cut places out of it with `geoloc-fast read raster`")
+        raise ImageError(name, "is a map (GeoTIFF); crop places from it with `geoloc-fast read raster`")
     exif = data if image.format == "TIFF" else image.info.get("exif", b"")
     exif = exif if isinstance(exif, bytes) else b""
     # Recent versions of Pillow give the upright size of a TIFF before loading it, others not.

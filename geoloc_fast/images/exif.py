@@ -221,7 +221,7 @@ def _position(gps: dict[int, Any]) -> tuple[float, float] | None:
     lat = _angle(gps, LAT, LAT_REF, "NS", 90)
     lon = _angle(gps, LON, LON_REF, "EW", 180)
     if lat == 0 and lon == 0:
-        raise _Bad("0, 0 is what cameras without a fix write")
+        raise _Bad("0, 0 is the position that cameras without a fix write")
     return lat, lon
 
 

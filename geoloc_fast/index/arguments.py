@@ -125,7 +125,7 @@ def _layer_rows(dtype: str, layer: Layer, part: Rows, lat: np.ndarray, lon: np.n
         raise ValueError(f"{name}: expected finite values, got NaN or Inf")
     at = np.arange(len(lat)) if place is None else np.asarray(place)
     if at.shape != (len(strips),) or at.dtype.kind not in "iu":
-        expected = "one a place" if place is None else "one a strip"
+        expected = "one per place" if place is None else "one per strip"
         raise ValueError(f"{name}: expected {len(strips)} rows ({expected}), got {at.dtype} {list(at.shape)}")
     if len(at) and not (at[0] >= 0 and at[-1] < len(lat) and np.all(np.diff(at) >= 0)):
         raise ValueError(f"{name}: expected places from 0 to {len(lat) - 1}, ascending")
@@ -177,5 +177,5 @@ def _text(name: str, texts: Sequence[str] | None, count: int) -> tuple[np.ndarra
     if texts is None:
         return np.zeros(0, np.uint8), np.zeros(count, np.int64)
     if isinstance(texts, str) or len(texts) != count:
-        raise ValueError(f"{name}: expected {count} texts (one a place), got {len(texts)}")
+        raise ValueError(f"{name}: expected {count} texts (one per place), got {len(texts)}")
     return encode_texts(texts)

@@ -62,7 +62,7 @@ def encode(
         )
     what = f"attributes[{name!r}]"
     if isinstance(values, str) or len(values) != count:
-        raise ValueError(f"{what}: expected {count} values (one a place), got {len(values)}")
+        raise ValueError(f"{what}: expected {count} values (one per place), got {len(values)}")
     listed: list[Any] = values.tolist() if isinstance(values, np.ndarray) else list(values)
     kinds = {_kind(value) for value in listed if value is not None}
     if "float" in kinds or kind == "float":

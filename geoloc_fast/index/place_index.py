@@ -633,7 +633,7 @@ class PlaceIndex:
             raise PlaceIndexError(f"{self.path}: opened for reading; PlaceIndex.open(path, 'write') can change it")
         if not self._lock.held:
             raise PlaceIndexError(
-                f"{self.path}: was opened for writing by another process, of which this one is a fork"
+                f"{self.path}: was opened for writing by the parent of this process; open it again here"
             )
         state = self._snapshot.state
         if commits.last(self._folder) != state.commit or self._digest() != state.digest:

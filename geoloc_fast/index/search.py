@@ -261,7 +261,7 @@ def _absent(layer: Layer) -> float:
 def _topk(
     bank: Bank, layer: Layer, query: Query, k: int, select: str, alive: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows of the bank, score, shift), [B, k] each, one row a place."""
+    """(rows of the bank, score, shift), [B, k] each, one row per place."""
     options: dict[str, Any] = {}
     if layer.score != "cosine":
         options["score"] = layer.score

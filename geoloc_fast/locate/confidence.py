@@ -117,7 +117,7 @@ class Confidence:
         """ValueError unless it can judge."""
         count = len(FEATURES)
         if not len(self.mean) == len(self.scale) == len(self.weight) == count or not self.error_m:
-            raise ValueError(f"expected {count} numbers a feature, and distances")
+            raise ValueError(f"expected {count} numbers per feature, and distances")
         scalars = (self.bias, self.threshold, self.further_down)
         if not np.isfinite([*scalars, *self.mean, *self.scale, *self.weight, *self.error_m]).all():
             raise ValueError("a number is not finite")

@@ -259,7 +259,9 @@ class Locator:
         if min(height, width) < _SMALLEST_PX:
             raise ImageError(name, f"is {width} x {height} pixels; at least {_SMALLEST_PX} each way are needed")
         if width > _WIDEST * height:
-            raise ImageError(name, f"{width} x {height} pixels look like a panorama; cut a view of it out as a photo")
+            raise ImageError(
+                name, f"{width} x {height} pixels look like a panorama; crop a view from it and use that as a photo"
+            )
         fov, source = (fov_deg, "given") if fov_deg is not None else (exif.fov_deg, "exif")
         if fov is None or not usable_fov(fov):
             fov, source = takes.assumed_fov_deg, "assumed"

@@ -1,6 +1,6 @@
-"""What every model promises: index, locator, evaluation and command line know nothing else about it.
+"""The contract of models: index, locator, evaluation and command line use a model only through this interface.
 
-A model names its layers, says what it must be shown, and encodes places to rows by layer and queries to strips by
+A model names its layers, describes the images that it expects, and encodes places to rows and queries to strips, by
 layer. A new kind of model is a class with these attributes and methods and a line in `KINDS`: docs/design/rooms.md.
 """
 
@@ -166,7 +166,7 @@ class Model(Protocol):
         """Rows by layer. `Rows.place` counts from the first place of the batch; a place may have none in a layer."""
 
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
-        """Strips by layer, one a query; width 0 where a query has nothing in a layer."""
+        """Strips by layer, one per query; width 0 where a query has nothing in a layer."""
 
 
 KINDS: dict[str, str | Callable[..., Model]] = {

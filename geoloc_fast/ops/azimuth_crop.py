@@ -170,7 +170,7 @@ def _fake_backward(grad_crop: Tensor, grad_score: Tensor, *args: Any) -> tuple[T
 def _check(query: Tensor, strips: Tensor, *rest: Any) -> None:
     check_pairs(query.shape[:1], query, strips, *rest)
     if query.shape[0] != strips.shape[0]:
-        raise ValueError(f"strips: expected {query.shape[0]} strips, one a query, got {strips.shape[0]}")
+        raise ValueError(f"strips: expected {query.shape[0]} strips, one per query, got {strips.shape[0]}")
 
 
 def _check_backward(grad_crop: Tensor, grad_score: Tensor, query: Tensor, strips: Tensor, *rest: Any) -> None:

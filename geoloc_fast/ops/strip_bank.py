@@ -85,7 +85,7 @@ def _search_problem(query: Tensor, bank: BankLayout | None) -> str:
         return ""
     if bank.columns not in CUDA_SEARCHED_COLUMNS:
         return f"strips have {bank.columns} columns, the search has kernels for 1, 16 and 64"
-    return f"a query of {bank.channels * bank.height} values a column does not fit the shared memory of a block"
+    return f"a query of {bank.channels * bank.height} values per column does not fit the shared memory of a block"
 
 
 def _can_run_triton(tensor: Tensor, columns: int, searched: BankLayout | None) -> str:
@@ -469,7 +469,7 @@ def _topk_cuda(
 def _check_pack(strips: Tensor, dtype: str) -> None:
     checks.tensor("strips", strips, "[N, C, H, W]")
     if min(strips.shape[1:]) < 1:
-        raise ValueError(f"strips: expected at least one value a strip, got {checks.describe(strips)}")
+        raise ValueError(f"strips: expected at least one value per strip, got {checks.describe(strips)}")
     checks.choice("dtype", dtype, strip_bank.DTYPES)
 
 

@@ -108,7 +108,7 @@ class BankLayout:
         if code not in dtypes:
             raise ValueError(f"buffer: expected dtype code {sorted(dtypes)}, got {code}")
         if lanes != LANES:
-            raise ValueError(f"buffer: expected {LANES} strips a block, got {lanes}")
+            raise ValueError(f"buffer: expected {LANES} strips per block, got {lanes}")
         if count < 0 or min(channels, height, columns) < 1 or channels * height * columns > 1 << 24:
             raise ValueError(
                 f"buffer: expected a possible shape, got count={count}, C={channels}, H={height}, W={columns}"

@@ -124,7 +124,7 @@ def cut_places(
             if progress is not None:
                 progress(min(begin + SHARD, count), count)
     if not rows:
-        raise ValueError(f"{source}: shows none of the {count} places; nothing but holes")
+        raise ValueError(f"{source}: shows none of the {count} places: they are all in holes of the imagery")
     Manifest.from_rows(root, rows, []).save()
     return Cut(len(rows), holes)
 

@@ -234,7 +234,7 @@ class MbTiles:
             with self._lock:
                 return self._log.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise ImageryError(f"{self._path}: is no MBTiles file that can be read ({error})") from error
+            raise ImageryError(f"{self._path}: cannot be read as an MBTiles file ({error})") from error
 
     def zooms(self) -> list[int]:
         rows = self._rows("SELECT DISTINCT zoom_level FROM tiles ORDER BY zoom_level")
@@ -322,10 +322,10 @@ class RasterGround:
                 warnings.simplefilter("ignore")  # of a file without georeference, which is refused below
                 self._data = rasterio.open(path, driver="GTiff")
         except rasterio.errors.RasterioError as error:
-            raise ImageryError(f"{path}: is no GeoTIFF that can be read ({error})") from error
+            raise ImageryError(f"{path}: cannot be read as a GeoTIFF ({error})") from error
         data = self._data
         if data.crs is None or data.transform.is_identity:
-            raise ImageryError(f"{path}: has no georeference, so nobody knows where and how large it is")
+            raise ImageryError(f"{path}: has no georeference, so its position and size are unknown")
         if data.dtypes[0] != "uint8" or data.count == 2:
             raise ImageryError(
                 f"{path}: expected 8 bits in one, three or four bands, got {data.count} of {data.dtypes[0]}; "
@@ -339,7 +339,7 @@ class RasterGround:
         x, y = _through(data.transform, column.ravel(), row.ravel())
         lon, lat = self._warp.transform(data.crs, "EPSG:4326", x, y)
         if not np.isfinite([*lat, *lon]).all():
-            raise ImageryError(f"{path}: its georeference leads nowhere on the Earth")
+            raise ImageryError(f"{path}: its georeference is not a position on the Earth")
         self.bounds = Box(max(min(lat), -90.0), max(min(lon), -180.0), min(max(lat), 90.0), min(max(lon), 180.0))
         middle = self._warp.transform(
             data.crs, "EPSG:4326", *([value] for value in _through(data.transform, data.width / 2, data.height / 2))

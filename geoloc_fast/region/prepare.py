@@ -74,7 +74,7 @@ class Settings:
     """What decides the bytes of the output, beside the manifest.
 
     Attributes:
-        size: (rows, columns) of panoramas; photos get its rows and its degrees a column.
+        size: (rows, columns) of panoramas; photos get its rows and its degrees per column.
         side_m: side of the satellite crop.
         satellite_px: its side in pixels.
         method: of calibration where the panorama's heading is not known; "known" measures nothing.
@@ -421,7 +421,7 @@ def prepare(
     Args:
         manifest: one that is loaded, or its path.
         out: a new folder, or that of an interrupted run of the same manifest and settings.
-        workers: processes; default one a core. The output is the same for any number. A script that starts this
+        workers: processes; default one per core. The output is the same for any number. A script that starts this
             needs the usual `if __name__ == "__main__":`.
         progress: called as progress(images done, of how many).
 
@@ -439,9 +439,9 @@ def prepare(
     if not len(manifest.places) and not len(manifest.photos):
         raise PrepareError(f"{manifest.root}: the manifest has no places and no photos")
     if folder.resolve() == manifest.root.resolve():
-        raise PrepareError(f"{folder}: is the folder of the manifest itself; choose another for what is made of it")
+        raise PrepareError(f"{folder}: is the folder of the manifest itself; choose another one for the output")
     if "projection" in manifest.photos.column_names and manifest.photos["projection"].null_count < len(manifest.photos):
-        raise PrepareError(f"{manifest.root}: is prepared already: its photos are in azimuth columns")
+        raise PrepareError(f"{manifest.root}: is already prepared: its photos have azimuth columns")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         return _prepare(manifest, folder, settings, workers, progress)
@@ -514,7 +514,7 @@ def _run_all(shards: list[_Shard], workers: int) -> Iterator[str]:
                     except BrokenProcessPool as error:
                         raise PrepareError(
                             "a worker was killed (by a lack of memory, perhaps: try fewer --workers) while "
-                            f"{shard.file} was prepared, near row {shard.first + 1}; run again to go on from there"
+                            f"{shard.file} was prepared, near row {shard.first + 1}; run again to continue from there"
                         ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -549,7 +549,7 @@ def _claim(folder: Path, settings: Settings, places: list[dict[str, Any]], photo
         theirs = json.loads((folder / _STATE).read_text())
     except FileNotFoundError:
         if any(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
-            raise PrepareError(f"{folder}: is not empty, and holds no preparation to go on with") from None
+            raise PrepareError(f"{folder}: is not empty, and holds no preparation to continue") from None
         write_atomically(folder / _STATE, json.dumps(ours, indent=1) + "\n")
         return
     except ValueError as error:

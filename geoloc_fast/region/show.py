@@ -1,6 +1,6 @@
 """A contact sheet of a manifest: `geoloc-fast show`. For looking at, before anything is believed.
 
-One row a place: a photo of it, the satellite image with the photo's heading and field of view drawn in, and, column
+One row per place: a photo of it, the satellite image with the photo's heading and field of view drawn in, and, column
 over column, the panorama as it is stored, the polar image, and the panorama turned into the polar image's frame. If
 streets and houses of the last two do not stand over each other, the calibration is wrong.
 """

@@ -54,7 +54,7 @@ def spots_of(text: str, ground: Ground, within: Region | None = None) -> Spots:
         keep &= within.contains(lat, lon)
     rows = np.flatnonzero(keep)
     if not len(rows):
-        raise ValueError(f"places: none of {text} lie on the imagery, which covers {ground.bounds}")
+        raise ValueError(f"places: none of {text} is on the imagery, which covers {ground.bounds}")
     lat, lon = lat[rows], lon[rows]
     if names is None:  # a name says where, so that two runs give one place one name
         ids = [f"{a:.6f}_{b:.6f}" for a, b in zip(lat.tolist(), lon.tolist(), strict=True)]
@@ -142,7 +142,7 @@ def _along(path: Path, metres: float) -> tuple[np.ndarray, np.ndarray]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected GeoJSON, got what is no JSON ({error})") from error
+        raise ValueError(f"{path}: expected GeoJSON, got text that is not JSON ({error})") from error
     kept: dict[tuple[int, int], list[tuple[float, float]]] = {}
     found: list[tuple[float, float]] = []
     half = metres / 2

@@ -91,7 +91,7 @@ def synthesize(
         manifest: one that is loaded, or its path: a folder, or its table `places`.
         model: one that was loaded from a bundle.
         date: as of which street views are to be true; without it none counts as out of date.
-        workers: threads; default one a core. The images are the same for any number.
+        workers: threads; default one per core. The images are the same for any number.
         progress: called as progress(done, all).
     """
     if model.fingerprint is None:

@@ -152,7 +152,9 @@ class Guard:
             steps = [f"{Path(step.filename).name}:{step.lineno}" for step in traceback.extract_tb(error.__traceback__)]
             LOG.error(json.dumps({"request": request_id, "error": type(error).__name__, "at": steps[-4:]}))
             if not begun:
-                await refuse(problem(500, "Something went wrong", "The log has it under this request id.", "internal"))
+                await refuse(
+                    problem(500, "Something went wrong", "The log has the details under this request id.", "internal")
+                )
         finally:
             self._open -= 1
             self._shared -= held.shared
@@ -187,7 +189,7 @@ class Guard:
     async def _body(self, receive: Receive, given: dict[str, str], held: _Held) -> tuple[int, bytes] | None:
         """Receives it into `held`; what is wrong with it, if anything is."""
         limits = self.limits
-        large = problem(413, "Too large", f"At most {limits.body_bytes} bytes a request.", "large")
+        large = problem(413, "Too large", f"At most {limits.body_bytes} bytes per request.", "large")
         length = given.get("content-length")
         if length is not None and (not length.isascii() or not length.isdigit() or len(length) > 15):
             return problem(400, "Bad length", "Content-Length is no number.", "length")

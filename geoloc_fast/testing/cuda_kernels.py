@@ -32,8 +32,8 @@ class Kernel:
     name: str  # strip_topk_screen_kernel<16, 1, 1>
     architecture: str  # sm_90
     registers: int
-    stack: int  # bytes a thread, of the ABI and of arrays and spilled values
-    shared: int  # static bytes a block
+    stack: int  # bytes per thread, of the ABI and of arrays and spilled values
+    shared: int  # static bytes per block
     code: str  # SASS
 
     @property

@@ -82,7 +82,7 @@ def multi_similarity(
         loss_b = 1/alpha log(1 + sum_p exp(-alpha (s[b, p] - base))) + 1/beta log(1 + sum_n exp(beta (s[b, n] - base)))
 
     Args:
-        positive: bool [B, R]; several a query are right.
+        positive: bool [B, R]; several per query are right.
         ignored: bool [B, R], neither positive nor negative. All others are negatives.
     """
     if score.ndim != 2 or positive.shape != score.shape or positive.dtype != torch.bool:

@@ -1,7 +1,7 @@
 """`azimuth_crop` in Triton, and the exact comparison of one query with one strip that `azimuth_match` decides by.
 
-One program a pair. Everything is summed in float64 over the tensors as they are given, in an order that is the same for
-every shift, so equal windows tie exactly: a pair is W w K multiply-adds on 4 (W + 2 w) K bytes, and a batch has few
+One program per pair. Everything is summed in float64 over the tensors as they are given, in an order that is the same
+for every shift, so equal windows tie exactly: a pair is W w K multiply-adds on 4 (W + 2 w) K bytes, and a batch has few
 pairs. The backward is a kernel for the products of every window, a softmax of W numbers a pair in torch, and a kernel
 for the gradients; formula in csrc/include/geoloc_fast/azimuth_crop.h.
 """
@@ -130,7 +130,7 @@ def azimuth_crop_kernel(
     values, height, query_columns, columns, query_b, query_c, query_h, query_x, strip_b, strip_c, strip_h, strip_x,
     noise_b, noise_s, tau, SELECT: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """One program a query: chooses the window, then writes crop, score and shift."""
+    """One program per query: chooses the window, then writes crop, score and shift."""
     b = tl.program_id(0).to(tl.int64)
     width = load_width(query_width, b, query_columns)
     strip = strips + b * strip_b

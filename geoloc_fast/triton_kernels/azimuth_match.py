@@ -8,7 +8,7 @@ largest value is near 1.
     prefix  [2W+1][R]      float64 sums of column energies, twice round: a window's energy is a difference
 
 One program takes a tile of queries and a tile of strips, and for one shift after the other sums a `tl.dot` over the
-columns of the query: W w K multiply-adds a pair, nothing kept but the best shift. Two steps follow:
+columns of the query: W w K multiply-adds per pair, nothing kept but the best shift. Two steps follow:
 
 - A pair whose best shift is not certain in float32, or whose window is thin, gets shift -1, and a second kernel
   decides it in float64 from the tensors as given (`choose_window`). So every shift is that of float64 arithmetic.

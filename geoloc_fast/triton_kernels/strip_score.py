@@ -1,6 +1,6 @@
-"""`strip_score` and `strip_curve` in Triton: rows are unpacked to float32, then float64 decides, a program a pair.
+"""`strip_score` and `strip_curve` in Triton: rows are unpacked to float32, then float64 decides, a program per pair.
 
-W K (W + w) float64 multiply-adds a pair. Formula: csrc/include/geoloc_fast/strip_score.h.
+W K (W + w) float64 multiply-adds per pair. Formula: csrc/include/geoloc_fast/strip_score.h.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`strip_topk` in Triton: tensor cores screen with a proven bound, float64 decides between what is left.
 
 A query moved to each of the W shifts, as spectral planes like those of the bank, is a row of a matrix; its product with
-the stored planes is every correlation: W^2 K multiply-adds a pair, in bfloat16 (or tf32) with float32 sums. Nothing is
-decoded: a 32-bit word of a bf16 bank is two operands, so even and odd channels are two `tl.dot`.
+the stored planes is every correlation: W^2 K multiply-adds per pair, in bfloat16 (or tf32) with float32 sums. Nothing
+is decoded: a 32-bit word of a bf16 bank is two operands, so even and odd channels are two `tl.dot`.
 
     rolled  [queries x W][W x words], one matrix for even and one for odd channels
     bank    [W x words][16 lanes] a block
@@ -19,7 +19,7 @@ The bank is gone through a stretch at a time, of at most `_PAIRS` pairs: bounds 
 is found, pairs whose upper bound reaches it are scored exactly, and the k best of those and of what was kept go on.
 Scores and positions share one 64-bit key, so that ties go to the lowest row. Memory: 16 bytes a pair of a stretch.
 
-Bytes that must move: the bank once for each 128 / W queries that share a tile (they meet in L2), 24 bytes a pair for
+Bytes that must move: the bank once for each 128 / W queries that share a tile (they meet in L2), 24 bytes per pair for
 bounds and keys. Operations: 2 W^2 K a pair.
 """
 

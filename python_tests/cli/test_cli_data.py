@@ -242,7 +242,7 @@ def test_preparation_stopped_by_ctrl_c_goes_on_to_the_same_bytes(run: Run, regio
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "geoloc-fast: interrupted; nothing half-written was left" in err.splitlines()
+    assert "geoloc-fast: interrupted; no incomplete file was left" in err.splitlines()
     assert not (tmp_path / "cut/places.parquet").exists()
     for folder in ("cut", "whole"):
         assert run("prepare", region, tmp_path / folder, *options[:-1], 1).code == 0

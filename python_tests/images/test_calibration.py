@@ -165,7 +165,7 @@ def test_errors_name_the_argument() -> None:
         calibrate(image, image[:, :, :, :32])
     with pytest.raises(ValueError, match="panorama: expected"):
         calibrate(image[:, :1], image)
-    with pytest.raises(ValueError, match="polar: expected 2 images, one a panorama, got 1"):
+    with pytest.raises(ValueError, match="polar: expected 2 images, one per panorama, got 1"):
         calibrate(image, image[:1])
     with pytest.raises(ValueError, match='known_column0_deg: expected headings for method="known"'):
         calibrate(image, image, method="known")

@@ -244,7 +244,7 @@ def test_a_fork_neither_writes_nor_keeps_the_lock(tmp_path: Path) -> None:
             try:
                 index.add(**given(3, 5))
             except PlaceIndexError as error:
-                code = 0 if "of which this one is a fork" in str(error) and len(index) == 20 else 2
+                code = 0 if "by the parent of this process" in str(error) and len(index) == 20 else 2
             os.close(go)
             os.read(wait, 1)  # lives on
         finally:

@@ -407,7 +407,7 @@ UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "is empty"),
     "bomb": (bomb, "pixels that are decoded"),
     "pixel": (lambda: encoded(picture((1, 1)), "png"), "1 x 1 pixels; at least 32 each way are needed"),
-    "panorama": (lambda: encoded(picture((512, 128)), "png"), "512 x 128 pixels look like a panorama; cut a view"),
+    "panorama": (lambda: encoded(picture((512, 128)), "png"), "512 x 128 pixels look like a panorama; crop a view"),
     "cut": (lambda: encoded(picture(), "jpeg")[:900], "cannot be decoded"),
     "float": (lambda: encoded(Image.new("F", (64, 64)), "tiff"), "which are no picture"),
 }

@@ -244,7 +244,7 @@ def test_rows_move_alone_and_stay_unit_vectors() -> None:
     torch.testing.assert_close(table.detach().norm(dim=1), torch.ones(6))
     assert (table.detach()[[1, 4], 0] < before[0][[1, 4], 0]).all()
     assert (weight.detach() < before[1]).all()
-    # Row-wise Adagrad, as written down: one number a row.
+    # Row-wise Adagrad, as written down: one number per row.
     state = optimiser.state[table]["sum"]
     torch.testing.assert_close(state, torch.tensor([0, 2 * 4 / 4, 0, 0, 2 * 1 / 4, 0]))
 

@@ -1,4 +1,4 @@
-"""Public weights by path: the layouts they come in, and one code an image through an index."""
+"""Public weights by path: the layouts they come in, and one code per image through an index."""
 
 from __future__ import annotations
 

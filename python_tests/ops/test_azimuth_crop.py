@@ -322,7 +322,7 @@ def test_noise_is_drawn_from_torchs_generator() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"strips": torch.zeros(3, 2, 3, 8)}, ValueError, r"strips: expected 2 strips, one a query, got 3"),
+        ({"strips": torch.zeros(3, 2, 3, 8)}, ValueError, r"strips: expected 2 strips, one per query, got 3"),
         ({"query": torch.zeros(2, 3)}, ValueError, r"query: expected shape \[B, C, H, Wq\], got .* \(2, 3\)"),
         ({"strips": 1}, TypeError, r"strips: expected a tensor \[B, C, H, W\], got 1 \(int\)"),
         ({"query": torch.zeros(2, 2, 3, 9)}, ValueError, r"query: expected 1 to 8 columns \(W of strips\), got 9"),

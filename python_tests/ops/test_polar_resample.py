@@ -259,7 +259,7 @@ X = torch.zeros(2, 3, 8, 8)
         (TypeError, {"center": "middle"}, "center: expected numbers"),
         (ValueError, {"max_radius": torch.tensor([1.0, math.nan])}, "max_radius: expected finite numbers"),
         (ValueError, {"heading_deg": torch.zeros(2, requires_grad=True)}, "heading_deg: has no gradient here"),
-        (ValueError, {"mean": (1.0,)}, "mean: expected 3 numbers, one a channel"),
+        (ValueError, {"mean": (1.0,)}, "mean: expected 3 numbers, one per channel"),
         (ValueError, {"std": (1.0, 0.0, 1.0)}, "std: expected numbers other than 0"),
         (TypeError, {"dtype": torch.int32}, "dtype: expected uint8 or a floating dtype, got torch.int32"),
         (TypeError, {"images": X.clone().requires_grad_(), "dtype": torch.uint8}, "dtype: expected a floating dtype"),

@@ -156,7 +156,7 @@ def test_bad_buffers_say_what_is_wrong() -> None:
         StripBank(bank.buffer.to(torch.int8))
     for at, value, message in (
         (0, 1, "it begins"), (8, 9, "bank version 1, got 9"), (12, 7, "dtype code"), (24, 0, "possible shape"),
-        (36, 8, "16 strips a block"), (48, 1, "header is damaged"), (100, 1, "header is damaged"),
+        (36, 8, "16 strips per block"), (48, 1, "header is damaged"), (100, 1, "header is damaged"),
         (47, 255, "finite column0_deg|damaged"),
     ):  # fmt: skip
         buffer = damaged(bank, at, value)

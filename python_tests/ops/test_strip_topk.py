@@ -627,7 +627,7 @@ def test_group_and_score_say_what_is_wrong() -> None:
     cases: list[tuple[Any, type[Exception], str]] = [
         ([0, 1, 2, 3], TypeError, r"group: expected a tensor \[R\], got \[0, 1, 2, 3\]"),
         (torch.zeros(4), TypeError, r"group: expected dtype int64, got a torch.float32"),
-        (torch.zeros(3).long(), ValueError, "group: expected 4 values .one a strip., got 3"),
+        (torch.zeros(3).long(), ValueError, "group: expected 4 values .one per strip., got 3"),
         (torch.zeros(4, 1).long(), ValueError, r"group: expected shape \[R\]"),
         (
             torch.tensor([0, 5, 4, 4]),

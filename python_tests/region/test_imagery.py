@@ -253,7 +253,7 @@ def test_other_places_are_refused(text: str, sources: dict[str, Path]) -> None:
 
 
 def test_places_that_are_not_on_the_imagery_are_told(sources: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="none of grid:20 lie on the imagery"):
+    with pytest.raises(ValueError, match="none of grid:20 is on the imagery"):
         spots_of("grid:20", open_imagery("tiles", sources["tiles"]), Circle(0, 0, 100))
 
 
@@ -339,8 +339,9 @@ def test_memory_of_a_large_raster_is_that_of_what_is_read(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        ("no georeference", "has no georeference"), ("16 bits", "expected 8 bits"), ("text", "is no GeoTIFF"),
-        ("vrt", "is no GeoTIFF"), ("cut", "is no GeoTIFF|cannot|Read"),
+        ("no georeference", "has no georeference"), ("16 bits", "expected 8 bits"),
+        ("text", "cannot be read as a GeoTIFF"),
+        ("vrt", "cannot be read as a GeoTIFF"), ("cut", "cannot be read|Read"),
     ],
 )  # fmt: skip
 def test_rasters_that_cannot_be_used_say_why(harm: str, message: str, tmp_path: Path) -> None:
@@ -366,7 +367,7 @@ def test_a_geotiff_is_no_image_of_a_place(rasters: dict[str, Path], tmp_path: Pa
     (tmp_path / "a.tif").write_bytes(content)
     manifest = Manifest.from_rows(tmp_path, [{"id": "a", "lat": LAT, "lon": LON, "satellite": "a.tif"}], [])
     (problem,) = manifest.validate(images=True)
-    assert "is a map (GeoTIFF); cut places out of it with `geoloc-fast read raster`" in str(problem)
+    assert "is a map (GeoTIFF); crop places from it with `geoloc-fast read raster`" in str(problem)
 
 
 @pytest.mark.parametrize("kind", ["mbtiles", "pmtiles", "tiles"])

@@ -235,7 +235,7 @@ def test_photos_that_are_panoramas_stay_as_they_are(tmp_path: Path, views: CityV
     samples = PhotoDataset(ready, use_fov=False)
     assert [samples[n]["photo_width"] for n in range(5)] == [512, 512, 512, 300, 512]
     assert (samples[0]["photo"].permute(1, 2, 0).numpy() == street).all() and samples[0]["fov_known"]
-    with pytest.raises(PrepareError, match="is prepared already"):
+    with pytest.raises(PrepareError, match="is already prepared"):
         prepare(ready, tmp_path / "again")
 
 

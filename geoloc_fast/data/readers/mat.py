@@ -98,7 +98,7 @@ def load_mat(data: bytes, names: set[str]) -> dict[str, Any]:
     """Variables of a MATLAB file by name: numbers as an array, text as a list of rows, cells as a list (in the order
     of columns), a structure as a dict. ValueError if the file is damaged, or a variable is of another kind."""
     if data[:8] == b"\x89HDF\r\n\x1a\n" or data[124:126] in (b"\x00\x02", b"\x02\x00"):
-        raise ValueError("it is in format 7.3; save it again in MATLAB with save(..., '-v7')")
+        raise ValueError("it is in format 7.3; save it in MATLAB with save(..., '-v7')")
     if len(data) < 128 or data[126:128] not in (b"IM", b"MI"):
         raise ValueError("it has no header of MATLAB 5 to 7.2")
     order = "<" if data[126:128] == b"IM" else ">"

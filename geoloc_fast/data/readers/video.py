@@ -50,7 +50,7 @@ def read_video(
         gpx: the track.
         offset: seconds to add to the frames' times: what the camera's clock is behind the track's. A camera that
             wrote local time an hour ahead of UTC needs -3600.
-        fps: frames a second. The first one is taken at the beginning of the track, plus `offset`. Without it, the
+        fps: frames per second. The first one is taken at the beginning of the track, plus `offset`. Without it, the
             frames are photos, and EXIF says when they were taken.
         facing: where the camera looked against the direction of travel: 0 forwards, 90 to the right. Headings come
             from the track's course then; without it they are unknown.
@@ -59,7 +59,7 @@ def read_video(
     root = Path(path)
     track = read_track(gpx)
     if fps is not None and not 0.001 <= fps <= 1000:
-        raise ValueError(f"fps: expected 0.001 to 1000 frames a second, got {fps}")
+        raise ValueError(f"fps: expected 0.001 to 1000 frames per second, got {fps}")
     names = sorted(find_images(root), key=_in_order)
     if not names:
         raise ManifestError([Problem(str(root), None, None, "there are no frames in it")])

@@ -54,7 +54,7 @@ def write_located(
         title: of the page.
         about: what was searched with what: names and values, in this order.
         pictures: images of photos, and, where there are any, of places.
-        notes: of a person, one a photo or none at all.
+        notes: of a person, one per photo or none at all.
     """
     counts = {status: sum(answer.status == status for answer in answers) for status in _STATUS}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)

@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         Args:
             name: a timm model made of `conv_stem`, `bn1` and `blocks`, without squeeze-and-excitation over the whole
                 image: features must be local.
-            strides: image pixels a feature, ascending; one map is returned for each.
+            strides: image pixels per feature, ascending; one map is returned for each.
         """
         super().__init__()
         network, ends = _network(name, strides)

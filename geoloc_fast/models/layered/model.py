@@ -246,7 +246,7 @@ class Layered(BundledModel):
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
-        """A strip a layer for each query. Each is encoded by itself, so it does not depend on the others."""
+        """A strip per layer for each query. Each is encoded by itself, so it does not depend on the others."""
         found = {}
         seen = [self._seen(*self._query_image(query)) for query in queries]
         for name in self.config.layers:

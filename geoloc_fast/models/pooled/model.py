@@ -1,4 +1,4 @@
-"""A network with global pooling as a model: one code an image, no heading, one layer of strips of one column.
+"""A network with global pooling as a model: one code per image, no heading, one layer of strips of one column.
 
     photo                                    -> network -> pooling -> projection -> code
     satellite image, or views of a panorama  -> network -> pooling -> projection -> codes

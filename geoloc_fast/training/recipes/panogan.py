@@ -243,7 +243,7 @@ def colours(count: int) -> np.ndarray:
 
 
 def sample_sheet(images: list[dict[str, np.ndarray]]) -> np.ndarray:
-    """One row a place, the images of it side by side, each uint8 [H, W, 3]; titles are the names."""
+    """One row per place, the images of it side by side, each uint8 [H, W, 3]; titles are the names."""
     rows = []
     for n, row in enumerate(images):
         shown = list(row.values())
