@@ -63,6 +63,22 @@ def test_the_lock_covers_what_the_project_asks_for(project: dict[str, Any]) -> N
             assert all(wanted.specifier.contains(version) for version in locked[name]), (text, locked[name])
 
 
+def test_a_release_has_the_notes_of_its_version_and_wheels_of_both_kinds(tmp_path: Path) -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "wheels.yml").read_text())["jobs"]
+    (command,) = (step["run"] for step in jobs["release"]["steps"] if "gh release create" in step.get("run", ""))
+    (notes,) = re.findall(r"^awk .*$", command, re.M)
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 0.2.0\n\n- new\n\n## 0.1.0\n\n- first\n- last\n")
+    for version, lines in {"0.2.0": ["- new"], "0.1.0": ["- first", "- last"], "0.3.0": []}.items():
+        subprocess.run(["sh", "-c", f"version={version}; {notes}"], cwd=tmp_path, check=True)
+        assert [line for line in (tmp_path / "notes.md").read_text().splitlines() if line] == lines
+    (mark,) = (step["run"] for step in jobs["cuda"]["steps"] if step.get("run", "").startswith("sed"))
+    file = tmp_path / "geoloc_fast" / "_native.py"
+    file.parent.mkdir()
+    file.write_text((ROOT / "geoloc_fast" / "_native.py").read_text())
+    subprocess.run(["sh", "-c", mark], cwd=tmp_path, check=True)
+    assert f'__version__ = "{geoloc_fast.__version__}+cuda"' in file.read_text()
+
+
 def test_operators_need_torch_and_numpy_alone(project: dict[str, Any]) -> None:
     assert sorted(re.split("[><=]", line)[0] for line in project["dependencies"]) == ["numpy", "torch"]
 
