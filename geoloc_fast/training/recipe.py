@@ -1,9 +1,10 @@
-"""What one kind of model brings to a training run. The trainer knows no model; a recipe knows no run.
+"""The interface between the trainer and a kind of model: data, step, evaluation, optimiser and model of one run.
 
-To add a kind: a module in `recipes/` with its settings (a dataclass that extends `RunSettings`), a class with the names
-of `Recipe`, and two functions that a script of `train/` hands to `command.main`: `make_recipe(sources)` makes it ready
-to train, `evaluate_model(sources, path)` measures a trained model without training. No class has to be extended.
-`python_tests/training/test_trainer.py` trains a recipe of forty lines.
+To add a kind of model, add a module to `recipes/`. It has settings (a dataclass that extends `RunSettings`), a class
+with the members of `Recipe`, and two functions that a script in `train/` passes to `command.main`:
+`make_recipe(sources)` returns a recipe that is ready to train, and `evaluate_model(sources, path)` measures a trained
+model. The class does not have to extend another one. `python_tests/training/test_trainer.py` trains a recipe of forty
+lines.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ class Evaluation(NamedTuple):
 class Recipe(Protocol):
     """Data, step, evaluation, optimiser and model of one run, on this process's device.
 
-    Everything random is drawn from the seed, the step and the position (epoch, number of the batch), so that a run that
-    was interrupted loses nothing.
+    All random numbers come from the recipe's own seed, the step, and the position (epoch and number of the batch), so
+    that an interrupted run continues exactly.
     """
 
     shown: tuple[str, ...]
-    """The numbers of a step that stand beside the progress bar."""
+    """Names of the numbers of a step that are shown beside the progress bar."""
 
     @property
     def settings(self) -> RunSettings:
@@ -53,11 +54,11 @@ class Recipe(Protocol):
 
     @property
     def optimiser(self) -> torch.optim.Optimizer:
-        """A group's `times` multiplies the rate for its parameters."""
+        """The optimiser. The key `times` of a parameter group multiplies the learning rate of the group."""
         ...
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step in a run of so many."""
+        """The learning rate at a step of a run of `steps` steps."""
         ...
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -70,22 +71,22 @@ class Recipe(Protocol):
         ...
 
     def gradients(self, batch: dict[str, Any], *, step: int, epoch: int) -> dict[str, float]:
-        """Sets the gradients of the whole batch, that of all processes; returns what is worth logging, `loss` among
-        it, the same in every process."""
+        """Sets the gradients of the whole batch over all processes. Returns numbers for the log, the same in every
+        process; one of them is `loss`."""
         ...
 
     def evaluate(self, step: int) -> Evaluation:
-        """Measures the model as it is. Called in process 0 alone, and only where `train.evaluate_every` is not 0."""
+        """Measures the model. Called only in process 0, and only if `train.evaluate_every` is not 0."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside model, optimiser and position."""
+        """The tensors that a checkpoint stores beside model, optimiser and position."""
         ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state` gave."""
+        """Restores the tensors that `state` returned."""
         ...
 
     def save_model(self, path: Path) -> None:
-        """The model as the rest of the package loads it."""
+        """Writes the model to a file that `load_model` can read."""
         ...

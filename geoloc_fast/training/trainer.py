@@ -1,10 +1,10 @@
-"""One training run: steps, log, checkpoints, evaluations, several processes, Ctrl-C. It knows no model: see `recipe`.
+"""One training run: steps, log, checkpoints, evaluations, several processes, Ctrl-C. `recipe` supplies the model.
 
-The folder `out` is given
+The folder `out` contains
 
     config.yaml            all settings
     log.jsonl              a line for every logged step and every evaluation
-    last.safetensors       everything that is needed to go on: weights, optimiser, the recipe's state, position
+    last.safetensors       everything that is needed to continue: weights, optimiser, the recipe's state, position
     best.safetensors       the model with the best evaluation, as the rest of the package loads it
     model.safetensors      the model of the last step
     tensorboard/           the same numbers, if tensorboard is installed
