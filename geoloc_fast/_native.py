@@ -73,7 +73,7 @@ def check_environment() -> None:
 
 
 def build_info() -> dict[str, Any]:
-    """What was built, what loads here, and why not: plain values, printable as JSON."""
+    """What was built, what runs on this machine, and why something does not: plain values, printable as JSON."""
     import torch
 
     return {

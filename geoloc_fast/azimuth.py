@@ -43,7 +43,7 @@ def azimuth_match(
     tau: float = 1.0,
     noise: Tensor | None = None,
 ) -> AzimuthMatch:
-    """Slides every query [B, C, H, Wq] round every strip [R, C, H, W]: the best window of each pair.
+    """Slides every query [B, C, H, Wq] around every strip [R, C, H, W] and returns the best window of each pair.
 
     With window_s = columns s .. s+w-1 (modulo W) of a strip and w the query's width::
 
@@ -82,7 +82,7 @@ def azimuth_crop(
     tau: float = 1.0,
     noise: Tensor | None = None,
 ) -> AzimuthCrop:
-    """The b-th query [B, C, H, Wq] against the b-th strip [B, C, H, W], with the chosen window itself.
+    """Matches the b-th query [B, C, H, Wq] with the b-th strip [B, C, H, W], and returns the chosen window too.
 
     Arguments as in `azimuth_match`; `noise` is [B, W]. `crop` is the window divided by its norm, 0 where the
     window is empty and in columns beyond the query's width. Gradients reach query, strips and scale.
@@ -101,7 +101,7 @@ def azimuth_crop(
 
 
 def shift_to_heading(shift: Tensor | float, width: Tensor | float, columns: int, *, column0_deg: float) -> Tensor:
-    """Heading in degrees clockwise from true north, [0, 360), of a window's centre.
+    """Heading of a window's centre, in degrees clockwise from true north, in [0, 360).
 
     A window of `width` columns at `shift` of a strip of `columns` looks at
     ``column0_deg + 360 (shift + width / 2) / columns``, where `column0_deg` is the heading of the strip's left edge.

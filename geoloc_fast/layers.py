@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What some places have in one layer, n rows."""
+    """The n rows of some places in one layer."""
 
     strips: Tensor
     """[n, C, H, W]"""
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
 
 
 class QueryStrips(NamedTuple):
-    """What some queries have in one layer."""
+    """The strips of some queries in one layer."""
 
     strips: Tensor
     """[B, C, H, Wq]"""

@@ -26,7 +26,7 @@ def polar_resample(
     std: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Resamples north-up images [B, C, S_row, S_col] around a centre: [B, C, H, W], columns are azimuth.
+    """Resamples north-up images [B, C, S_row, S_col] around a centre to [B, C, H, W], whose columns are azimuth.
 
     Column j looks at ``theta_j = column0_deg + heading_deg[b] + 360 j / W`` degrees clockwise from north, and
     row i lies at ``r_i = R (H-1-i) / H`` ("inner") or ``R (H-i) / H`` ("outer") pixels from the centre::

@@ -222,10 +222,10 @@ def strip_topk(
     alive: Tensor | None = None,
     group: Tensor | None = None,
 ) -> StripTopK:
-    """The k strips of the bank that fit each query [B, C, H, Wq] best, over all shifts.
+    """Finds the k strips of the bank that match each query [B, C, H, Wq] best, over all shifts.
 
     Exact for the values the bank stores (what `bank.unpack` returns); ties go to the lowest row. Rows with
-    `alive[row] == False` (bool [len(bank)]) are passed over. Where fewer than k rows are left, index and shift are
+    `alive[row] == False` (bool [len(bank)]) are skipped. Where fewer than k rows are left, index and shift are
     -1 and the score -inf. Memory is O(B k) beside the bank. `query_width` and `select` as in `azimuth_match`.
 
     With `score="dot"` the highest raw correlation chooses the shift and is the score, whatever `select` says; a score
@@ -265,7 +265,7 @@ def strip_score(
     select: str = "correlation",
     score: str = "cosine",
 ) -> StripScore:
-    """Score and shift of given rows, index [B, n], for each query: the routine that decides `strip_topk`.
+    """Score and shift of given rows, index [B, n], for each query. `strip_topk` decides with the same routine.
 
     An index of -1 scores -inf at shift -1, so that the padded answer of a search can be passed in as it is.
     `select` and `score` as in `strip_topk`.
@@ -280,7 +280,7 @@ def strip_score(
 
 
 def strip_curve(query: Tensor, bank: StripBank, index: Tensor, *, query_width: Tensor | None = None) -> Tensor:
-    """How given rows, index [B, n], score each query at every shift: float32 [B, n, W].
+    """The score of given rows, index [B, n], at every shift for each query: float32 [B, n, W].
 
     Value s is the cosine of the query and the renormalised window at shift s, to the last bit what `strip_score` gives
     where it chooses s: 0 where the window has less than 1e-6 of its strip's energy, NaN throughout where the strip or

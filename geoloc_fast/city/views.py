@@ -36,8 +36,8 @@ COLUMN0_DEG = 180.0  # north is in the middle of a panorama
 
 @dataclass(frozen=True)
 class Capture:
-    """How images come about. The defaults are tidy: a fresh street view of known heading at every
-    place, photos held level. `CROWD` is how crowds and street view cars do it."""
+    """The circumstances in which images are taken. The defaults are tidy: every place has a recent street view of known
+    heading, and photos are level. `CROWD` has the faults of photos by many people and of street view cars."""
 
     missing: float = 0.0  # share of places without a street view; neighbours tend to lack it together
     stale: float = 0.0  # share of street views more than a year older than the photo, up to eight

@@ -55,6 +55,8 @@ def run() -> None:
     except (GeolocError, OSError, ValueError, TypeError, RuntimeError) as error:
         # Problems of a manifest are a list, and stay one.
         text = str(error) if hasattr(error, "problems") else " ".join(str(error).split())
+        if "torchvision::nms" in text:  # what an import of torchvision says that was built for another torch
+            text += ": torch and torchvision are of different builds; install both from the same index"
         print(f"geoloc-fast: {text}", file=sys.stderr)
         code = error.exit_code if isinstance(error, GeolocError) else 1
     if code == 130:  # also what typer itself makes of Ctrl-C

@@ -1,8 +1,8 @@
-"""Which street views may be used: near the photo, and not years away from it.
+"""Which street views may be used: those near the photo in space and time.
 
-The main paper's rule: a street view counts as available if it stands within 50 m of the photo and was taken within one
-year of it. Otherwise one is synthesised from the satellite image. An index has no photo: there the distance is to
-the place, and the date is that of which the index is to be true.
+The main paper's rule: a street view is available if it was taken within 50 m of the photo and within one year of it.
+Otherwise one is generated from the satellite image. An index has no photo; for it, the distance is to the place, and
+the date is the one for which the index should hold.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def available(
 
 
 def real_street_views(places: pa.Table) -> pa.Table:
-    """The places with real street views only: those that synthetic ones stood in for are back in their columns, and
-    where there was none there is none."""
+    """The places with real street views only: views that synthetic ones replaced are restored, and where there was no
+    real view there is none."""
     made = places["street_synthetic"].is_valid().to_numpy(zero_copy_only=False)
     if not made.any():
         return places

@@ -333,7 +333,7 @@ class PhotoDataset(_Images):
         return float(shift_to_heading(torch.tensor(start), width, self.panorama_size[1], column0_deg=left_deg))
 
     def heading_deg(self, row: int) -> float:
-        """What `heading_deg` of a sample is without augmentation, without reading its image."""
+        """The `heading_deg` of a sample without augmentation. It does not read the image."""
         row = _row(row, len(self))
         photo = self._table.slice(row, 1).to_pylist()[0]
         heading = _NAN if photo["heading_deg"] is None else photo["heading_deg"]
@@ -372,12 +372,12 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     @property
     def photo_rows(self) -> np.ndarray:
-        """Of every row, the row of its photo."""
+        """For every row, the row of its photo."""
         return self._photo_rows
 
     @property
     def place_rows(self) -> np.ndarray:
-        """Of every row, the row of its place."""
+        """For every row, the row of its place."""
         return self._place_rows
 
     @property
@@ -413,7 +413,7 @@ def _channels_first(image: np.ndarray) -> Tensor:
 
 
 def assign_places(manifest: Manifest, radius_m: float = 25.0) -> Manifest:
-    """The manifest with photos of unknown place given the nearest one within `radius_m`; others stay without."""
+    """The manifest in which photos of unknown place have the nearest place within `radius_m`, if there is one."""
     if not manifest.has_positions:
         raise ValueError("manifest: expected places with positions, got none")
     places, photos = manifest.places, manifest.photos
@@ -491,9 +491,9 @@ def finish(
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """The batch on its device, images as normalised floats, and with `polar`, made there from `satellite`.
+    """The batch on a device, with images as normalised floats, and `polar` made from `satellite`.
 
-    Images that a place does not have, and columns a photo does not have, are exactly 0.
+    Missing images, and columns beyond the width of a photo, are exactly 0.
 
     Args:
         size: (H, W) of the polar image; default that of the panoramas.

@@ -172,7 +172,7 @@ class Manifest:
         places: Iterable[dict[str, Any]],
         photos: Iterable[dict[str, Any]],
     ) -> Manifest:
-        """From dictionaries: a missing key or None is an unknown value, a key of no known column makes a new one."""
+        """A manifest from dictionaries. A missing key or None means unknown; an unknown key makes a new column."""
         problems: list[Problem] = []
         tables = {
             name: _table_of_rows(name, list(rows), problems) for name, rows in (("places", places), ("photos", photos))
@@ -182,7 +182,7 @@ class Manifest:
         return manifest
 
     def replace(self, *, places: pa.Table | None = None, photos: pa.Table | None = None) -> Manifest:
-        """The same folder with other tables, checked anew."""
+        """The same folder with other tables, which are checked again."""
         return Manifest(
             self.root,
             self.places if places is None else places,
@@ -250,7 +250,7 @@ class Manifest:
 
     @property
     def has_positions(self) -> bool:
-        """Whether the places are known to lie somewhere: all of them do, or none (some published benchmarks)."""
+        """Whether the places have positions: all have one, or none has (in some published benchmarks)."""
         return bool(self.places["lat"].null_count == 0)
 
     def place(self, row: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strongly to vary; 0 is not at all.
+    """How strongly images are varied; 0 means not at all.
 
     Attributes:
         turn: turn places by a random angle.

@@ -55,7 +55,7 @@ class Neighbours(NamedTuple):
         return None
 
     def photo(self, n: int) -> Neighbours:
-        """Of the n-th query: [k] each."""
+        """The answer for the n-th query: [k] each."""
         return Neighbours._make(values[n] for values in self)
 
     def first(self, k: int) -> Neighbours:
@@ -65,7 +65,7 @@ class Neighbours(NamedTuple):
 
 
 def merge(answers: Sequence[Neighbours], k: int) -> Neighbours:
-    """The k best of several answers to the same queries, by (score, id).
+    """Merges several answers to the same queries: the k best by (score, id).
 
     Exact: what comes of parts of a set of places is what comes of the whole, as long as each part gave k. Ids are taken
     as they are; parts that share places give them twice.

@@ -79,9 +79,9 @@ class _Snapshot:
 
 
 class PlaceIndex:
-    """Places and what is known of them, on disk. `create` or `open` one; use it in a `with`, or `close` it.
+    """Places and their strips, on disk. `create` or `open` one; use it in a `with` statement, or `close` it.
 
-    Ids are int64, count up from 0 and are never given twice. Safe to search from several threads.
+    Ids are int64, count up from 0 and are never reused. Several threads may search at once.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PlaceIndex:
         layers: Sequence[Layer],
         dtype: str = "bf16",
     ) -> PlaceIndex:
-        """A new, empty index, opened for writing. It appears complete under its name or not at all.
+        """Creates an empty index and opens it for writing. The folder is complete or absent.
 
         Args:
             path: of a folder that does not exist, or is empty.
@@ -166,7 +166,7 @@ class PlaceIndex:
         return index
 
     def close(self) -> None:
-        """Lets another process write. Searching goes on working."""
+        """Ends writing, so that another process may write. Searching still works."""
         if self._lock is not None:
             self._lock.release()
             self._lock = self._kept = None
@@ -180,8 +180,9 @@ class PlaceIndex:
         self.close()
 
     def refresh(self) -> bool:
-        """Takes the newest snapshot; whether it is another one. ReplacedIndexError if another index, or none, lies
-        where this one was opened; it goes on showing what it was opened with."""
+        """Takes the newest snapshot. Returns whether it differs from the previous one.
+
+        ReplacedIndexError if the folder now holds another index, or none; the old snapshot then stays."""
         old = self._snapshot
         if not self._folder.is_at(self.path):
             raise ReplacedIndexError(
@@ -223,7 +224,7 @@ class PlaceIndex:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What it holds of a place. Weights and what stands in for an absent layer are the model's, not the index's."""
+        """The layers of the index. Weights, and the score of an absent layer, belong to the model."""
         return self._snapshot.state.layers
 
     @property
@@ -233,12 +234,12 @@ class PlaceIndex:
 
     @property
     def commit(self) -> int:
-        """Number of the commit this is a snapshot of."""
+        """Number of the commit that this snapshot shows."""
         return self._snapshot.state.commit
 
     @property
     def digest(self) -> str:
-        """Of the commit: two indexes of the same digest are the same."""
+        """Digest of the commit: two indexes with the same digest are identical."""
         return self._snapshot.state.digest
 
     @property
@@ -247,7 +248,7 @@ class PlaceIndex:
         return self._snapshot.state.index
 
     def most(self) -> dict[str, int]:
-        """For each layer, the rows of the place that has most."""
+        """For each layer, the largest number of rows of a place."""
         banks = [segment.entry.banks for segment in self._snapshot.segments]
         return {
             layer.name: max([0, *(bank[layer.name].most for bank in banks if layer.name in bank)])
@@ -263,7 +264,7 @@ class PlaceIndex:
             )
 
     def parts(self) -> Segments:
-        """What a search of this snapshot asks."""
+        """The parts of this snapshot that a search reads."""
         return Segments(self._segments())
 
     def _segments(self) -> tuple[Segment, ...]:
@@ -313,7 +314,7 @@ class PlaceIndex:
         }
 
     def history(self) -> list[dict[str, Any]]:
-        """The commits that are kept and whole, oldest first: number, time, what was done to how many places."""
+        """The commits that are still kept, oldest first: number, time, and what was done to how many places."""
         found = []
         for number in commits.numbers(self._folder.names()):
             with suppress(FileNotFoundError, DamagedIndexError, IndexVersionError):
@@ -343,7 +344,7 @@ class PlaceIndex:
         return found
 
     def there(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
-        """bool [n]: which ids are those of places."""
+        """bool [n]: whether each id is that of a place."""
         wanted = checked_ids(ids)
         found = np.zeros(len(wanted), bool)
         for segment in self._segments():
@@ -378,7 +379,7 @@ class PlaceIndex:
         return [place for place in result if place is not None]
 
     def strips(self, layer: str, ids: Iterable[int] | np.ndarray) -> Rows:
-        """What places of these ids, in this order, have in a layer, as it is stored. KeyError if one is not there."""
+        """The stored rows of places in a layer, in the order of the ids. KeyError if a place does not exist."""
         checks.choice("layer", layer, [one.name for one in self.layers])
         wanted, shape = checked_ids(ids), self._snapshot.state.layer(layer).strip
         found: list[torch.Tensor] = [torch.zeros(0, *shape)]
@@ -412,7 +413,7 @@ class PlaceIndex:
         within: Region | None = None,
         depth: int = MAX_K,
     ) -> Neighbours:
-        """The k best places for some queries, by the weighted sum of what each layer says of one heading.
+        """Finds the k best places for some queries, by the weighted sum of all layers at one heading.
 
         The same answer however the places are spread over segments. `exact` says for each query whether it is certain
         that no other place belongs among them.
@@ -545,7 +546,7 @@ class PlaceIndex:
         return given
 
     def remove(self, ids: Iterable[int] | np.ndarray) -> int:
-        """Takes places out of every later answer, in one commit; returns how many were there. Their ids are not
+        """Removes places in one commit; returns how many of them existed. Their ids are not
         given again. `compact` frees their room."""
         state = self._writable()
         wanted = np.unique(checked_ids(ids))
@@ -565,7 +566,7 @@ class PlaceIndex:
         return count
 
     def compact(self, progress: Progress | None = None, *, keep: int | None = None) -> bool:
-        """Rewrites all segments as one, without what was removed; whether there was anything to do. Ids stay, and
+        """Rewrites all segments as one, without removed places. Returns whether there was anything to do. Ids stay, and
         every answer stays what it was. Needs room for the new segment beside the old ones.
 
         Args:
@@ -591,7 +592,7 @@ class PlaceIndex:
     def slice(
         self, out: str | os.PathLike[str], within: Region | np.ndarray, progress: Progress | None = None
     ) -> PlaceIndex:
-        """A new index of the places in a region, or of these ids, opened for reading. They keep their ids."""
+        """Copies the places of a region, or of given ids, to a new index, opened for reading. They keep their ids."""
         before = self._snapshot.state
         state = IndexState(
             secrets.token_hex(16), before.model, before.dtype, before.layers, before.attributes, before.next_id
@@ -612,7 +613,7 @@ class PlaceIndex:
 
     @staticmethod
     def restore(path: str | os.PathLike[str], commit: int) -> PlaceIndex:
-        """Commits the state of an older commit anew, after reading every byte of it; the index, opened for writing.
+        """Commits the state of an older commit again, after reading every byte of it. Returns the index, writable.
 
         It also gets an index going again whose last commit is damaged. Ids given since are not given again.
         """
@@ -710,7 +711,7 @@ class PlaceIndex:
 
     @staticmethod
     def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> list[str]:
-        """Reads every byte of an index and says what is wrong with it: an empty list if nothing is.
+        """Reads every byte of an index and returns a list of problems, which is empty if there are none.
 
         PlaceIndexError if the folder is no index at all. A writer may go on meanwhile.
 

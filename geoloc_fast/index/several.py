@@ -17,8 +17,8 @@ __all__ = ["Several"]
 
 
 class Several:
-    """What is read of a `PlaceIndex`, of the places of several: the k best of all of them are those of an index that
-    has them all. A place that two of them have is there twice.
+    """Several indexes, used for reading like one `PlaceIndex`. A search gives the k best of all their places. A
+    place that is in two of them occurs twice.
 
     The id of a place is `n * id + which`, where it is the place `id` of `indexes[which]` of n; its key names both.
 

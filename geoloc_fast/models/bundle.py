@@ -111,7 +111,7 @@ def write_bundle(
 
 
 def load_bundle(path: str | os.PathLike[str], kind: str, build: Callable[[str], M]) -> M:
-    """The model that `build` makes of the config, with the file's weights in float32 and its `fingerprint` set.
+    """The model that `build` makes from the config, with the file's weights in float32 and its `fingerprint` set.
 
     BundleError if the file is not a whole, unaltered bundle of this kind and version; OSError if it cannot be read.
     """
@@ -154,7 +154,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """The kind of model a bundle says it holds. BundleError if it says none; OSError if it cannot be read."""
+    """The kind of model that a bundle states. BundleError if it states none; OSError if it cannot be read."""
     with _opened(Path(path)) as bundle:
         form = (bundle.metadata() or {}).get("format", "")
     if not form.startswith(_FORMAT):
@@ -163,7 +163,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def fingerprint_of(path: str | os.PathLike[str]) -> str:
-    """The fingerprint that a bundle says it has; whether it has is checked when it is loaded. Raises like `kind_of`."""
+    """The fingerprint that a bundle states; `load_bundle` checks it. Raises the errors of `kind_of`."""
     with _opened(Path(path)) as bundle:
         return str((bundle.metadata() or {}).get("fingerprint", ""))
 

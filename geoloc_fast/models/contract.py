@@ -58,7 +58,7 @@ class Photo:
 
 
 class AzimuthColumns(NamedTuple):
-    """A panorama, or a cut of one: columns that are azimuth already, at the scale of the model's panoramas."""
+    """A panorama or a crop of one: its columns are already azimuth, at the scale of the model's panoramas."""
 
     columns: np.ndarray
     """uint8 [H, w, 3] of a model whose whole turn is (H, W): it sees w / W of the horizon."""
@@ -90,7 +90,7 @@ class QueryInput:
 
 @dataclass(frozen=True)
 class PlaceInput:
-    """What places must be shown as, whoever encodes them: what the model was trained on."""
+    """The images of places that a model expects: those that it was trained on."""
 
     takes: tuple[str, ...] = ("satellite", "street")
     """Which images of a place it looks at."""
@@ -110,7 +110,7 @@ class PlaceInput:
 
 
 class PlaceBatch(NamedTuple):
-    """Decoded images of B places, as `PlaceInput` wants them, on the CPU or the model's device."""
+    """Decoded images of B places, as `PlaceInput` describes them, on the CPU or the model's device."""
 
     satellite: Tensor
     """uint8 [B, 3, S, S], north up; black where a place has none."""
@@ -140,11 +140,11 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """The name that answers give the model."""
 
     @property
     def fingerprint(self) -> str | None:
-        """sha256 of its bundle: an index and a confidence belong to it by this. None for a model made fresh."""
+        """sha256 of the bundle, by which an index and a confidence name their model. None for a new model."""
 
     @property
     def trained_on(self) -> str:
@@ -152,18 +152,18 @@ class Model(Protocol):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What an index of this model holds, and how its scores add up."""
+        """The layers of an index of this model, and how their scores add up."""
 
     @property
     def place_input(self) -> PlaceInput:
-        """What places must be shown as."""
+        """The images of places that the model expects."""
 
     @property
     def query_input(self) -> QueryInput:
         """What queries must be shown as."""
 
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
-        """Rows by layer. `Rows.place` counts from the first place of the batch; a place may have none in a layer."""
+        """Rows by layer. `Rows.place` is the position in the batch; a place may have no row in a layer."""
 
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
         """Strips by layer, one per query; width 0 where a query has nothing in a layer."""
@@ -203,8 +203,9 @@ def model_path(model: str | os.PathLike[str] | None = None, *, fingerprint: str 
 
 
 def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> Model:
-    """The model of a bundle, whatever its kind, by its path or, of those that ship, its name; by default the first.
-    BundleError if it is none that this version can load; OSError if it cannot be read."""
+    """Loads a model of any kind, by the path of its bundle or the name of a model in the package. Default: the first.
+
+    BundleError if this version cannot load it; OSError if it cannot be read."""
     path = model_path(path)
     kind = kind_of(path)
     load = KINDS.get(kind)

@@ -111,7 +111,7 @@ def build_index(
     dtype: str = "bf16",
     progress: Progress | None = None,
 ) -> Added:
-    """Makes an index of the places of a manifest, or goes on with one that was begun."""
+    """Builds an index of the places of a manifest, or continues an interrupted build."""
     if not PlaceIndex.exists(path):
         PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers, dtype=dtype).close()
     with PlaceIndex.open(path, "write", model=model.fingerprint) as index:
@@ -177,7 +177,7 @@ def encode_places(
     threads: int | None = None,
     clock: Clock | None = None,
 ) -> Iterator[EncodedPlaces]:
-    """Places of a manifest, all or these rows, a batch at a time.
+    """Encodes places of a manifest, all or the given rows, batch by batch.
 
     Args:
         threads: that decode; default the cores of this process.

@@ -1,4 +1,4 @@
-"""Batches with hard negatives: places that are easily confused come together.
+"""Batches with hard negatives: places that are easily confused are in the same batch.
 
 First by distance on the ground (`nearest_on_ground`: neighbours share streets, light and style), later by
 similarity under the model that is being trained (`most_similar`). Both leave out what lies within the threshold of

@@ -49,7 +49,7 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """One run. The position in it is (step, epoch, batch); all randomness is drawn from seed and position."""
+    """One training run. All random numbers depend on the seed and on the position (step, epoch, batch)."""
 
     def __init__(self, recipe: Recipe, *, resume: bool = False) -> None:
         self.recipe = recipe
@@ -196,7 +196,7 @@ class Trainer:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes a checkpoint from which `--resume` goes on, in process 0 alone; to be called in all."""
+        """Writes a checkpoint for `--resume`. To be called in all processes; only process 0 writes."""
         with self._whole():
             if self.rank == 0:
                 self._save()

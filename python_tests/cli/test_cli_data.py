@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from geoloc_fast import cli
+from geoloc_fast.cli.run import run
 from geoloc_fast.data.manifest import Manifest
 
 LAT, LON = 52.5, 13.4
@@ -276,3 +278,14 @@ def test_what_the_manual_says_to_do_works(run: Run, tmp_path: Path, monkeypatch:
     assert (tmp_path / "sheet.jpg").exists() and (tmp_path / "city.jpg").exists()
     for picture_path in re.findall(r"\]\((\.\./pictures/[^)]+)\)", DATA_MD.read_text()):
         assert 10_000 < (DATA_MD.parent / picture_path).stat().st_size < 1_000_000
+
+
+def test_torchvision_of_another_build_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def broken(**_: Any) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("geoloc_fast.cli.run.app", broken)
+    monkeypatch.setattr("sys.argv", ["geoloc-fast", "demo"])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 1 and "install both from the same index" in capsys.readouterr().err

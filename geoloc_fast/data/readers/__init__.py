@@ -57,7 +57,7 @@ READERS: dict[str, Callable[..., Manifest]] = {
 
 
 def read(kind: str, path: str | os.PathLike[str], **options: Any) -> Manifest:
-    """The data set of that kind (a key of READERS) at `path`; `options` go to its reader."""
+    """Reads the data set at `path` of a kind (a key of READERS). `options` are passed to its reader."""
     if kind == "manifest":
         return Manifest.load(path, **options)
     if kind not in READERS:

@@ -139,7 +139,7 @@ def _positive_integers(values: tuple[Any, ...]) -> bool:
 
 
 class Geolocalizer(BundledModel):
-    """Encodes places and photos; matching, search and headings are the azimuth operators' work.
+    """Encodes places and photos to strips. The azimuth operators match and search them, and give headings.
 
     Images are uint8, or floating point normalised with `IMAGE_MEAN` and `IMAGE_STD` (see
     `geoloc_fast.models.geolocalizer.encoder`). What a photo does not see is black.
@@ -188,7 +188,7 @@ class Geolocalizer(BundledModel):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """One: a place's sources are fused into one strip."""
+        """One layer: the sources of a place are fused into one strip."""
         name = {"both": "place", "satellite": "satellite", "street": "street"}[self.config.sources]
         return (Layer(name, self.config.strip, "cosine", self.config.column0_deg),)
 
@@ -204,7 +204,7 @@ class Geolocalizer(BundledModel):
 
     @torch.inference_mode()
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
-        """A row for each place that has a source which this model looks at."""
+        """One row for each place that has a source of this model."""
         device, config = self.log_scale.device, self.config
         polar = polar_resample(
             batch.satellite.to(device),

@@ -132,7 +132,7 @@ class LayeredConfig(BundleConfig):
 
 
 class Layered(BundledModel):
-    """A frozen backbone and two linear maps a layer, one of queries and one of places."""
+    """A frozen backbone, and for each layer two linear maps: one for queries and one for places."""
 
     kind = "layered"
     config: LayeredConfig

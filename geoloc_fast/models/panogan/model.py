@@ -263,7 +263,7 @@ class Discriminator(nn.Module):
 
 
 class PanoGAN(BundledModel):
-    """Generator and discriminators. `generate` is all that using it takes."""
+    """Generator and discriminators. To use a trained model, call `generate`."""
 
     kind = "panogan"
     config: PanoGANConfig
@@ -279,7 +279,7 @@ class PanoGAN(BundledModel):
 
     @property
     def discriminators(self) -> tuple[Discriminator, ...]:
-        """Of the panorama, and of the class map if there is one."""
+        """The discriminator of panoramas, and that of class maps if there is one."""
         return (
             (self.image_discriminator, self.class_discriminator) if self.config.classes else (self.image_discriminator,)
         )
