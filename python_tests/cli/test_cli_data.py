@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 
 from geoloc_fast import cli
-from geoloc_fast.cli.run import run
 from geoloc_fast.data.manifest import Manifest
 
 LAT, LON = 52.5, 13.4
@@ -280,12 +279,10 @@ def test_what_the_manual_says_to_do_works(run: Run, tmp_path: Path, monkeypatch:
         assert 10_000 < (DATA_MD.parent / picture_path).stat().st_size < 1_000_000
 
 
-def test_torchvision_of_another_build_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_torchvision_of_another_build_is_explained(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: Any) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr("geoloc_fast.cli.run.app", broken)
-    monkeypatch.setattr("sys.argv", ["geoloc-fast", "demo"])
-    with pytest.raises(SystemExit) as ended:
-        run()
-    assert ended.value.code == 1 and "install both from the same index" in capsys.readouterr().err
+    done = run("demo")
+    assert done.code == 1 and "install both from the same index" in done.err
