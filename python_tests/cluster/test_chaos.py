@@ -135,21 +135,30 @@ def test_processes_that_are_killed(one: PlaceIndex, tmp_path: Path) -> None:
         print("healed after", heals(index, answers))
 
 
+class Nodes:
+    """A head and three labelled nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # not where the head of other tests is noted: what is stopped is what was started here
+        port = free_port()
+        operate.start(port=port, cpus=0, folder=folder)
+        self.address = f"{operate.LOOPBACK}:{port}"
+        self.running: dict[str, int] = {}
+        """The process that holds each node, by its label."""
+        for label in LABELS:
+            self.start(label)
+
+    def start(self, label: str) -> None:
+        self.running[label] = int(operate.start(join=self.address, label=label, cpus=1, folder=self.folder)["pid"])
+
+
 @pytest.fixture
-def nodes(home: Path, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[str, dict[str, int]]]:
-    """A head and three labelled nodes: the head's address, and the process that holds each node by its label."""
+def nodes(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Nodes]:
     caplog.set_level(logging.ERROR)
-    port = free_port()
     try:
-        operate.start(port=port, cpus=0)
-        address = f"{operate.LOOPBACK}:{port}"
-        yield address, {label: start_node(address, label) for label in LABELS}
+        yield Nodes(tmp_path / "nodes")
     finally:
-        operate.stop()
-
-
-def start_node(address: str, label: str) -> int:
-    return int(operate.start(join=address, label=label, cpus=1)["pid"])
+        operate.stop(tmp_path / "nodes")
 
 
 def kill_raylet(pid: int) -> None:
@@ -160,25 +169,22 @@ def kill_raylet(pid: int) -> None:
 
 
 @WITH_RAY
-def test_actors_and_raylets_that_are_killed(one: PlaceIndex, nodes: tuple[str, dict[str, int]], tmp_path: Path) -> None:
-    address, running = nodes
+def test_actors_and_raylets_that_are_killed(one: PlaceIndex, nodes: Nodes, tmp_path: Path) -> None:
     cut(one, tmp_path / "shards", 3, replicas=2, labels=LABELS)
-    rng, starting = random.Random(0), []
-
-    def back(label: str) -> None:
-        running[label] = start_node(address, label)
+    rng = random.Random(0)
+    starting: list[threading.Thread] = []
 
     def kill() -> str:
         if any(thread.is_alive() for thread in starting) or rng.random() < 0.6:
             return kill_worker(index, rng)
         label = rng.choice(LABELS)
-        kill_raylet(running[label])
-        starting.append(threading.Thread(target=back, args=[label]))
+        kill_raylet(nodes.running[label])
+        starting.append(threading.Thread(target=nodes.start, args=[label]))
         starting[-1].start()
         return "raylet"
 
     with ShardedIndex.open(
-        tmp_path / "shards", f"ray://{address}", threads=1, on_missing="partial", deadline_s=1.2
+        tmp_path / "shards", f"ray://{nodes.address}", threads=1, on_missing="partial", deadline_s=1.2
     ) as index:
         answers = Answers(one, index)
         for seed in range(20):  # until calls are measured
@@ -191,18 +197,15 @@ def test_actors_and_raylets_that_are_killed(one: PlaceIndex, nodes: tuple[str, d
 
 
 @WITH_RAY
-def test_both_machines_of_a_shard_are_lost_and_come_back(
-    one: PlaceIndex, nodes: tuple[str, dict[str, int]], tmp_path: Path
-) -> None:
-    address, running = nodes
+def test_both_machines_of_a_shard_are_lost_and_come_back(one: PlaceIndex, nodes: Nodes, tmp_path: Path) -> None:
     found = cut(one, tmp_path / "shards", 3, replicas=2, labels=LABELS)
     lost, seen = found.shards[0], Counter[str]()
     with ShardedIndex.open(
-        tmp_path / "shards", f"ray://{address}", threads=1, on_missing="partial", deadline_s=1.2
+        tmp_path / "shards", f"ray://{nodes.address}", threads=1, on_missing="partial", deadline_s=1.2
     ) as index:
         answers = Answers(one, index)
         for label in lost.replicas:
-            kill_raylet(running[str(label)])
+            kill_raylet(nodes.running[str(label)])
         marked, began = 0, time.monotonic()
         while marked < 20:  # an actor can outlive its raylet for a moment, and answers rightly as long
             assert time.monotonic() - began < 60
@@ -217,5 +220,5 @@ def test_both_machines_of_a_shard_are_lost_and_come_back(
             marked += lost.name in names
             assert lost.name in names or not marked
         for label in lost.replicas:
-            start_node(address, str(label))
+            nodes.start(str(label))
         print("both lost:", dict(seen), "healed after", heals(index, answers))
