@@ -2,19 +2,22 @@
 
     python bench/text_table.py make --out cities/                    # 12 cities of 800 places, satellite tiles
     python bench/text_table.py run --cities cities/ --runs runs/ --out bench/results/text.jsonl
+    python bench/text_table.py run --cities cities/ --runs runs/ --out bench/results/text.jsonl --test
     python bench/text_table.py show bench/results/text.jsonl
 
 `run` does what is not done yet, step by step, and may be stopped anywhere: what is frozen is computed once and kept in
-`runs`. The model learns on cities of the even styles (area train, splits train and val). Choices were made on the odd
-styles of VALIDATION; the rows that count are of the three other odd styles, each against all places of its city, as
-between continents, and of the places of the training cities that were held out, against all of these (`world`).
+`runs`. The model learns on cities of the even styles (area train, splits train and val), as `train/text.py` with
+`train/configs/text.yaml` does. Galleries: all places of a city of another style, as between continents; and the places
+of the training cities that were held out (`world`). Choices were made on the cities of VALIDATION; those of TEST are
+looked at with `--test`, once, when nothing is chosen any more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +40,24 @@ from geoloc_fast.models.text.model import PHYSICAL, TextGeolocalizer
 from geoloc_fast.signature import TileSignature
 from geoloc_fast.training.canonical import closed_form
 from geoloc_fast.training.closed_form import Moments, canonical_maps
-from geoloc_fast.training.consistency import TERMS
+from geoloc_fast.training.consistency import GLOBAL, TERMS
 from geoloc_fast.training.recipes.text import (
     Described,
     Settings,
     TextRecipe,
     all_scores,
     looked_at,
+    of_scenes,
+    read_captions,
     read_settings,
+    solve_sights,
 )
 from geoloc_fast.training.recipes.text import chosen as places_of
 from geoloc_fast.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "train/configs"
 VALIDATION = ("01-grid", "03-suburb", "05-mediterranean")
-TEST = ("07-terraces", "09-tropics", "11-nordic")
+TEST = ("09-tropics", "11-nordic")
 LEARN = {"area": "train", "split": "train|val"}
 WORLD = {"area": "train", "split": "test"}
 VARIANTS = {
@@ -61,20 +67,47 @@ VARIANTS = {
 }
 """Steps of the text's side from the closed form on, by the losses they follow."""
 CLOSED = "in closed form"
+BLIND = ", without direction words"
 _MATCHED = 400  # descriptions a city for the matcher
 
 
 class Kept:
-    """What is frozen, from a file if there is one."""
+    """What is frozen, city by city, each from a file if there is one."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __call__(self, model: TextGeolocalizer, manifest: Manifest, settings: Settings) -> Described:
-        path = self.folder / f"{self.name}.safetensors"
-        if not path.exists():
-            save(looked_at(model, manifest, settings), path)
-        return load(path)
+        cities = []
+        for city in dict.fromkeys(manifest.places["city"].to_pylist()):
+            path = self.folder / f"{city}.safetensors"
+            if not path.exists():
+                save(looked_at(model, places_of(manifest, {"city": city}, scenes=True), settings), path)
+            cities.append(load(path))
+        return joined(cities)
+
+
+def joined(cities: list[Described]) -> Described:
+    """The places of several cities as those of one region."""
+    places = np.cumsum([0, *(len(one.ids) for one in cities)])
+    whole: dict[str, Any] = {}
+    for name in Described._fields:
+        values = [getattr(one, name) for one in cities]
+        if name == "signature":
+            whole[name] = TileSignature(*(torch.cat(part) for part in zip(*values, strict=True)))
+        elif isinstance(values[0], Tensor):
+            whole[name] = torch.cat(values)
+        elif isinstance(values[0], np.ndarray):
+            whole[name] = np.concatenate(values)
+        else:
+            whole[name] = [one for value in values for one in value]
+    whole["captions"] = [
+        Caption(caption.place + int(first), caption.text)
+        for first, one in zip(places[:-1], cities, strict=True)
+        for caption in one.captions
+    ]
+    whole["city"] = torch.repeat_interleave(torch.tensor([len(one.ids) for one in cities]))
+    return Described(**whole)
 
 
 def save(data: Described, path: Path) -> None:
@@ -115,6 +148,7 @@ def load(path: Path) -> Described:
         list(zip(one["what"].split(counts), one["where"].split(counts), strict=True)),
         one["shown"],
         one["shares"],
+        torch.zeros(len(one["lat"]), dtype=torch.int64),
         one["lat"].numpy(),
         one["lon"].numpy(),
     )
@@ -125,12 +159,23 @@ def settings_of(chosen: argparse.Namespace, config: str, out: str, *more: str | 
     return read_settings([str(CONFIGS / config), here, {"data": {"train": LEARN}}, "train.evaluate_every=0", *more])
 
 
-def trained(settings: Settings, kept: Kept) -> TextGeolocalizer:
+def trained(settings: Settings, look: Callable[[TextGeolocalizer, Manifest, Settings], Described]) -> TextGeolocalizer:
     last = Path(settings.out) / "model.safetensors"
     if not last.exists():
-        recipe = TextRecipe(settings, look=kept)
-        Trainer(recipe, resume=(Path(settings.out) / "last.safetensors").exists()).run()
+        Trainer(TextRecipe(settings, look=look), resume=(Path(settings.out) / "last.safetensors").exists()).run()
     return TextGeolocalizer.load(last)
+
+
+def as_elsewhere(runs: Path, model: TextGeolocalizer, learn: Described) -> Described:
+    """What the steps learn from: what the image's side sees of each training city if it was solved on the others. A
+    model that was solved on them is surer than in any new region."""
+    path, nothing = runs / "elsewhere.safetensors", torch.empty(0)
+    if not path.exists():
+        copy = TextGeolocalizer(model.config)
+        copy.load_state_dict(model.state_dict())
+        safetensors.torch.save_file({"seen": solve_sights(copy, learn).contiguous()}, path)
+    seen = safetensors.torch.load_file(path)["seen"]
+    return learn._replace(fine=nothing, coarse=nothing, shares=nothing, seen=seen)
 
 
 # -- queries -----------------------------------------------------------------------------------
@@ -188,6 +233,8 @@ def pooled(data: Described) -> Tensor:
 class Floors:
     """Linear maps of frozen features in closed form, fitted on what the model learns from."""
 
+    NAMES = ("counts of words, linear maps", "frozen MiniLM, linear maps")
+
     def __init__(self, model: TextGeolocalizer, learn: Described) -> None:
         self.model = model
         wide = pooled(learn)
@@ -226,10 +273,10 @@ class Floors:
         """Name, and scores [captions, places]."""
         standard = (pooled(data) - self.mean) * self.scale
         image = F.normalize(standard @ self.counts.image.weight + self.counts.image.bias, dim=1)
-        yield "counts of words, linear maps", self.counts.text_codes(self.numbers(data)) @ image.T
+        yield self.NAMES[0], self.counts.text_codes(self.numbers(data)) @ image.T
         text = F.normalize(self.means(data) @ self.mini.query.weight + self.mini.query.bias, dim=1)
         place = F.normalize(standard @ self.axes @ self.mini.place.weight + self.mini.place.bias, dim=1)
-        yield "frozen MiniLM, linear maps", text @ place.T
+        yield self.NAMES[1], text @ place.T
 
 
 def matched(chosen: argparse.Namespace, city: str) -> Iterator[tuple[str, Found]]:
@@ -261,87 +308,93 @@ def run(chosen: argparse.Namespace) -> None:
     out, runs = chosen.out, chosen.runs
     done = {(line["what"], line["seed"], line["gallery"], line["query"]) for line in lines(out)}
     manifest = Manifest.load(chosen.cities)
-    galleries = {"world": WORLD, **{name: {"city": name} for name in (*VALIDATION, *TEST)}}
+    cities = TEST if chosen.test else VALIDATION
+    galleries = {**{name: {"city": name} for name in cities}, **({} if chosen.test else {"world": WORLD})}
 
-    def say(what: str, seed: int, gallery: str, query: str, of: Found) -> None:
-        if (what, seed, gallery, query) in done:
-            return
-        line = {"what": what, "seed": seed, "gallery": gallery, "query": query, **rounded(recall(of))}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(what, seed, gallery, query, line["recall_at_1"], line["mean_reciprocal_rank"], flush=True)
+    def say(what: str, seed: int, gallery: str, found_of: dict[str, Found]) -> None:
+        for query, of in found_of.items():
+            if (what, seed, gallery, query) in done:
+                continue
+            _, low, high = paired_interval((of.rank == 0).astype(float), np.zeros(len(of.rank)))
+            line = {"what": what, "seed": seed, "gallery": gallery, "query": query, "recall_at_1_from": low}
+            line |= {"recall_at_1_to": high, **recall(of)}
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.open("a") as file:
+                file.write(json.dumps(rounded(line)) + "\n")
+            print(what, seed, gallery, query, line["recall_at_1"], line["mean_reciprocal_rank"], flush=True)
+        values: dict[str, Any] = {query: one.rank for query, one in found_of.items()}
+        np.savez(runs / f"{file_name(what)}.{seed}.{gallery}.npz", **values)
 
     see = settings_of(chosen, "text.yaml", "closed", *chosen.settings)
-    model = trained(see, Kept(runs, "learn"))
+    model = trained(see, Kept(runs / "learn"))
     begin = {"step": {"begin": str(runs / "closed" / "model.safetensors")}}
-    plain = settings_of(chosen, "text_region.yaml", "steps", begin)
-    blind = settings_of(chosen, "text_region.yaml", "steps", begin, {"data": {"directions": False}})
+    kept: dict[str, Described] = {}
 
-    def of(name: str, settings: Settings = plain) -> Described:
-        where = places_of(manifest, galleries[name], scenes=True)
-        return Kept(runs, name if settings is plain else f"{name}.blind")(model, where, settings)
+    def learn() -> Described:
+        if "learn" not in kept:
+            kept["learn"] = Kept(runs / "learn")(model, places_of(manifest, LEARN, scenes=True), see)
+        return kept["learn"]
+
+    def of(name: str) -> Described:
+        """A gallery, its features and all its descriptions."""
+        more = ["step.image_rate=1", {"step": {"terms": list(TERMS)}}]
+        plain = settings_of(chosen, "text.yaml", "closed", *chosen.settings, *more)
+        return Kept(runs / ("held-out" if name == "world" else "cities"))(
+            model, places_of(manifest, galleries[name], scenes=True), plain
+        )
+
+    def missing(what: str, seed: int) -> list[str]:
+        return [name for name in galleries if not (runs / f"{file_name(what)}.{seed}.{name}.npz").exists()]
 
     def measure(what: str, seed: int, model: TextGeolocalizer) -> None:
-        label = f"{what.replace(' ', '-')}.{seed}"
-        for name in galleries:
-            if (runs / f"{label}.{name}.npz").exists():
-                continue
+        for name in missing(what, seed):
             data = of(name)
             score = all_scores(model, data, range(len(data.captions)))
-            found_of = {query: ranks(score, data, rows) for query, rows in kinds(chosen, data, name).items()}
-            if what == CLOSED:
-                other = of(name, blind)
-                rows = np.arange(len(other.captions)) % 2 == 0
-                score = all_scores(model, other, range(len(other.captions)))
-                found_of["long, without direction words"] = ranks(score, other, rows)
-            for query, ranked in found_of.items():
-                say(what, seed, name, query, ranked)
-            keep(runs / f"{label}.{name}.npz", found_of)
+            say(
+                what, seed, name, {query: ranks(score, data, rows) for query, rows in kinds(chosen, data, name).items()}
+            )
 
-    for name in (*VALIDATION, *TEST):
-        if ("facts alone", 0, name, "short") not in done:
-            for query, ranked in matched(chosen, name):
-                say("facts alone", 0, name, query, ranked)
-    measure(CLOSED, 0, model)
-    run_floors(chosen, model, say, done, galleries, manifest, see)
+    floors: Floors | None = None
+    for name in galleries:  # what needs no steps; a city is built once for all of it
+        rows = [CLOSED, *Floors.NAMES]
+        todo = [what for what in (*rows, *(f"{row}{BLIND}" for row in rows)) if name in missing(what, 0)]
+        if name != "world" and name in missing("facts alone", 0):
+            say("facts alone", 0, name, dict(matched(chosen, name)))
+        for blind in (False, True):
+            if not any(what.endswith(BLIND) == blind for what in todo):
+                continue
+            data = undirected(of(name), model, see) if blind else of(name)
+            long = np.arange(len(data.captions)) % 2 == 0
+            by = {"long": long, "short": ~long} if blind else kinds(chosen, data, name)
+            score = all_scores(model, data, range(len(data.captions)))
+            say(f"{CLOSED}{BLIND * blind}", 0, name, {query: ranks(score, data, some) for query, some in by.items()})
+            if any(what.removesuffix(BLIND) in Floors.NAMES and what.endswith(BLIND) == blind for what in todo):
+                floors = floors or Floors(model, learn())
+                for what, score in floors.scores(data):
+                    found_of = {query: ranks(score, data, some) for query, some in by.items()}
+                    say(f"{what}{BLIND * blind}", 0, name, found_of)
+    del floors
     for seed in range(chosen.seeds):
         for what, terms in VARIANTS.items():
-            if seed and what.startswith("without"):
+            if not missing(what, seed):
                 continue
-            step = {"step": {"seed": seed, "terms": list(terms)}}
-            own = settings_of(chosen, "text_region.yaml", f"{what.replace(' ', '-')}.{seed}", begin, step)
-            measure(what, seed, trained(own, Kept(runs, "learn-steps")))
+            step = {"step": {"seed": seed, "terms": list(terms)}, "train": {"steps": chosen.steps}}
+            own = settings_of(chosen, "text_region.yaml", f"{file_name(what)}.{seed}", begin, step)
+            measure(what, seed, trained(own, lambda model, *_: as_elsewhere(runs, model, learn())))
 
 
-def run_floors(
-    chosen: argparse.Namespace,
-    model: TextGeolocalizer,
-    say: Any,
-    done: set[Any],
-    galleries: dict[str, dict[str, str]],
-    manifest: Manifest,
-    see: Settings,
-) -> None:
-    todo = [name for name in galleries if ("frozen MiniLM, linear maps", 0, name, "short") not in done]
-    if not todo:
-        return
-    floors = Floors(model, load(chosen.runs / "learn.safetensors"))
-    for name in todo:
-        maps = Kept(chosen.runs, f"{name}.maps")(model, places_of(manifest, galleries[name], scenes=True), see)
-        data = load(chosen.runs / f"{name}.safetensors")._replace(fine=maps.fine, coarse=maps.coarse)
-        for what, score in floors.scores(data):
-            found_of = {query: ranks(score, data, rows) for query, rows in kinds(chosen, data, name).items()}
-            for query, ranked in found_of.items():
-                say(what, 0, name, query, ranked)
-            label = what.split(",")[0].replace(" ", "-")
-            keep(chosen.runs / f"{label}.0.{name}.npz", found_of)
+def undirected(data: Described, model: TextGeolocalizer, settings: Settings) -> Described:
+    """The same descriptions without the words that say where things are."""
+    blind = replace(
+        settings, data=replace(settings.data, directions=False), step=replace(settings.step, terms=[GLOBAL])
+    )
+    captions, told, *_ = of_scenes(blind, data.ids, None)
+    states, numbers, sentence = read_captions(model, captions)
+    return data._replace(captions=captions, told=told, states=states, numbers=numbers, sentence=sentence)
 
 
-def keep(path: Path, found_of: dict[str, Found]) -> None:
-    """Ranks by kind of query, for `compare`."""
-    values: dict[str, Any] = {query: one.rank for query, one in found_of.items()}
-    np.savez(path, **values)
+def file_name(what: str) -> str:
+    return what.replace(",", "").replace(" ", "-")
 
 
 def rounded(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -353,7 +406,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def show(chosen: argparse.Namespace) -> None:
-    """Percent; of several seeds mean and half range."""
+    """Percent; of several seeds mean and half range, of one the middle 95 % of a bootstrap over its queries."""
     read = lines(chosen.results)
     for gallery in dict.fromkeys(line["gallery"] for line in read):
         for query in dict.fromkeys(line["query"] for line in read if line["gallery"] == gallery):
@@ -369,6 +422,8 @@ def show(chosen: argparse.Namespace) -> None:
                     if not values:
                         return ""
                     more = f" ± {np.ptp(values) / 2:.1f}" if len(values) > 1 else ""
+                    if name == "recall_at_1" and len(seeds) == 1:
+                        more = " [{:.1f}, {:.1f}]".format(*(100 * seeds[0][f"{name}_{end}"] for end in ("from", "to")))
                     return f"{np.mean(values):.1f}{more}"
 
                 names = [f"recall_at_{k}" for k in FIRST]
@@ -379,14 +434,14 @@ def show(chosen: argparse.Namespace) -> None:
 
 
 def compare(chosen: argparse.Namespace) -> None:
-    """Mean reciprocal rank and R@1 of one row minus another over the same long descriptions of all test cities, each
-    the mean of its seeds: 95 %."""
+    """Mean reciprocal rank and R@1 of one row minus another over the same descriptions of all cities, each the mean of
+    its seeds: 95 %."""
     for query in ("long", "short"):
         both = []
         for what in (chosen.one, chosen.other):
             cities = []
-            for name in TEST:
-                files = sorted(chosen.runs.glob(f"{what}.[0-9].{name}.npz"))
+            for name in TEST if chosen.test else VALIDATION:
+                files = sorted(chosen.runs.glob(f"{file_name(what)}.[0-9].{name}.npz"))
                 if not files:
                     raise FileNotFoundError(f"{chosen.runs}: expected ranks of {what!r} in {name}, got none")
                 cities.append(np.mean([[1 / (1 + np.load(f)[query]), np.load(f)[query] == 0] for f in files], axis=0))
@@ -408,12 +463,15 @@ def main() -> None:
     running.add_argument("--runs", type=Path, required=True)
     running.add_argument("--out", type=Path, required=True)
     running.add_argument("--seeds", type=int, default=3)
+    running.add_argument("--steps", type=int, default=400, help="of the text's side, with and without each loss")
+    running.add_argument("--test", action="store_true", help="the cities on which nothing was chosen")
     running.add_argument("settings", nargs="*", help="name=value for the training from scenes")
     showing = verbs.add_parser("show")
     showing.add_argument("results", type=Path)
     comparing = verbs.add_parser("compare")
     comparing.add_argument("--runs", type=Path, required=True)
-    comparing.add_argument("one", help="a name of files in runs, as in-closed-form")
+    comparing.add_argument("--test", action="store_true")
+    comparing.add_argument("one", help="a row of the table")
     comparing.add_argument("other")
     chosen = parser.parse_args()
     if chosen.verb == "make":

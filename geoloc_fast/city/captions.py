@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Container, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def scenes_of(
             recipe, rows = told["recipe"], told["rows"]
             if places is not None and not any(row["place"]["id"] in places for row in rows):
                 continue
-            city = City.build(recipe["seed"], places=recipe["places"], style=recipe["style"])
+            city = _city(recipe["seed"], recipe["places"], recipe["style"])
             dates = [(row["place"]["id"], np.datetime64(row["photo"]["date"])) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError([f"{path}: expected a synthetic city, got {error!r}"]) from error
@@ -75,6 +76,11 @@ def scenes_of(
                     for length in LENGTHS
                 ]
             yield Scene(place, city, x_m, y_m, date, facts, told_of)
+
+
+@lru_cache(maxsize=1)
+def _city(seed: int, places: int, style: int | None) -> City:
+    return City.build(seed, places=places, style=style)
 
 
 def describe_cities(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, draws: int = 1) -> int:

@@ -69,11 +69,11 @@ def _winds(fact: Fact) -> tuple[int, ...]:
 
 
 def shown(facts: Iterable[Fact]) -> np.ndarray:
-    """Which things there are in each sector, and at all: float32 [A, 9] of 0 and 1."""
-    seen = np.zeros((len(THINGS), SECTORS + 1), np.float32)
+    """Which things there are in each sector, float32 [A, 8] of 0 and 1; what is all round is in each."""
+    seen = np.zeros((len(THINGS), SECTORS), np.float32)
     for fact in facts:
         for thing in _things(fact):
-            seen[thing, [*_winds(fact), SECTORS]] = 1
+            seen[thing, [*(_winds(fact) or range(SECTORS))]] = 1
     return seen
 
 

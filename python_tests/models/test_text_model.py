@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from geoloc_fast import TileSignature, azimuth_match, shift_to_heading, tile_signature
+from geoloc_fast import StripBank, TileSignature, azimuth_match, shift_to_heading, strip_topk, tile_signature
 from geoloc_fast.errors import BundleError, WordError
 from geoloc_fast.models.contract import Model, Photo, PlaceBatch, Text, load_model
 from geoloc_fast.models.text.model import PHYSICAL, TextGeolocalizer, TextGeolocalizerConfig
-from geoloc_fast.models.text.sights import LinearRead, Sights, Tellings
+from geoloc_fast.models.text.sights import LinearRead, Sights, Tellings, log_parts, parts
 from geoloc_fast.testing.text_encoder import write_text_encoder
 from geoloc_fast.training.consistency import TERMS, consistency, signature_means
 from geoloc_fast.training.losses import info_nce
@@ -21,7 +21,7 @@ pytest.importorskip("tokenizers", reason="descriptions need the extra [text]")
 
 THINGS = ("house", "house: red", "water")
 SIZES = {"things": THINGS, "materials": 2, "heads": 2, "learned_layers": 1}
-CODE = 9 * len(THINGS)
+CODE = 10 * len(THINGS)
 TEXTS = ("red roofs on the left", "a white church on the corner of the park, trees")
 
 
@@ -45,7 +45,7 @@ def test_it_keeps_the_contract(model: TextGeolocalizer) -> None:
     assert isinstance(model, Model) and model.kind == "text"
     text, facing = model.layers
     assert (text.name, text.strip, text.score, text.column0_deg) == ("text", (CODE, 1, 1), "dot", None)
-    assert (facing.name, facing.strip, facing.score, facing.column0_deg) == ("facing", (3, 1, 8), "dot", 337.5)
+    assert (facing.name, facing.strip, facing.score, facing.column0_deg) == ("facing", (3, 1, 8), "dot", 0.0)
     assert model.query_input.takes == ("text",) and model.place_input.takes == ("satellite",)
     batch = places(3)
     batch = batch._replace(has_satellite=torch.tensor([True, False, True]))
@@ -113,8 +113,16 @@ def test_the_split_way_is_the_whole_way(model: TextGeolocalizer) -> None:
     assert {name: part.shape[1] for name, part in codes.physical.items()} == PHYSICAL
     images = places(2)
     with torch.no_grad():
-        strips = model.seen(model.sights(*model.image_features(images.satellite))).flatten(1)[:, :, None, None]
-    torch.testing.assert_close(model.encode_places(images)["text"].strips, strips)
+        seen = model.seen(model.sights(*model.image_features(images.satellite)))
+    rows = model.encode_places(images)
+    torch.testing.assert_close(rows["text"].strips.view(2, -1, 10), seen[..., [*range(8), 16, 17]])
+    torch.testing.assert_close(rows["facing"].strips[:, :, 0], seen[..., 8:16])
+    found = [
+        strip_topk(want[name].strips, StripBank.pack(rows[name].strips, dtype="fp32"), 2, score="dot")
+        for name in ("text", "facing")
+    ]
+    text, facing = (one.score.gather(1, one.index.argsort(1)) for one in found)
+    torch.testing.assert_close(model.scores(codes, seen), text + facing * codes.faces[:, None])  # as a search adds up
     learned = {name for name, value in model.named_parameters() if value.requires_grad}
     assert not any(name.startswith("backbone") for name in learned)
     assert {name.split(".")[2] for name in learned if name.startswith("encoder")} == {"1"}
@@ -158,7 +166,7 @@ def test_pairs_are_learned(model: TextGeolocalizer) -> None:
     learner.load_state_dict(model.state_dict())
     colours, things = ("red", "white"), ("church", "park", "corner", "trees", "roofs", "left")
     tokens = learner.tokens([f"a {colour} {thing}" for colour in colours for thing in things])
-    seen = 3 * torch.randn(12, len(THINGS), 9)
+    seen = 3 * torch.randn(12, len(THINGS), 18)
     signature = TileSignature(*(torch.rand(12, size) for size in PHYSICAL.values()))
     with torch.no_grad():
         states = learner.frozen_states(tokens)
@@ -189,39 +197,54 @@ def made(things: int = len(THINGS)) -> TextGeolocalizer:
 
 
 def test_things_by_direction_meet() -> None:
-    """What is told in the east finds what is seen there, and what has no direction what is seen at all."""
+    """What is told in the east finds what is seen there, and what has no direction what is seen at all, twice."""
     model = made().eval()
-    seen = torch.zeros(len(THINGS) * 9, len(THINGS), 9)
+    seen = torch.zeros(len(THINGS) * 9, len(THINGS), 18)
     told = torch.zeros(len(seen), len(THINGS), 13)
     for row in range(len(seen)):
         thing, where = divmod(row, 9)
-        seen[row, thing, where] = 2.0
+        seen[row, thing, [where] if where < 8 else [16, 17]] = 2.0
         told[row, thing, where if where < 8 else 12] = 1.0
     with torch.no_grad():
         score = model.scores(model.told_codes(told), seen)
-    torch.testing.assert_close(score, 2.0 * torch.eye(len(seen)))
+    torch.testing.assert_close(score, torch.diag(2.0 * (1 + (torch.arange(len(seen)) % 9 == 8))))
+
+
+def test_an_image_answers_for_sectors_quarters_and_all() -> None:
+    shares = torch.zeros(1, 8)
+    shares[0, 2] = 0.5
+    found = parts(shares)[0]
+    assert found[:8].tolist() == shares[0].tolist()
+    assert found[8:16].tolist() == [0, 0.25, 0.5, 0.25, 0, 0, 0, 0]  # half of a sector is in the quarter beside it
+    assert found[16:].tolist() == [0.5, 0.0625]
+    drawn = torch.rand(50, 8)
+    found = parts(drawn)
+    assert (found[:, 8:16] >= drawn).all() and (found[:, 16] >= drawn.amax(1)).all() and (found <= 1).all()
+    torch.testing.assert_close(parts(drawn.roll(3, 1))[:, 8:16], found[:, 8:16].roll(3, 1))
+    usual = torch.full((1,), 0.5)
+    assert (
+        log_parts(torch.full((1, 8), 0.5), usual).abs().max() == 0 and log_parts(drawn[:, None], usual).isfinite().all()
+    )
 
 
 def test_sides_turn_until_they_fit() -> None:
     """Somebody sees one thing ahead and another on the right: the place, and which way it was looked, by the search."""
     model = made().eval()
-    seen = torch.zeros(8, len(THINGS), 9)
-    for sector in range(8):  # at place k the first thing is seen round sector k and the second a quarter further
-        seen[sector, 0, [sector, (sector + 1) % 8]] = 2.0
-        seen[sector, 1, [(sector + (2 if sector < 4 else 6)) % 8, (sector + (3 if sector < 4 else 7)) % 8]] = 2.0
+    seen = torch.zeros(8, len(THINGS), 18)
+    for sector in range(8):  # at place k the first thing is seen round k, the second a quarter to the right, or left
+        seen[sector, 0, 8 + sector] = 2.0
+        seen[sector, 1, 8 + (sector + (2 if sector < 4 else 6)) % 8] = 2.0
     told = torch.zeros(1, len(THINGS), 13)
     told[0, 0, 8] = told[0, 1, 9] = 1.0
     codes = model.told_codes(told)
-    assert (
-        codes.faces.tolist() == [True] and not model.told_codes(told[:, :, :8].repeat(1, 1, 2)[:, :, :13] * 0).faces[0]
-    )
+    assert codes.faces.tolist() == [True] and not model.told_codes(told.roll(5, 2)).faces[0]
     with torch.no_grad():
         score = model.scores(codes, seen)[0]
-    assert score[:4].tolist() == [4.0] * 4 and (score[4:] < 4).all()  # nothing was seen "at all"
+    assert score.tolist() == [4.0] * 4 + [2.0] * 4
     layer = model.layers[1]
-    match = azimuth_match(codes.facing[:, :, None], seen[:, :, None, :8].contiguous())
+    match = azimuth_match(codes.facing[:, :, None], seen[:, :, None, 8:16].contiguous())
     heading = shift_to_heading(match.shift[0], torch.tensor(8), 8, column0_deg=float(layer.column0_deg or 0.0))
-    assert heading[:4].tolist() == [22.5, 67.5, 112.5, 157.5]  # the middle of two sectors
+    assert heading[:4].tolist() == [0.0, 45.0, 90.0, 135.0]
 
 
 def test_sentences_are_read_one_by_one(model: TextGeolocalizer) -> None:
@@ -244,13 +267,32 @@ def test_linear_maps_are_least_squares() -> None:
     torch.manual_seed(5)
     x = torch.randn(500, 6) * torch.tensor([1, 10, 0.1, 1, 1, 0.0]) + 3
     y = x[:, :2] @ torch.tensor([[0.2, -1.0], [0.03, 0.0]]) + 0.5
-    read = LinearRead(6, 2)
-    read.solve([(x[:123], y[:123]), (x[123:], y[123:])], ridge=1e-9)
-    torch.testing.assert_close(read(x), y, rtol=1e-4, atol=1e-4)
-    read.solve([(x, y)], ridge=1e9)
-    torch.testing.assert_close(read(x), y.mean(0).expand_as(y), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="at least two rows"):
-        read.solve([], ridge=1.0)
+    read, fold = LinearRead(6, 2), torch.arange(500) % 3
+    read.solve(x, y, fold, ridge=1e-9)
+    torch.testing.assert_close(read.linear((x - read.mean) * read.scale), y, rtol=1e-4, atol=1e-4)
+    read.solve(x, y, fold, ridge=1e9)
+    assert read.linear.weight.abs().max() < 1e-6
+    for rows in (slice(1), slice(500)):
+        with pytest.raises(ValueError, match="two rows in two folds"):
+            read.solve(x[rows], y[rows], torch.zeros(500, dtype=torch.int64)[rows], ridge=1.0)
+
+
+def test_a_map_knows_how_sure_it_is() -> None:
+    """One thing is told by its features everywhere, one by others in each fold, one not at all, one never occurs."""
+    torch.manual_seed(6)
+    x, fold = torch.randn(3000, 12), torch.arange(3000) % 3
+    y = torch.stack([x[:, 0] > 1, x[torch.arange(3000), 1 + fold] > 1, torch.rand(3000) < 0.2, x[:, 0] > 99], 1).float()
+    read = LinearRead(12, 4)
+    found = read.solve(x, y, fold, ridge=0.01)
+    for thing, (least, most) in enumerate([(0.6, 1.0), (0.0, 0.45), (0.0, 0.1), (0.0, 1e-3)]):
+        sure = found[y[:, thing] > 0, thing].mean() if thing < 3 else found[:, thing].max()
+        away = found[y[:, thing] == 0, thing].mean()
+        assert least <= (sure - away if thing < 3 else sure) <= most, thing
+    for low in torch.linspace(0, 0.9, 10):  # of those of which it says p, p have it
+        some = (found[:, 0] >= low) & (found[:, 0] < low + 0.1)
+        if some.sum() > 100:
+            assert abs(y[some, 0].mean() - found[some, 0].mean()) < 0.12
+    assert read(x)[:, 2].std() < 0.05
 
 
 def test_an_image_turned_clockwise_shows_the_next_sectors() -> None:
@@ -260,7 +302,7 @@ def test_an_image_turned_clockwise_shows_the_next_sectors() -> None:
         for layer in (sights.second, sights.third):
             layer.weight[:] = layer.weight.mean((2, 3), keepdim=True)  # the same in every direction
         fine, coarse = torch.randn(2, 17, 28, 28), torch.randn(2, 1, 14, 14)
-        before = sights(fine, coarse)[..., :8]
-        after = sights(fine.rot90(-1, (2, 3)), coarse.rot90(-1, (2, 3)))[..., :8]
+        before = sights(fine, coarse)
+        after = sights(fine.rot90(-1, (2, 3)), coarse.rot90(-1, (2, 3)))
     torch.testing.assert_close(after, before.roll(2, 2), rtol=1e-4, atol=1e-4)
     assert (before - before.roll(2, 2)).abs().max() > 1e-3

@@ -1,12 +1,13 @@
 """A description finds its place: things by direction, told by a text and seen in a satellite image.
 
     text   -> tokens -> pretrained transformer -> sentences -> what is told of, and where    [A, 13]
-    image  -> frozen backbone -> small network -> what is seen, and where                    [A, 9]
+    image  -> frozen backbone -> small network -> what is seen, and where                    [A, 8]
 
-Two layers. "text" is a code [9 A, 1, 1]: a thing that is told of in the north-east counts by how much likelier than
-usual it is seen there, in nats; one without a direction by how much likelier it is seen at all. "facing" is for what a
-speaker who does not know north tells of on the left, ahead, on the right, behind: strips of eight columns of azimuth
-[A, 1, 8], which the search turns about, so that the answer has a heading. A text that names no sides has nothing there.
+Two layers. "text" is a code [10 A, 1, 1]: a thing that is told of in the north-east counts by how much likelier than
+usual it is seen there, in nats; one without a direction by how much likelier it is seen somewhere, and how much of it.
+"facing" is for what a speaker who does not know north tells of on the left, ahead, on the right, behind: strips of
+eight columns [A, 1, 8], each how much likelier a thing is in the quarter of the horizon round its middle, which the
+search turns about, so that the answer has a heading. A text that names no sides has nothing there.
 
 Beside it three learned queries attend over the text's tokens, for colour, structure and texture: in training they must
 tell the image's `tile_signature` (see `geoloc_fast.training.consistency`).
@@ -30,7 +31,7 @@ from geoloc_fast.models.backbones import Backbone
 from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.models.contract import PlaceBatch, PlaceInput, Query, QueryInput, Text
 from geoloc_fast.models.text.encoder import TextConfig, TextTransformer, load_encoder
-from geoloc_fast.models.text.sights import SECTORS, SIDES, Sights, Tellings, log_share, sides_as_sectors
+from geoloc_fast.models.text.sights import PARTS, SECTORS, SIDES, Sights, Tellings, log_parts, sides_as_quarters
 from geoloc_fast.models.text.words import Tokens, Words
 
 __all__ = ["PHYSICAL", "TextCodes", "TextGeolocalizer", "TextGeolocalizerConfig"]
@@ -40,8 +41,9 @@ PHYSICAL = {"colour": 96, "structure": 16, "texture": 32}
 _STRIDES = (4, 8, 16)
 _MOST_THINGS = 1024
 _SIDED = 0.25  # share of what is told that is on sides, from which on a text has a facing
-_SIDED_ANYWHERE = 0.5  # what a thing on a side counts beside where it is
-_COLUMN0_DEG = 360 - 360 / SECTORS / 2  # the first sector is centred on north
+_COLUMN0_DEG = (
+    0.0  # the first quarter is round north; ahead is the middle of a column, where a strip has it at a border
+)
 _IMAGES_AT_ONCE = 16
 
 
@@ -106,9 +108,9 @@ class TextCodes(NamedTuple):
     """What is made of B texts."""
 
     code: Tensor
-    """[B, 9 A]: amounts of things by wind and without a direction."""
+    """[B, 10 A]: amounts of things by wind and, twice, without a direction."""
     facing: Tensor
-    """[B, A, 8]: amounts on the sides of the speaker, by column of azimuth, the middle straight ahead."""
+    """[B, A, 8]: amounts on the sides of the speaker, by column of azimuth, the fifth straight ahead."""
     told: Tensor
     """[B, A, 13]: how much of each thing, and where (`sights.WHERE`)."""
     physical: dict[str, Tensor]
@@ -160,9 +162,9 @@ class TextGeolocalizer(BundledModel):
         self.backbone = Backbone(config.backbone, _STRIDES)
         fine, middle, coarse = self.backbone.channels
         self.sights = Sights((fine, middle, coarse), config.satellite_px // _STRIDES[1], things, config.materials)
-        self.register_buffer("usual", torch.full((things, SECTORS + 1), 0.5))
-        self.gain = nn.Parameter(torch.zeros(things, SECTORS + 1))
-        """log of what a told thing counts."""
+        self.register_buffer("usual", torch.full((things,), 0.5))
+        self.gain = nn.Parameter(torch.zeros(things, 4))
+        """log of what a told thing counts: in a sector, in a quarter, somewhere, by how much of it there is."""
         self.register_buffer("tokenizer", torch.zeros(config.tokenizer_bytes, dtype=torch.uint8))
         self.log_temperature = nn.Parameter(torch.zeros(()))
         self._words: Words | None = None
@@ -242,11 +244,10 @@ class TextGeolocalizer(BundledModel):
 
     def told_codes(self, told: Tensor) -> TextCodes:
         """Of amounts of things by direction [B, A, 13]."""
-        gain = self.gain.exp()
+        sector, quarter, *at_all = self.gain.exp().split(1, 1)
         winds, sides, nowhere = told.split([SECTORS, SIDES, 1], 2)
-        anywhere = nowhere + _SIDED_ANYWHERE * sides.sum(2, keepdim=True)
-        code = (torch.cat([winds, anywhere], 2) * gain).flatten(1)
-        return TextCodes(code, sides_as_sectors(sides) * gain[:, :1], told, {})
+        code = torch.cat([winds * sector, *(nowhere * gain for gain in at_all)], 2).flatten(1)
+        return TextCodes(code, sides_as_quarters(sides) * quarter, told, {})
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,15 +262,15 @@ class TextGeolocalizer(BundledModel):
         return torch.cat([fine for fine, _ in parts]), torch.cat([coarse for _, coarse in parts])
 
     def seen(self, shares: Tensor) -> Tensor:
-        """Of what `sights` makes of `image_features`: how much likelier than usual each thing is, in each sector and at
-        all, [B, A, 9] in nats."""
-        return log_share(shares, self.usual)  # type: ignore[arg-type]
+        """Of what `sights` makes of `image_features`: how much likelier than usual each thing is, in each of its
+        `sights.parts`, [B, A, 18] in nats."""
+        return log_parts(shares, self.usual)  # type: ignore[arg-type]
 
     def scores(self, text: TextCodes, seen: Tensor) -> Tensor:
         """Of every text for every image, [B, R]: what a search over both layers gives."""
-        score = text.code @ seen.flatten(1).T
+        code, strips = _layers(seen)
+        score = text.code @ code.T
         if bool(text.faces.any()):
-            strips = seen[:, :, None, :SECTORS].contiguous()
             turned = torch.stack([text.facing.roll(turn, 2).flatten(1) for turn in range(SECTORS)])  # [8, B, A 8]
             score = score + (turned @ strips.flatten(1).T).amax(0) * text.faces[:, None]
         return score
@@ -282,7 +283,7 @@ class TextGeolocalizer(BundledModel):
         config = self.config
         things = len(config.things)
         return (
-            Layer("text", (things * (SECTORS + 1), 1, 1), score="dot", weight=config.weight, absent=config.absent),
+            Layer("text", (things * (SECTORS + 2), 1, 1), score="dot", weight=config.weight, absent=config.absent),
             Layer(
                 "facing",
                 (things, 1, SECTORS),
@@ -309,20 +310,17 @@ class TextGeolocalizer(BundledModel):
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
         """Rows of the layers "text" and "facing", one per place with a satellite image."""
         place = batch.has_satellite.nonzero().squeeze(1)
-        seen = [torch.empty(0, len(self.config.things), SECTORS + 1)]
+        seen = [torch.empty(0, len(self.config.things), sum(PARTS))]
         for images in batch.satellite[place.to(batch.satellite.device)].split(_IMAGES_AT_ONCE):
             seen.append(self.seen(self.sights(*self.image_features(images))).cpu())
-        all_seen, rows = torch.cat(seen), place.cpu().numpy()
-        return {
-            "text": Rows(all_seen.flatten(1)[:, :, None, None], rows),
-            "facing": Rows(all_seen[:, :, None, :SECTORS].contiguous(), rows),
-        }
+        (code, strips), rows = _layers(torch.cat(seen)), place.cpu().numpy()
+        return {"text": Rows(code[:, :, None, None], rows), "facing": Rows(strips[:, :, None], rows)}
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
         """Each text is read by itself, so its strips do not depend on the others."""
         things = len(self.config.things)
-        code, facing = [torch.empty(0, things * (SECTORS + 1))], [torch.empty(0, things, SECTORS)]
+        code, facing = [torch.empty(0, things * (SECTORS + 2))], [torch.empty(0, things, SECTORS)]
         faces = [torch.empty(0, dtype=torch.bool)]
         for query in queries:
             if not isinstance(query, Text):
@@ -341,4 +339,8 @@ class TextGeolocalizer(BundledModel):
     def _device(self) -> torch.device:
         return self.gain.device
 
-    # --- files ---
+
+def _layers(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """What is seen [B, A, 18] as the rows of the layers: the code [B, 10 A] and strips [B, A, 8]."""
+    winds, quarters, at_all = seen.split(list(PARTS), 2)
+    return torch.cat([winds, at_all], 2).flatten(1), quarters.contiguous()

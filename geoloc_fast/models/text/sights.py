@@ -1,67 +1,97 @@
 """Things by direction: the space in which a description and an image from above meet.
 
     text   -> sentences: their tokens' states and word vectors -> what each tells of [A] and where that is [13]
-    image  -> maps of a frozen backbone -> small convolutional network -> eight sectors -> shares [A, 9]
+    image  -> maps of a frozen backbone -> small convolutional network -> eight sectors -> shares [A, 8]
 
 A thing is a kind ("water") or a kind with a trait ("house, roof: red"). Of an image, each has a probability in each of
-eight sectors (centred on north, north-east, ...) and one for the tile as a whole. Of a text, each has an amount in each
-of eight winds, on each of four sides of a speaker who does not know north, and without a direction.
+eight sectors (centred on north, north-east, ...). Of a text, each has an amount in each of eight winds, on each of four
+sides of a speaker who does not know north, and without a direction. An image answers to all three (`parts`): in a
+sector, in a quarter of the horizon, and at all.
 
-The maps from a sentence and from a sector to things are linear and in closed form (`LinearRead.solve`).
+The maps from a sentence and from a sector to things are linear and in closed form, and know how sure they are
+(`LinearRead.solve`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SECTORS", "SIDES", "WHERE", "LinearRead", "Sights", "Tellings", "log_share", "sides_as_sectors"]
+__all__ = [
+    "PARTS",
+    "SECTORS",
+    "SIDES",
+    "WHERE",
+    "LinearRead",
+    "Sights",
+    "Tellings",
+    "log_parts",
+    "parts",
+    "sides_as_quarters",
+]
 
 SECTORS = 8
 SIDES = 4
 """Ahead, right, behind, left."""
 WHERE = SECTORS + SIDES + 1
 """Winds, sides, and no direction."""
+PARTS = (SECTORS, SECTORS, 2)
+"""Sectors, quarters of the horizon, somewhere and how much: what `parts` gives of a thing."""
 _WIDTH = 64  # channels of the network
 _NEAR = 0.52  # of half the tile: the inner part of a sector
-_DOUBT = 0.01  # of every share: a thing that is told of may be there though nothing shows it
+_DOUBT = 1e-3  # of every share: a thing that is told of may be there though nothing shows it
+_ROWS, _NEWTON = 4096, 25
 
 
 class LinearRead(nn.Module):
-    """Standardised features to shares: ridge regression."""
+    """Standardised features to shares from 0 to 1: ridge regression, and a logistic curve over each of its outputs that
+    says how often a thing is there where the regression says so much."""
 
     def __init__(self, features: int, things: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.linear = nn.Linear(features, things)
+        self.register_buffer("slope", torch.ones(things))
+        self.register_buffer("offset", torch.zeros(things))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., features] -> [..., things], near 0 to 1 and not bounded."""
-        shares: Tensor = self.linear((x.float() - self.mean) * self.scale)  # type: ignore[operator]
-        return shares
+        """[..., features] -> [..., things]."""
+        found = self.linear((x.float() - self.mean) * self.scale)  # type: ignore[operator]
+        return torch.sigmoid(found * self.slope + self.offset)
 
     @torch.no_grad()
-    def solve(self, pairs: Iterable[tuple[Tensor, Tensor]], *, ridge: float) -> None:
-        """The map of least squares for features [n, features] and shares [n, things], given in parts; `ridge` is added
-        to the variance 1 of each feature."""
-        count = 0
-        origin = torch.zeros(())
-        sums: list[Tensor] = []
-        for x, y in pairs:
-            x, y = x.double(), y.double()
-            if not sums:
-                origin = x.mean(0)  # near the mean: sums of squares lose nothing
-            x = x - origin
-            part = [x.sum(0), x.T @ x, y.sum(0), x.T @ y]
-            sums = [a + b for a, b in zip(sums, part, strict=True)] if sums else part
-            count += len(x)
-        if count < 2:
-            raise ValueError(f"pairs: expected features and shares of at least two rows, got {count}")
-        sx, xx, sy, xy = (value / count for value in sums)
+    def solve(self, x: Tensor, y: Tensor, fold: Tensor, *, ridge: float) -> Tensor:
+        """The map of least squares for features x [N, features] and shares y [N, things]; `ridge` is added to the
+        variance 1 of each feature. The curves are fitted to what each fold [N] is told by the others' map, so that they
+        know what becomes of it elsewhere. Gives these shares of the folds, [N, things]."""
+        if len(x) < 2 or int(fold.max()) < 1:
+            raise ValueError(f"x, fold: expected at least two rows in two folds, got {len(x)} in {int(fold.max()) + 1}")
+        origin = x.float().mean(0).double()  # near the mean: sums of squares lose nothing
+        parts = []
+        for number in range(int(fold.max()) + 1):
+            sums = [torch.zeros(()).double()] * 5
+            for rows in (fold == number).nonzero().squeeze(1).split(_ROWS):
+                one, told = x[rows].double() - origin, y[rows].double()
+                more = [one.new_tensor(len(rows)), one.sum(0), one.T @ one, told.sum(0), one.T @ told]
+                sums = [a + b for a, b in zip(sums, more, strict=True)]
+            parts.append(sums)
+        whole = [torch.stack([part[at] for part in parts if part[0] > 0]).sum(0) for at in range(5)]
+        found = torch.empty(len(x), y.shape[1])
+        for number, part in enumerate(parts):
+            if part[0] > 0:
+                self._take(origin, [a - b for a, b in zip(whole, part, strict=True)], ridge)
+                rows = (fold == number).nonzero().squeeze(1)
+                found[rows] = self.linear((x[rows].float() - self.mean) * self.scale)  # type: ignore[operator]
+        self._take(origin, whole, ridge)
+        slope, offset = _curves(found.double(), y.double())
+        self.slope.copy_(slope)  # type: ignore[operator]
+        self.offset.copy_(offset)  # type: ignore[operator]
+        return torch.sigmoid(found * self.slope + self.offset)
+
+    def _take(self, origin: Tensor, sums: list[Tensor], ridge: float) -> None:
+        sx, xx, sy, xy = (value / sums[0] for value in sums[1:])
         covariance, cross = xx - torch.outer(sx, sx), xy - torch.outer(sx, sy)
         scale = 1 / (covariance.diagonal().clamp(min=0).sqrt() + 1e-4)
         covariance = scale[:, None] * covariance * scale
@@ -71,6 +101,23 @@ class LinearRead(nn.Module):
         self.scale.copy_(scale)  # type: ignore[operator]
         self.linear.weight.copy_(weight.T)
         self.linear.bias.copy_(sy)
+
+
+def _curves(found: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and offset [things] of the logistic curves of greatest likelihood, by Newton's steps; a thing that the
+    others' maps say nothing about has slope 0."""
+    slope = torch.full_like(found[0], 4.0)
+    offset = torch.logit(true.mean(0).clamp(1e-3, 1 - 1e-3)) - slope * found.mean(0)
+    for _ in range(_NEWTON):
+        share = torch.sigmoid(found * slope + offset)
+        off, width = true - share, share * (1 - share)
+        a, b, c = ((width * found**power).sum(0) + 0.1 for power in (2, 1, 0))
+        b = b - 0.1  # the tenth holds both back where all or none of the rows have a thing
+        toward, up = (off * found).sum(0) - 0.1 * slope, off.sum(0) - 0.1 * offset
+        determinant = a * c - b * b
+        slope = (slope + ((c * toward - b * up) / determinant).clamp(-2, 2)).clamp(min=0)
+        offset = offset + ((a * up - b * toward) / determinant).clamp(-2, 2)
+    return slope, offset
 
 
 class Tellings(nn.Module):
@@ -94,8 +141,7 @@ class Tellings(nn.Module):
     def forward(self, states: Tensor, words: Tensor, sentence: Tensor) -> Tensor:
         """Amounts [B, A, 13], from 0 on."""
         features, there = self.sentences(states, words, sentence)
-        what = self.what(features).clamp(0, 1) * there[..., None]
-        where = self.where(features).clamp(min=0) ** 2
+        what, where = self.what(features) * there[..., None], self.where(features)
         where = where / (where.sum(-1, keepdim=True) + 1e-6)
         return torch.einsum("bsa,bsw->baw", what, where)
 
@@ -122,7 +168,6 @@ class Sights(nn.Module):
         self.norm_first, self.norm_second = nn.GroupNorm(8, _WIDTH), nn.GroupNorm(8, _WIDTH)
         self.material = nn.Conv2d(_WIDTH, materials, 1)
         self.sector = LinearRead(3 * 3 * seen + 2 * seen, things)
-        self.tile = LinearRead(SECTORS * 3 * seen + 2 * seen, things)
         share, core = _sectors(side)
         self.register_buffer("share", share, persistent=False)
         self.register_buffer("core", core, persistent=False)
@@ -154,21 +199,20 @@ class Sights(nn.Module):
         x = F.relu(self.third(x))
         return self.material(x), x
 
-    def pooled(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of each sector [B, 8, D] and of the tile [B, E], for `sector` and `tile`."""
+    def pooled(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Features of each sector, [B, 8, D]."""
         material, x = self.ground(fine, coarse)
         seen = torch.cat([x.float(), torch.sigmoid(material.float())], 1).flatten(2)  # [B, seen, pixels]
         mean = torch.einsum("bep,srp->bres", seen, self.share).flatten(1, 2)
         most = torch.stack([seen[:, :, core].amax(2) for core in self.core], 2)  # type: ignore[union-attr]
         sector, whole = torch.cat([mean, most], 1), torch.cat([seen.mean(2), seen.amax(2)], 1)
         near = torch.cat([sector, sector.roll(1, 2), sector.roll(-1, 2)], 1).transpose(1, 2)
-        whole_too = whole[:, None].expand(-1, SECTORS, -1)
-        return torch.cat([near, whole_too], 2), torch.cat([sector.flatten(1), whole], 1)
+        return torch.cat([near, whole[:, None].expand(-1, SECTORS, -1)], 2)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Shares of things [B, A, 9]: in each sector, and in the tile."""
-        sector, tile = self.pooled(fine, coarse)
-        return torch.cat([self.sector(sector).transpose(1, 2), self.tile(tile)[..., None]], 2)
+        """Shares of things in each sector, [B, A, 8]."""
+        shares: Tensor = self.sector(self.pooled(fine, coarse)).transpose(1, 2)
+        return shares
 
 
 def _sectors(side: int) -> tuple[Tensor, Tensor]:
@@ -185,12 +229,27 @@ def _sectors(side: int) -> tuple[Tensor, Tensor]:
     return share / share.sum(2, keepdim=True), (off < 2 / 3 * 360 / SECTORS).flatten(1)
 
 
-def log_share(shares: Tensor, usual: Tensor) -> Tensor:
-    """How much likelier than usual each thing is, in nats."""
-    return shares.float().clamp(_DOUBT, 1 - _DOUBT).log() - usual.clamp(_DOUBT, 1 - _DOUBT).log()
+def parts(shares: Tensor) -> Tensor:
+    """Shares of things by sector [..., 8] as all that a text may ask for, [..., 18]: in each sector, in each quarter of
+    the horizon round the middle of one, somewhere, and how much of it there is.
+
+    A quarter holds a sector and half of each beside it; a thing is in one, or somewhere, if not all of its sectors are
+    without.
+    """
+    without = 1 - shares
+    quarters = 1 - without * (1 - shares.roll(1, -1) / 2) * (1 - shares.roll(-1, -1) / 2)
+    anywhere = 1 - without.prod(-1, keepdim=True)
+    return torch.cat([shares, quarters, anywhere, shares.mean(-1, keepdim=True)], -1)
 
 
-def sides_as_sectors(told: Tensor) -> Tensor:
-    """Amounts on the sides of a speaker [B, A, 4] to eight columns of azimuth [B, A, 8], the middle straight ahead: a
-    side is a quarter of the horizon, two columns."""
-    return told.repeat_interleave(2, dim=-1).roll(3, -1) / 2
+def log_parts(shares: Tensor, usual: Tensor) -> Tensor:
+    """How much likelier each thing is in each of the `parts` [..., A, 18] than it usually is, [A] in any sector; in
+    nats."""
+    around = usual[:, None].expand(-1, SECTORS)
+    seen, expected = (parts(part.float()).clamp(_DOUBT, 1 - _DOUBT).log() for part in (shares, around))
+    return seen - expected
+
+
+def sides_as_quarters(told: Tensor) -> Tensor:
+    """Amounts on the sides of a speaker [B, A, 4] to columns of azimuth [B, A, 8], the fifth of which is ahead."""
+    return torch.stack([told, torch.zeros_like(told)], -1).flatten(-2).roll(SECTORS // 2, -1)

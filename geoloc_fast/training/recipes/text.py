@@ -6,9 +6,12 @@
 
 Synthetic cities know what covers the ground of a place, what is seen there, and what each sentence of a description
 tells. From them the image's network learns what covers the ground, by steps (term `ground`); the maps from there to
-things, and from sentences to things, are in closed form, solved whenever the model is measured or saved. Pairs of a
-real region, of a manifest or of tar shards with any number of them, know none of this: the text's side goes on from
-there with the contrastive term `global` and the physical ones, and `step.image_rate` lets the image's side learn too.
+things, and from sentences to things, are in closed form, and then what each thing counts is fitted, whenever the model
+is measured or saved. How sure they are is learned on cities that they were not solved with.
+
+Pairs of a real region, of a manifest or of tar shards with any number of them, know none of this: the text's side goes
+on from there with the contrastive term `global` and the physical ones, and `step.image_rate` lets the image's side
+learn too.
 What is frozen is run once for the places of a manifest and kept in memory: 2 KB a place, or 280 KB while the image's
 network learns, and 0.8 KB a token; for shards it is run anew each time. Evaluation is over places of a manifest.
 """
@@ -35,6 +38,7 @@ from geoloc_fast.data.shards import Pair, PairStream, Position
 from geoloc_fast.evaluation.described import found_by_score, recall
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.models.text.model import TextGeolocalizer
+from geoloc_fast.models.text.sights import SECTORS
 from geoloc_fast.models.text.words import Tokens
 from geoloc_fast.signature import TileSignature, tile_signature
 from geoloc_fast.training.consistency import (
@@ -57,8 +61,9 @@ __all__ = ["Settings", "TextRecipe", "evaluate_model", "make_recipe", "read_sett
 
 _AT_ONCE = 32
 _BEGIN_FROM = 512  # places whose features say what is usual
-_READ = 4096  # descriptions from which the map from sentences to things is solved
+_READ = 8192  # descriptions from which the map from sentences to things is solved
 _RIDGE_SEEN, _RIDGE_TOLD = 0.03, 0.01
+_GAIN_STEPS, _GAIN_BATCH, _GAIN_RATE, _GAIN_DECAY = 240, 128, 0.05, 1e-3
 _UNDIRECTED = 5  # one place in so many is also described without directions, where the scenes teach to read
 
 
@@ -151,7 +156,7 @@ class Described(NamedTuple):
     """float16 [places, channels, side, side]; of no place once `seen` stands for it."""
     coarse: Tensor
     seen: Tensor
-    """float32 [places, A, 9]: shares as the image's side gives them; of no place while it learns."""
+    """float32 [places, A, 8]: shares as the image's side gives them; of no place while it learns."""
     signature: TileSignature
     states: list[Tensor]
     """float16 [tokens, width] of each caption that was read, empty of others."""
@@ -162,9 +167,11 @@ class Described(NamedTuple):
     told: list[tuple[Tensor, Tensor]]
     """What [sentences, A] and where [sentences, 13] of each caption; empty without scenes."""
     shown: Tensor
-    """float32 [places, A, 9] of 0 and 1; of no place without scenes."""
+    """float32 [places, A, 8] of 0 and 1; of no place without scenes."""
     shares: Tensor
     """float16 [places, materials, side, side]; of no place without scenes."""
+    city: Tensor
+    """int64 [places], which synthetic city a place is of; of no place without scenes."""
     lat: np.ndarray
     lon: np.ndarray
 
@@ -185,36 +192,32 @@ def chosen(manifest: Manifest, where: dict[str, str], scenes: bool = False) -> M
 def looked_at(model: TextGeolocalizer, manifest: Manifest, settings: Settings) -> Described:
     """Everything frozen of a manifest's places and descriptions, run once."""
     learns = settings.step.image_rate > 0
+    quick = torch.autocast(model.gain.device.type, torch.bfloat16, enabled=settings.step.bf16)
     views = PlaceDataset(manifest, satellite_size=model.config.satellite_px, extent_m=model.config.range_m[1])
     features: list[tuple[Tensor, Tensor]] = []
     shares: list[Tensor] = []
     signatures: list[TileSignature] = []
     for part in loader(views, _AT_ONCE):
-        maps = model.image_features(part["satellite"])
+        with quick:
+            maps = [one.half() for one in model.image_features(part["satellite"])]
         if learns:
-            features.append((maps[0].half().cpu(), maps[1].half().cpu()))
+            features.append((maps[0].cpu(), maps[1].cpu()))
         else:
-            shares.append(model.sights(*maps).cpu())
+            shares.append(model.sights(*(one.float() for one in maps)).cpu())
         signatures.append(tile_signature(part["satellite"]))
     ids = manifest.places["id"].to_pylist()
     captions = captions_of(manifest)
     told: list[tuple[Tensor, Tensor]] = []
     shown: list[Tensor] = []
     covered: list[Tensor] = []
+    city: list[int] = []
     if settings.data.scenes is not None:
-        captions, told, shown, covered = _of_scenes(settings, ids, model.sights.side if learns else None)
-    states: list[Tensor] = [torch.empty(0)] * len(captions)
-    numbers: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(captions)
-    sentence = list(numbers)
-    read = range(0, len(captions), 1 if settings.step.reads else max(1, len(captions) // _READ) | 1)
-    order = sorted(read, key=lambda row: len(captions[row].text))  # of like length together
-    for begin in range(0, len(order), _AT_ONCE):
-        rows = order[begin : begin + _AT_ONCE]
-        tokens = model.tokens([captions[row].text for row in rows])
-        for at, (row, state) in enumerate(zip(rows, model.frozen_states(tokens), strict=True)):
-            length = int(tokens.length[at])
-            states[row] = state[:length].half().cpu()
-            numbers[row], sentence[row] = (part[at, :length].cpu() for part in (tokens.id, tokens.sentence))
+        captions, told, shown, covered, city = of_scenes(
+            settings, ids, model.sights.side if GROUND in settings.step.terms else None
+        )
+    every = 1 if settings.step.reads else max(1, len(captions) // _READ) | 1
+    with quick:
+        states, numbers, sentence = read_captions(model, captions, every)
     nothing = torch.empty(0)
     return Described(
         ids,
@@ -229,22 +232,45 @@ def looked_at(model: TextGeolocalizer, manifest: Manifest, settings: Settings) -
         told,
         torch.stack(shown) if shown else nothing,
         torch.stack(covered) if covered else nothing,
+        torch.tensor(city, dtype=torch.int64),
         np.array(manifest.places["lat"].to_pylist(), float),
         np.array(manifest.places["lon"].to_pylist(), float),
     )
 
 
-def _of_scenes(
+@torch.inference_mode()
+def read_captions(
+    model: TextGeolocalizer, captions: Sequence[Caption], every: int = 1
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """`states`, `numbers` and `sentence` of `Described`, of every so many captions."""
+    states: list[Tensor] = [torch.empty(0)] * len(captions)
+    numbers: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(captions)
+    sentence = list(numbers)
+    order = sorted(range(0, len(captions), every), key=lambda row: len(captions[row].text))  # of like length together
+    for begin in range(0, len(order), _AT_ONCE):
+        rows = order[begin : begin + _AT_ONCE]
+        tokens = model.tokens([captions[row].text for row in rows])
+        for at, (row, state) in enumerate(zip(rows, model.frozen_states(tokens), strict=True)):
+            length = int(tokens.length[at])
+            states[row] = state[:length].half().cpu()
+            numbers[row], sentence[row] = (part[at, :length].cpu() for part in (tokens.id, tokens.sentence))
+    return states, numbers, sentence
+
+
+def of_scenes(
     settings: Settings, ids: list[str], side: int | None
-) -> tuple[list[Caption], list[tuple[Tensor, Tensor]], list[Tensor], list[Tensor]]:
+) -> tuple[list[Caption], list[tuple[Tensor, Tensor]], list[Tensor], list[Tensor], list[int]]:
     """Captions, what they tell, what there is and, for a `side`, what covers the ground, of places of synthetic
-    cities."""
+    cities; and of which one each place is."""
     told_by, row_of = settings.data, {place: row for row, place in enumerate(ids)}
     captions: list[Caption] = []
     told: list[tuple[Tensor, Tensor]] = []
     shown, covered = [torch.empty(0)] * len(ids), [torch.empty(0)] * len(ids)
+    city = [0] * len(ids)
+    number: dict[int, int] = {}
     for scene in scenes_of(str(told_by.scenes), draws=told_by.draws, directions=told_by.directions, places=row_of):
         row = row_of.pop(scene.place)
+        city[row] = number.setdefault(scene.city.seed, len(number))
         captions += [Caption(row, one.text) for one in scene.descriptions]
         for one in scene.descriptions:
             what, where = sights.told(one, directions=told_by.directions)
@@ -262,7 +288,7 @@ def _of_scenes(
                 told.append((torch.from_numpy(what), torch.from_numpy(where)))
     if row_of:
         raise ValueError(f"data.scenes: expected the cities of the manifest, got none with the place {min(row_of)}")
-    return captions, told, shown, covered if side is not None else []
+    return captions, told, shown, covered if side is not None else [], city
 
 
 def padded(data: Described, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tokens]:
@@ -318,18 +344,19 @@ class TextRecipe:
             self.sampler = PlaceBatches(place, how.batch, neighbours=neighbours, hard=step.hard, seed=step.seed)
             self.means = signature_means(data.signature)
             some = data.fine[:: 1 + len(data.fine) // _BEGIN_FROM], data.coarse[:: 1 + len(data.fine) // _BEGIN_FROM]
-            usual = data.shown.mean(0) if len(data.shown) else data.seen.mean(0)
+            usual = (data.shown if len(data.shown) else data.seen).mean((0, 2))
         else:
             self.stream = PairStream(settings.data.shards, seed=step.seed, buffer=settings.data.buffer)
             first = [pair for pair, _ in zip(self.stream.epoch(), range(_BEGIN_FROM), strict=False)]
             tiles = torch.stack([tile_of(pair, self.model.config.satellite_px) for pair in first])
             self.means = signature_means(tile_signature(tiles))
             some = self.model.image_features(tiles)
-            usual = self.model.sights(*some).detach().mean(0)
+            usual = self.model.sights(*some).detach().mean((0, 2))
         if len(usual):
             self.model.usual.copy_(usual)  # type: ignore[operator]
         if step.begin is None and len(some[0]):
             self.model.sights.begin(*some)
+        self._solved = False
         self.held_out: Described | None = None
         if how.evaluate_every:
             where = settings.data.evaluate or {"split": "val"}
@@ -401,6 +428,7 @@ class TextRecipe:
 
     def gradients(self, batch: dict[str, Any], *, step: int, epoch: int) -> dict[str, float]:
         model, how = self.model, self.settings.step
+        self._solved = False
         model.train()
         model.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
@@ -451,12 +479,14 @@ class TextRecipe:
         self.model.save(path)
 
     def _solve(self) -> None:
-        """The linear maps to things, in closed form for the network as it is."""
-        if GROUND not in self.settings.step.terms:
+        """What is in closed form, for the network as it is."""
+        if GROUND not in self.settings.step.terms or self._solved:
             return
-        solve_sights(self.model, self.data)
+        shares = solve_sights(self.model, self.data)
         if self.settings.step.begin is None:
             solve_tellings(self.model, self.data)
+            fit_gain(self.model, self.data, shares)
+        self._solved = True
 
 
 def make_recipe(sources: Sequence[str | dict[str, Any]]) -> TextRecipe:
@@ -496,27 +526,29 @@ def amounts(what: Tensor, where: Tensor) -> Tensor:
     return what.T @ where
 
 
+def _folds(data: Described) -> Tensor:
+    """int64 [places]: the city of each, or, if there is but one, an alternation."""
+    return data.city if int(data.city.max()) else torch.arange(len(data.ids)) % 2
+
+
 @torch.no_grad()
-def solve_sights(model: TextGeolocalizer, data: Described) -> None:
-    """From what the image's network sees of each sector, and of the tile, to the things that are there."""
-
-    def parts(tile: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        for begin in range(0, len(data.fine), _AT_ONCE):
-            some = slice(begin, begin + _AT_ONCE)
-            maps = (part[some].float().to(model.gain.device) for part in (data.fine, data.coarse))
-            sector, whole = model.sights.pooled(*maps)
-            shown = data.shown[some].to(sector.device)
-            yield (whole, shown[..., -1]) if tile else (sector.flatten(0, 1), shown[..., :-1].mT.flatten(0, 1))
-
-    model.sights.sector.solve(parts(tile=False), ridge=_RIDGE_SEEN)
-    model.sights.tile.solve(parts(tile=True), ridge=10 * _RIDGE_SEEN)
+def solve_sights(model: TextGeolocalizer, data: Described) -> Tensor:
+    """From what the image's network sees of each sector to the things that are there. Gives shares [places, A, 8] of
+    each city as the maps from the others say."""
+    parts = zip(data.fine.split(_AT_ONCE), data.coarse.split(_AT_ONCE), strict=True)
+    device = model.gain.device
+    sectors = torch.cat([model.sights.pooled(*(one.float().to(device) for one in part)).cpu() for part in parts])
+    fold = _folds(data).repeat_interleave(SECTORS)
+    found = model.sights.sector.solve(sectors.flatten(0, 1), data.shown.mT.flatten(0, 1), fold, ridge=_RIDGE_SEEN)
+    return found.view(len(data.ids), SECTORS, -1).mT
 
 
 @torch.no_grad()
 def solve_tellings(model: TextGeolocalizer, data: Described) -> None:
     """From each sentence to the things it tells of, and to where they are."""
     rows = [row for row, state in enumerate(data.states) if len(state)]
-    means, what, where = [], [], []
+    folds = _folds(data)
+    means, what, where, fold = [], [], [], []
     begin = model.config.encoder.layers - model.config.learned_layers
     for first in range(0, len(rows), _AT_ONCE):
         some = rows[first : first + _AT_ONCE]
@@ -525,17 +557,43 @@ def solve_tellings(model: TextGeolocalizer, data: Described) -> None:
         mean, there = model.tellings.sentences(context, model.encoder.word(tokens.id), tokens.sentence)
         for row, of, is_one in zip(some, mean, there, strict=True):
             count = min(int(is_one.sum()), len(data.told[row][0]))  # a text that was cut has lost sentences
-            means.append(of[:count])
+            means.append(of[:count].cpu())
             what.append(data.told[row][0][:count])
             where.append(data.told[row][1][:count])
-    sentences = torch.cat(means).cpu()
-    model.tellings.what.solve([(sentences, torch.cat(what))], ridge=_RIDGE_TOLD)
-    model.tellings.where.solve([(sentences, torch.cat(where))], ridge=_RIDGE_TOLD)
+            fold.append(folds[data.captions[row].place].expand(count))
+    sentences, of = torch.cat(means), torch.cat(fold)
+    model.tellings.what.solve(sentences, torch.cat(what), of, ridge=_RIDGE_TOLD)
+    model.tellings.where.solve(sentences, torch.cat(where), of, ridge=_RIDGE_TOLD)
+
+
+def fit_gain(model: TextGeolocalizer, data: Described, shares: Tensor) -> None:
+    """What each thing counts: by the contrast of what is told of a place with what is seen of all places of its city,
+    in `shares` [places, A, 8] that know the city no more than a new one."""
+    device, folds = model.gain.device, _folds(data)
+    seen = model.seen(shares.to(device))
+    place = torch.tensor([caption.place for caption in data.captions])
+    with torch.no_grad():
+        model.gain.zero_()
+    optimiser = torch.optim.Adam([model.gain], lr=_GAIN_RATE)
+    draw = np.random.default_rng(0)
+    for step in range(_GAIN_STEPS):
+        here = folds == step % (int(folds.max()) + 1)
+        rows = here[place].nonzero().squeeze(1)
+        some = rows[torch.from_numpy(draw.permutation(len(rows))[:_GAIN_BATCH])].tolist()
+        told = torch.stack([amounts(*data.told[row]) for row in some]).to(device)
+        with torch.enable_grad():
+            score = model.scores(model.told_codes(told), seen[here.to(device)])
+            own = (here.cumsum(0) - 1)[place[some]].to(device)
+            spread = (model.gain - model.gain.mean(0)).square().sum()  # a thing that is never told counts as the others
+            loss = torch.nn.functional.cross_entropy(score, own) + _GAIN_DECAY * spread
+            (model.gain.grad,) = torch.autograd.grad(loss, [model.gain])
+        optimiser.step()
+    model.gain.grad = None
 
 
 @torch.inference_mode()
 def all_seen(model: TextGeolocalizer, data: Described) -> Tensor:
-    """[places, A, 9] in nats."""
+    """[places, A, 18] in nats."""
     device = model.gain.device
     if len(data.seen):
         return model.seen(data.seen.to(device)).cpu()
