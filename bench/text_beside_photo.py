@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from geoloc_fast.evaluation.described import paired_interval
 from geoloc_fast.images.decode import decode_image
 from geoloc_fast.index import Neighbours, PlaceIndex
 from geoloc_fast.locate.together import DEPTH, add_up, fit_scales
-from geoloc_fast.models.contract import Model, Photo, Text, load_model, shipped_model
+from geoloc_fast.models.contract import Model, Photo, Query, Text, load_model, shipped_model
 from geoloc_fast.region.encode import build_index
 from geoloc_fast.training.region import places_where
 
 
-def scores(model: Model, manifest: Manifest, queries: list[Photo] | list[Text], path: Path) -> np.ndarray:
+def scores(model: Model, manifest: Manifest, queries: Sequence[Query], path: Path) -> np.ndarray:
     """Of queries for all places, [Q, R] in the manifest's order: what an index names of them, the last of it for the
     others. From a file if there is one."""
     kept = path.with_suffix(".npy")
@@ -83,8 +84,8 @@ def main() -> None:
     parser.add_argument("--length", choices=LENGTHS, default="long")
     given = parser.parse_args()
     whole = Manifest.load(given.cities)
-    shipped = not Path(given.photo_model).exists()
-    photos = shipped_model(given.photo_model) if shipped else load_model(given.photo_model)
+    path = Path(given.photo_model)
+    photos = load_model(path if path.exists() else shipped_model(given.photo_model))
     words = load_model(given.text_model)
     given.folder.mkdir(parents=True, exist_ok=True)
     parts: dict[bool, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {True: [], False: []}

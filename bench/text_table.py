@@ -337,8 +337,8 @@ def run(chosen: argparse.Namespace) -> None:
 
     def of(name: str) -> Described:
         """A gallery, its features and all its descriptions."""
-        more = ["step.image_rate=1", {"step": {"terms": list(TERMS)}}]
-        plain = settings_of(chosen, "text.yaml", "closed", *chosen.settings, *more)
+        step = {"step": {"image_rate": 1.0, "terms": list(TERMS)}}
+        plain = settings_of(chosen, "text.yaml", "closed", *chosen.settings, step)
         return Kept(runs / ("held-out" if name == "world" else "cities"))(
             model, places_of(manifest, galleries[name], scenes=True), plain
         )

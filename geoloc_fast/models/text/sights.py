@@ -58,7 +58,7 @@ class LinearRead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., features] -> [..., things]."""
-        found = self.linear((x.float() - self.mean) * self.scale)  # type: ignore[operator]
+        found: Tensor = self.linear((x.float() - self.mean) * self.scale)  # type: ignore[operator]
         return torch.sigmoid(found * self.slope + self.offset)
 
     @torch.no_grad()
@@ -85,10 +85,10 @@ class LinearRead(nn.Module):
                 rows = (fold == number).nonzero().squeeze(1)
                 found[rows] = self.linear((x[rows].float() - self.mean) * self.scale)  # type: ignore[operator]
         self._take(origin, whole, ridge)
-        slope, offset = _curves(found.double(), y.double())
+        slope, offset = (part.float() for part in _curves(found.double(), y.double()))
         self.slope.copy_(slope)  # type: ignore[operator]
         self.offset.copy_(offset)  # type: ignore[operator]
-        return torch.sigmoid(found * self.slope + self.offset)
+        return torch.sigmoid(found * slope + offset)
 
     def _take(self, origin: Tensor, sums: list[Tensor], ridge: float) -> None:
         sx, xx, sy, xy = (value / sums[0] for value in sums[1:])
