@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "common/azimuth_transform.h"
 #include "cpu/simd.h"
@@ -105,6 +106,29 @@ GEOLOC_FAST_INLINE Lanes broadcast(const float* value) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
+// The next blocks come from memory while these are worked on. Where one tile of queries goes over a block, a sweep asks
+// for a line with every line that it reads, `stride` bytes on: many at once would hold up the reads. Where several do,
+// every sweep begins by asking for its share. Beyond the end of a bank the processor ignores the wish.
+struct Ahead {
+  int64_t stride;  // 0: several tiles
+  const uint8_t* next;
+  const uint8_t* end;
+  int64_t lines;  // a sweep's share
+};
+
+GEOLOC_FAST_INLINE void ask_for(const void* from, int64_t line, int64_t stride) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + 64 * line + stride), 0, 2);
+}
+
+// sweep(kAsks), as a type: what asks line by line is compiled apart.
+template <typename Sweep>
+GEOLOC_FAST_INLINE void ahead_of(Ahead& ahead, const Sweep& sweep) {
+  if (ahead.stride != 0) return sweep(std::true_type{});
+  for (int64_t i = 0; i < ahead.lines && ahead.next < ahead.end; ++i, ahead.next += 64) ask_for(ahead.next, 0, 0);
+  sweep(std::false_type{});
+}
+
+// ---------------------------------------------------------------------------------------------------------------
 // A block and what does not depend on the query's values: which lanes count, and the window norms of one width.
 
 struct BlockState {
@@ -138,7 +162,7 @@ uint32_t word_kinds(const StripBankView& bank, const uint8_t* data, uint32_t lan
   return broken & lanes;
 }
 
-__attribute__((noinline)) void open_block(const ScreenJob& job, int64_t block, BlockState& state) {
+__attribute__((noinline)) void open_block(const ScreenJob& job, int64_t block, int64_t stride, BlockState& state) {
   const StripBankView& bank = job.bank;
   state.data = bank.blocks + block * bank.block_bytes;
   state.block = block;
@@ -151,7 +175,10 @@ __attribute__((noinline)) void open_block(const ScreenJob& job, int64_t block, B
 
   const float* energies = reinterpret_cast<const float*>(state.data + 4 * kStripLanes * bank.columns * bank.words);
   f32x16 total = {};
-  for (int64_t n = 0; n < bank.columns; ++n) total += load16(energies + n * kStripLanes);
+  for (int64_t n = 0; n < bank.columns; ++n) {
+    total += load16(energies + n * kStripLanes);
+    ask_for(energies, n, stride);
+  }
   store16(state.total, total);
   uint32_t odd = 0;
   for (int lane = 0; lane < kStripLanes; ++lane) {
@@ -231,19 +258,6 @@ __attribute__((noinline)) void set_width(const ScreenJob& job, int64_t width, Bl
 // Products. Every sweep adds or sets, for `kQueries` queries and `kBlocksNow` blocks, planes of the correlation:
 // planes[(block * kQueries + query) * W + plane]. `from` are the blocks' data at the part's first lane.
 
-// The next blocks come from memory while these are worked on: every sweep over a plane asks for some of their lines.
-// (The hardware follows a stream only to the end of its page, and not at all while tiles go over one block.)
-struct Ahead {
-  const uint8_t* next;
-  const uint8_t* end;
-  int64_t lines;  // at every step
-};
-
-GEOLOC_FAST_INLINE void fetch_ahead(Ahead& ahead) {
-  for (int64_t i = 0; i < ahead.lines && ahead.next < ahead.end; ++i, ahead.next += 64)
-    __builtin_prefetch(ahead.next, 0, 2);
-}
-
 struct Decoded {  // float32 channels of a word
   Lanes value[2];
 };
@@ -265,9 +279,9 @@ GEOLOC_FAST_INLINE void put(Lanes* to, Lanes value, bool add) { *to = add ? *to 
 constexpr int split_of(int chains) { return chains >= 6 ? 1 : chains >= 3 ? 2 : chains >= 2 ? 4 : 8; }
 
 // Plane 0 and, with kPlanes == 2, plane W-1: operands [channel][query][plane].
-template <bool kBf16, int kQueries, int kBlocksNow, int kPlanes>
+template <bool kBf16, int kQueries, int kBlocksNow, int kPlanes, bool kAsks>
 GEOLOC_FAST_INLINE void sweep_real(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end,
-                                   const float* operands, int64_t columns, Lanes* planes, bool add) {
+                                   const float* operands, int64_t columns, Lanes* planes, bool add, int64_t stride) {
   constexpr int kValues = kBf16 ? 2 : 1, kSplit = split_of(kQueries * kBlocksNow * kPlanes);
   Lanes sum[kSplit][kBlocksNow][kQueries][kPlanes] = {};
   const int64_t last = (columns - 1) * words;
@@ -276,6 +290,8 @@ GEOLOC_FAST_INLINE void sweep_real(const uint32_t* const* from, int64_t words, i
     for (int b = 0; b < kBlocksNow; ++b) {
       in[b][0] = decode<kBf16>(from[b] + w * kStripLanes);
       if constexpr (kPlanes == 2) in[b][1] = decode<kBf16>(from[b] + (last + w) * kStripLanes);
+      if constexpr (kAsks)
+        for (int p = 0; p < kPlanes; ++p) ask_for(from[b], (p ? last : 0) + w, stride);
     }
     for (int v = 0; v < kValues; ++v)
       for (int q = 0; q < kQueries; ++q)
@@ -299,9 +315,9 @@ GEOLOC_FAST_INLINE void sweep_real(const uint32_t* const* from, int64_t words, i
 }
 
 // Frequency f by three products: operands [channel][query][3].
-template <bool kBf16, int kQueries, int kBlocksNow>
+template <bool kBf16, int kQueries, int kBlocksNow, bool kAsks>
 GEOLOC_FAST_INLINE void sweep_three(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end, int64_t f,
-                                    const float* operands, int64_t columns, Lanes* planes, bool add) {
+                                    const float* operands, int64_t columns, Lanes* planes, bool add, int64_t stride) {
   constexpr int kValues = kBf16 ? 2 : 1, kSplit = split_of(kQueries * kBlocksNow * 3);
   Lanes k1[kSplit][kBlocksNow][kQueries] = {}, k2[kSplit][kBlocksNow][kQueries] = {},
         k3[kSplit][kBlocksNow][kQueries] = {};
@@ -311,6 +327,8 @@ GEOLOC_FAST_INLINE void sweep_three(const uint32_t* const* from, int64_t words, 
     for (int b = 0; b < kBlocksNow; ++b) {
       re[b] = decode<kBf16>(from[b] + (first + w) * kStripLanes);
       im[b] = decode<kBf16>(from[b] + (second + w) * kStripLanes);
+      if constexpr (kAsks)
+        for (int p = 0; p < 2; ++p) ask_for(from[b], first + 2 * w + p, stride);
     }
     for (int v = 0; v < kValues; ++v) {
       Lanes sum[kBlocksNow];
@@ -353,17 +371,21 @@ void sweep_float(const uint32_t* const* from, int64_t words, int64_t columns, co
     const int64_t end = words - begin < run ? words : begin + run;
     const bool add = begin > 0;
     const float* operands = reinterpret_cast<const float*>(operand_words);
-    if (columns % 2 == 0) {
-      sweep_real<kBf16, kQueries, kBlocksNow, 2>(from, words, begin, end, operands, columns, planes, add);
-      operands += words * kValues * kQueries * 2;
-    } else {
-      sweep_real<kBf16, kQueries, kBlocksNow, 1>(from, words, begin, end, operands, columns, planes, add);
-      operands += words * kValues * kQueries;
-    }
-    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kValues * kQueries * 3) {
-      fetch_ahead(ahead);
-      sweep_three<kBf16, kQueries, kBlocksNow>(from, words, begin, end, f, operands, columns, planes, add);
-    }
+    const int64_t ends = 2 - columns % 2;
+    ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
+      if (ends == 2)
+        sweep_real<kBf16, kQueries, kBlocksNow, 2, asks>(from, words, begin, end, operands, columns, planes, add,
+                                                         ahead.stride);
+      else
+        sweep_real<kBf16, kQueries, kBlocksNow, 1, asks>(from, words, begin, end, operands, columns, planes, add,
+                                                         ahead.stride);
+    });
+    operands += words * kValues * kQueries * ends;
+    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kValues * kQueries * 3)
+      ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
+        sweep_three<kBf16, kQueries, kBlocksNow, asks>(from, words, begin, end, f, operands, columns, planes, add,
+                                                       ahead.stride);
+      });
   }
 }
 
@@ -380,16 +402,20 @@ GEOLOC_FAST_INLINE void add_dot(Lanes& sum, __m512bh a, __m512bh b) {
 }
 
 // Planes 0 and W-1: operands [word][query][plane].
-template <int kQueries, int kBlocksNow, int kPlanes>
+template <int kQueries, int kBlocksNow, int kPlanes, bool kAsks>
 GEOLOC_FAST_INLINE void sweep_real_dot(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end,
-                                       const uint32_t* operands, int64_t columns, Lanes* planes, bool add) {
+                                       const uint32_t* operands, int64_t columns, Lanes* planes, bool add,
+                                       int64_t stride) {
   constexpr int kSplit = split_of(kQueries * kBlocksNow * kPlanes);
   Lanes sum[kSplit][kBlocksNow][kQueries][kPlanes] = {};
   const int64_t last = (columns - 1) * words;
   auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
     for (int p = 0; p < kPlanes; ++p) {
       __m512bh in[kBlocksNow];
-      for (int b = 0; b < kBlocksNow; ++b) in[b] = pairs(from[b] + ((p ? last : 0) + w) * kStripLanes);
+      for (int b = 0; b < kBlocksNow; ++b) {
+        in[b] = pairs(from[b] + ((p ? last : 0) + w) * kStripLanes);
+        if constexpr (kAsks) ask_for(from[b], (p ? last : 0) + w, stride);
+      }
       for (int q = 0; q < kQueries; ++q) {
         const __m512bh query = pair<(kBlocksNow > 1)>(operands + (w * kQueries + q) * kPlanes + p);
         for (int b = 0; b < kBlocksNow; ++b) add_dot(sum[split][b][q][p], in[b], query);
@@ -411,14 +437,17 @@ GEOLOC_FAST_INLINE void sweep_real_dot(const uint32_t* const* from, int64_t word
 
 // Frequency f: operands [word][query][2]. The instruction cannot subtract, so the two halves of the imaginary part
 // have sums of their own.
-template <int kQueries>
+template <int kQueries, bool kAsks>
 GEOLOC_FAST_INLINE void sweep_four_dot(const uint32_t* from, int64_t words, int64_t begin, int64_t end, int64_t f,
-                                       const uint32_t* operands, int64_t columns, Lanes* planes, bool add) {
+                                       const uint32_t* operands, int64_t columns, Lanes* planes, bool add,
+                                       int64_t stride) {
   constexpr int kSplit = split_of(kQueries * 3);
   Lanes re[kSplit][kQueries] = {}, plus[kSplit][kQueries] = {}, minus[kSplit][kQueries] = {};
   const int64_t first = (2 * f - 1) * words, second = first + words;
   auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
     const __m512bh in_re = pairs(from + (first + w) * kStripLanes), in_im = pairs(from + (second + w) * kStripLanes);
+    if constexpr (kAsks)
+      for (int p = 0; p < 2; ++p) ask_for(from, first + 2 * w + p, stride);
     for (int q = 0; q < kQueries; ++q) {
       const uint32_t* operand = operands + (w * kQueries + q) * 2;
       const __m512bh query_re = pair<false>(operand), query_im = pair<false>(operand + 1);
@@ -452,17 +481,18 @@ __attribute__((noinline)) void sweep_dot(const uint32_t* from, int64_t words, in
     const int64_t end = words - begin < run ? words : begin + run;
     const bool add = begin > 0;
     const uint32_t* operands = all_operands;
-    if (columns % 2 == 0) {
-      sweep_real_dot<kQueries, 1, 2>(&from, words, begin, end, operands, columns, planes, add);
-      operands += words * kQueries * 2;
-    } else {
-      sweep_real_dot<kQueries, 1, 1>(&from, words, begin, end, operands, columns, planes, add);
-      operands += words * kQueries;
-    }
-    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kQueries * 2) {
-      fetch_ahead(ahead);
-      sweep_four_dot<kQueries>(from, words, begin, end, f, operands, columns, planes, add);
-    }
+    const int64_t ends = 2 - columns % 2;
+    ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
+      if (ends == 2)
+        sweep_real_dot<kQueries, 1, 2, asks>(&from, words, begin, end, operands, columns, planes, add, ahead.stride);
+      else
+        sweep_real_dot<kQueries, 1, 1, asks>(&from, words, begin, end, operands, columns, planes, add, ahead.stride);
+    });
+    operands += words * kQueries * ends;
+    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kQueries * 2)
+      ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
+        sweep_four_dot<kQueries, asks>(from, words, begin, end, f, operands, columns, planes, add, ahead.stride);
+      });
   }
 }
 #endif
@@ -678,15 +708,16 @@ void sweep_spectral(ScreenRun& run, const uint32_t* const* from, BlockState* blo
 }
 
 // W = 1: a matrix product. A run of words of the blocks stays in the first-level cache for all tiles.
-template <Products kProducts, int kQueries, int kBlocksNow>
+template <Products kProducts, int kQueries, int kBlocksNow, bool kAsks>
 void sweep_flat_run(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end, const uint32_t* operands,
-                    Lanes* planes) {
+                    Lanes* planes, int64_t stride) {
 #if defined(__AVX512BF16__)
   if constexpr (kProducts == Products::kBf16Dot)
-    return sweep_real_dot<kQueries, kBlocksNow, 1>(from, words, begin, end, operands, 1, planes, begin > 0);
+    return sweep_real_dot<kQueries, kBlocksNow, 1, kAsks>(from, words, begin, end, operands, 1, planes, begin > 0,
+                                                          stride);
 #endif
-  sweep_real<kProducts != Products::kFp32, kQueries, kBlocksNow, 1>(
-      from, words, begin, end, reinterpret_cast<const float*>(operands), 1, planes, begin > 0);
+  sweep_real<kProducts != Products::kFp32, kQueries, kBlocksNow, 1, kAsks>(
+      from, words, begin, end, reinterpret_cast<const float*>(operands), 1, planes, begin > 0, stride);
 }
 
 template <Products kProducts, int kBlocksNow>
@@ -699,13 +730,18 @@ void sweep_flat(ScreenRun& run, const uint32_t* const* from) {
       tile = tile_at(job.products, 1, first, job.live);
       const uint32_t* operands = job.operands + first * job.operand_words;
       Lanes* planes = run.scratch.planes + first * kBlocksNow;
-      fetch_ahead(run.ahead);
-      switch (tile) {
-        case 8: sweep_flat_run<kProducts, 8, kBlocksNow>(from, words, begin, end, operands, planes); break;
-        case 4: sweep_flat_run<kProducts, 4, kBlocksNow>(from, words, begin, end, operands, planes); break;
-        case 2: sweep_flat_run<kProducts, 2, kBlocksNow>(from, words, begin, end, operands, planes); break;
-        default: sweep_flat_run<kProducts, 1, kBlocksNow>(from, words, begin, end, operands, planes); break;
-      }
+      ahead_of(run.ahead, [&](auto asks) __attribute__((always_inline)) {
+        auto sweep = [&](auto queries) __attribute__((always_inline)) {
+          sweep_flat_run<kProducts, queries, kBlocksNow, asks>(from, words, begin, end, operands, planes,
+                                                               run.ahead.stride);
+        };
+        switch (tile) {
+          case 8: return sweep(std::integral_constant<int, 8>{});
+          case 4: return sweep(std::integral_constant<int, 4>{});
+          case 2: return sweep(std::integral_constant<int, 2>{});
+          default: return sweep(std::integral_constant<int, 1>{});
+        }
+      });
     }
   }
 }
@@ -814,14 +850,14 @@ void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t en
                        void* memory) {
   const StripBankView& bank = job.bank;
   const bool flat = bank.columns == 1, dot = job.products == Products::kBf16Dot;
-  ScreenRun run{job, slot, threshold, scratch_at(memory, bank.columns, job.pass), {}};
   const int at_once = flat ? kFlatBlocks : dot ? 1 : kBlocks;
-  int64_t steps = 0;  // at which lines ahead are asked for
-  for (int64_t first = 0, tile; first < job.live; first += tile, ++steps)
-    tile = tile_at(job.products, bank.columns, first, job.live);
-  steps *= kStripLanes / kLanes;
-  if (flat) steps *= (bank.words + run_of_words(bank) - 1) / run_of_words(bank);
-  if (bank.columns > 2) steps *= (bank.columns - 1) / 2;
+  const int64_t stride = at_once * bank.block_bytes;
+  ScreenRun run{job, slot, threshold, scratch_at(memory, bank.columns, job.pass), {}};
+  int64_t sweeps = 0;
+  for (int64_t first = 0; first < job.live; ++sweeps) first += tile_at(job.products, bank.columns, first, job.live);
+  if (sweeps == 1) run.ahead.stride = stride;
+  sweeps *= kStripLanes / kLanes;
+  sweeps *= flat ? (bank.words + run_of_words(bank) - 1) / run_of_words(bank) : (bank.columns + 1) / 2;
   BlockState blocks[kMostBlocks];
   for (int64_t block = begin; block < end; block += at_once) {
     const int count = static_cast<int>(end - block < at_once ? end - block : at_once);
@@ -829,14 +865,14 @@ void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t en
     for (int b = 0; b < count; ++b) {
       blocks[b].inverse_norm = run.scratch.inverse_norm[b];
       blocks[b].sums = run.scratch.sums;
-      open_block(job, block + b, blocks[b]);
+      open_block(job, block + b, stride, blocks[b]);
       valid |= blocks[b].valid;
     }
     if (valid == 0) continue;
     const int64_t after = end - block - count < at_once ? end - block - count : at_once;
-    run.ahead.next = bank.blocks + (block + count) * bank.block_bytes;
+    run.ahead.next = blocks[0].data + count * bank.block_bytes;
     run.ahead.end = run.ahead.next + after * bank.block_bytes;
-    run.ahead.lines = (after * bank.block_bytes / 64 + steps - 1) / steps;
+    run.ahead.lines = (after * bank.block_bytes / 64 + sweeps - 1) / sweeps;
     for (int part = 0; part < kStripLanes / kLanes; ++part) {
       const uint32_t* from[kMostBlocks];
       for (int b = 0; b < count; ++b) from[b] = reinterpret_cast<const uint32_t*>(blocks[b].data) + part * kLanes;
