@@ -1,4 +1,4 @@
-"""A model for an own region, from its files, in minutes: frozen features of a published network, maps in closed form.
+"""Fit a model to a region in minutes: frozen features of a published network, and linear maps in closed form.
 
     python train/fit.py REGION --out region.safetensors --trained-on "our region"
 

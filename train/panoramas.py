@@ -1,4 +1,4 @@
-"""Panoramas of light (.exr, and .exr.js as npm packages wrap them) to pictures of a camera: what `train/real.py` reads.
+"""Convert HDR panoramas (.exr, and .exr.js as in npm packages) to ordinary pictures for `train/real.py`.
 
     python train/panoramas.py FOLDER city.exr park.exr.js …
 

@@ -1,4 +1,4 @@
-"""A bundle of a published checkpoint of place recognition, which is on this machine already.
+"""Make a bundle from a published place-recognition checkpoint that is on this machine.
 
     python train/pooled.py resnet18_cosplace.pth --network resnet18 --trained-on "street views" --out street.safetensors
     python train/pooled.py weights.pth --network convnext_base --source satellite --image-size 384 384 --trained-on …

@@ -1,4 +1,4 @@
-"""The profile for real photos: a fitted satellite layer, frozen features and hand-made ones, side by side in one strip.
+"""Make a model for real photos: a fitted satellite layer, frozen and hand-made features, side by side in one strip.
 
     python train/real.py FITTED --panoramas FOLDER --whose "of a package, CC0" --region REGION --out real.safetensors
 

@@ -1,4 +1,4 @@
-"""Descriptions of places, as a witness or a caption would give them: a grammar over the scene.
+"""Descriptions of places, as a witness or a caption would give them, from a grammar over the scene.
 
 `look` lists what stands and lies round a point on a date: facts, each with what it is, its traits, where it is and how
 much of the ground it takes. `describe` tells of some of them in words, in the order road, buildings, surroundings:

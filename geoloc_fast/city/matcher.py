@@ -1,4 +1,4 @@
-"""How far the facts alone go: a description against the scenes of all places, without words and without images.
+"""Match the facts of a description with the scenes of all places, without words and without images.
 
 What a reader of descriptions could reach who understood every word and saw every scene: the upper mark beside which
 learned models are read. It knows nothing that the description does not tell, and errs where that errs.

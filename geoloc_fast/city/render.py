@@ -1,4 +1,4 @@
-"""What cameras see of a city: from above, all the way round, and in one direction.
+"""Render a city: satellite images, panoramas and photos.
 
 The satellite image looks straight down on the rasters of the city. Street views march a ray per image
 column over the height map, then lay trees, posts and people over the result as upright shapes. Each

@@ -1,4 +1,4 @@
-"""The scene: streets, lots, buildings, trees and parking, in metres, rasterised once to a fine grid.
+"""The scene of a city: streets, lots, buildings, trees and parking, in metres, rasterised once to a fine grid.
 
 x points east and y north, in metres from the city's origin. Rasters are maps with north up: cell
 (row, col) is centred on x = west_m + col * CELL_M, y = north_m - row * CELL_M. Every cell knows its

@@ -1,4 +1,4 @@
-"""What the facts of a scene are as numbers: things by direction, and shares of ground, for a model that learns to see
+"""The facts of a scene as numbers: things by direction, and shares of ground, for a model that learns to see
 and read them (`geoloc_fast.models.text.sights`)."""
 
 from __future__ import annotations

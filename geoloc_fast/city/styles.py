@@ -1,4 +1,4 @@
-"""Twelve kinds of city, and the one that is a bit of everything.
+"""Twelve styles of city, and a mixed one.
 
 A style says how streets are laid, what stands in the blocks, what it is made of, what grows there and
 under which sun. Its number decides the cross-area protocol: cities of an even style are trained on,

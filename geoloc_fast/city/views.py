@@ -1,4 +1,4 @@
-"""Places and their images: where cameras stand, when they are used, and what goes wrong.
+"""Places and their images: positions and dates of the cameras, and the faults of photos.
 
 `make_city` is the whole of it in memory; `take` makes one place at a time, the same one whatever was
 made before it.

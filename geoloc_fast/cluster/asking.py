@@ -1,4 +1,4 @@
-"""How shards are asked: every shard at once, each through one of its replicas, and through another when the first is
+"""Ask all shards at once, each through one of its replicas, and through another replica when the first is
 slow. Nobody waits for an error: a call to a machine that was lost hangs long before it raises.
 
     hedge     after the time that 95 of 100 such calls of this shard took, the next replica is asked too

@@ -1,4 +1,4 @@
-"""An index built by many workers: each encodes units of places with a model of its own and leaves them as segments.
+"""Build an index with many workers: each encodes units of places with its own model and writes them as segments.
 
     unit       2,048 rows of the manifest, in its order; its name is a digest of what it is made of
     worker     encodes a unit, writes its segment whole into `incoming/`, and says only that it did

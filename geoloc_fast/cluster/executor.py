@@ -1,4 +1,4 @@
-"""What a cluster is to the rest of this room: workers that hold an object and answer calls of its methods.
+"""The interface of a cluster for the rest of this room: workers that hold an object and answer calls of its methods.
 
 A worker is started with the name of what makes its object ("module:name") and the arguments for it, so that it can be
 started again, here or elsewhere, when it is lost. A call gives a `Future`, which raises `WorkerLostError` if the worker

@@ -1,4 +1,4 @@
-"""Descriptions of a manifest's places: from a data set's reader, from people, or from a model that somebody runs.
+"""Descriptions of a manifest's places, from a reader of a data set, from people, or from another program.
 
 They are a column of the places, `captions`, a list of texts each. A CSV with the columns `place` and `text`
 brings them to any region: one line a description, any number for a place.

@@ -1,4 +1,4 @@
-"""Satellite image, real street view and class map of places, to learn to make street views from satellite images."""
+"""Dataset of satellite image, real street view and class map, for training the generator of street views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good codes of cells are: recall of the first cells whose centre lies near a photo, beside what chance and an
+"""Recall of codes of cells: whether the centre of one of the first cells is near the photo, beside what chance and an
 oracle would do."""
 
 from __future__ import annotations

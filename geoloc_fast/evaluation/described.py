@@ -1,4 +1,4 @@
-"""How well descriptions find their places: over the whole gallery, and among the nearest as others measure it."""
+"""Recall of descriptions: over the whole gallery, and among the nearest places, as other papers measure it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos that were not taken here: what a confidence must learn to say no to, and how often it does not.
+"""Queries that were not taken in the region: a confidence must learn to reject them, and is tested on them.
 
 Queries that show nothing (`blanks`), photos of other regions, and photos of this one searched in parts of it where they
 were not taken. Regions are of every size, from one place up: with one place in it, any photo has a nearest place.

@@ -1,4 +1,4 @@
-"""How good a locator's answers are, on photos of known position; one photo after the other, so memory does not grow.
+"""Measure a locator's answers on photos of known position, one photo after the other, so that memory does not grow.
 
 How the places were ranked is measured as `protocol` does it; beside it stands what became of the ranking:
 the answers, how sure they were, and how long they took. Every photo stays in every denominator: one that cannot be read

@@ -1,4 +1,4 @@
-"""How far one gets in a city without learning anything: what a model has to beat.
+"""Recall of simple methods that learn nothing, which a model has to beat.
 
     python -m geoloc_fast.evaluation.floor --places 150 --seed 11 --style harbour
 

@@ -1,4 +1,4 @@
-"""How good are the answers: recall at N within a distance, and heading errors. How good are generated street views:
+"""Metrics of answers: recall at N within a distance, and heading errors. Metrics of generated street views:
 likeness to real ones, pixel by pixel and as a classifier sees them."""
 
 from __future__ import annotations

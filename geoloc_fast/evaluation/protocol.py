@@ -1,4 +1,4 @@
-"""The published protocols: how well a bank of places answers photos of known position, in one stream.
+"""The published protocols: recall of a bank of places for photos of known position, computed in one stream.
 
     R@k       one of the first k places lies within the threshold (25 m) of the photo
     R@1%      k = floor(R / 100) + 1

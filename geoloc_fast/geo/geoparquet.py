@@ -1,4 +1,4 @@
-"""GeoParquet 1.1: a table with positions that other programs find."""
+"""GeoParquet 1.1: tables with positions that other programs can read."""
 
 from __future__ import annotations
 

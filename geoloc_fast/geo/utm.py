@@ -1,4 +1,4 @@
-"""Positions from UTM coordinates, which several published data sets are labelled with."""
+"""Positions from UTM coordinates, which several published data sets use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation that keeps geometry true: what is turned or mirrored is turned or mirrored in every image of a sample.
+"""Augmentation that preserves geometry: a turn or a mirroring applies to every image of a sample.
 
 A *turn* adds an angle to every azimuth of a place: its panorama is rolled, and its polar image is sampled with
 `heading_deg` of that angle, so the satellite image itself is never resampled. The angle is a whole number of panorama

@@ -1,4 +1,4 @@
-"""Perspective photos in azimuth columns, the way panoramas and polar images are stored."""
+"""Reproject perspective photos to columns of azimuth, like those of panoramas and polar images."""
 
 from __future__ import annotations
 

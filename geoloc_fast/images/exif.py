@@ -1,4 +1,4 @@
-"""What a photo says of itself: position, heading, date and field of view from its EXIF block.
+"""Read position, heading, date and field of view from the EXIF block of a photo.
 
 EXIF is written by any camera, editor or attacker. Nothing in it raises: a field that is absent, malformed or
 ambiguous is None, and `reasons` says why. A heading measured from magnetic north is never given as one from true north.

@@ -1,4 +1,4 @@
-"""Squares of ground cut out of satellite images."""
+"""Crop squares of ground from satellite images."""
 
 from __future__ import annotations
 

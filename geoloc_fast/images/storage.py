@@ -1,4 +1,4 @@
-"""Image bytes from below one folder, and from nowhere else: plain files and members of tar shards.
+"""Read image bytes from one folder and nowhere else: plain files, and members of tar shards.
 
 A manifest comes from other people. A path in it is relative to the manifest's folder, with forward slashes:
 `images/a.jpg`, or `shard.tar::a.jpg` for a member of an uncompressed tar file. It never leads out of

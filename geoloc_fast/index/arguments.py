@@ -1,4 +1,4 @@
-"""What callers bring to an index, checked: every message names the argument, what was expected, and what was given."""
+"""Checks of the arguments of an index: every message names the argument, what was expected, and what was given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of places beside their position: open attributes, each of one kind in an index.
+"""Attributes of places, such as city or date: any names, each of one type in an index.
 
 text    stored as the bytes of all, one after the other, and where each ends; not known: empty
 date    days since 1970-01-01; not known: the lowest number

@@ -1,4 +1,4 @@
-"""Answers of a search, and how those of several banks, indexes or machines become one."""
+"""The answer of a search, and the exact merge of answers from several banks, indexes or machines."""
 
 from __future__ import annotations
 

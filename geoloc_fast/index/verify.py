@@ -1,4 +1,4 @@
-"""Every byte of an index read and checked, and an older commit brought back."""
+"""Read and check every byte of an index, and restore an older commit."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Answers on paper: table, JSON, JSON Lines, CSV, GeoJSON, KML, and the Parquet file of a batch that can be gone on
-with. An answer that is not sure enough shows its candidates everywhere, and marks them as no more than that."""
+"""Write answers as table, JSON, JSON Lines, CSV, GeoJSON or KML, and a batch as a Parquet file that can be continued.
+
+An answer that is too uncertain shows its candidates in every format, marked as candidates."""
 
 from __future__ import annotations
 

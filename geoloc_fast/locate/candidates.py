@@ -1,4 +1,4 @@
-"""From the nearest places of an index to spots where the query may have been taken.
+"""From the nearest places of an index to candidates: spots where the query may have been taken.
 
 Neighbouring places see much the same, so the nearest places are gathered into candidates: every place pulls with a
 weight that falls off with its score, and those within `SPACING_M` of a better one join it. A candidate stands at the

@@ -1,4 +1,4 @@
-"""How sure an answer is: a probability that means what it says, fitted on queries whose place is known.
+"""The probability of an answer, fitted on queries whose place is known.
 
 The probability is that of "taken here, within `RIGHT_M` of the first candidate", not of "best of these": it is fitted
 on photos of the region and on others, in regions of every size, so what says nothing where rivals are few (how far the

@@ -1,4 +1,4 @@
-"""From queries to answers: where each was taken, which way it looked, and how sure that is.
+"""From queries to answers: position, heading and probability.
 
     decode -> strips by layer -> the nearest places of the index -> candidates -> answer
 

@@ -1,4 +1,4 @@
-"""How many threads a network is worth."""
+"""Choose the number of threads for a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work space of the CPU kernels: torch's memory, kept by each thread where little is wanted."""
+"""Work space of the CPU kernels: memory from torch, which each thread keeps if it is small."""
 
 from __future__ import annotations
 

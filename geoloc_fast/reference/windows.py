@@ -1,4 +1,4 @@
-"""What every azimuth operator is made of: correlation, window energy, and the choice of a shift.
+"""The parts of every azimuth operator: correlation, window energy, and the choice of a shift.
 
 A window of width w at shift s of a strip is its columns s .. s+w-1 modulo W. Shapes: query [B, C, H, Wq],
 strips [R, C, H, W], query_width int64 [B] (columns of a query beyond its own width do not exist).

@@ -1,4 +1,4 @@
-"""Imagery from above, as people have it: a folder or an archive of map tiles, or a georeferenced raster.
+"""Imagery from above: a folder or an archive of map tiles, or a georeferenced raster.
 
 A `Ground` gives the square of any side round any position, north up, whatever it is stored as. How many metres a pixel
 shows comes from the tile's zoom and latitude, or from the raster's georeference: it is never assumed. Only what is

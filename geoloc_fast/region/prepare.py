@@ -1,4 +1,4 @@
-"""From the images people have to the images the system eats: `geoloc-fast prepare`.
+"""Prepare the images of a region for indexing and training: `geoloc-fast prepare`.
 
 Of every place: its satellite image cropped to 50 m x 50 m, its panorama (or its four views,
 stitched) at the same size, and the heading of the panorama's column 0, known or measured. Of every photo: its

@@ -1,4 +1,4 @@
-"""A contact sheet of a manifest: `geoloc-fast show`. For looking at, before anything is believed.
+"""A contact sheet of a manifest, for checking it by eye: `geoloc-fast show`.
 
 One row per place: a photo of it, the satellite image with the photo's heading and field of view drawn in, and, column
 over column, the panorama as it is stored, the polar image, and the panorama turned into the polar image's frame. If

@@ -1,4 +1,4 @@
-"""Where places are to be: on a grid, at points of one's own, or along lines."""
+"""Choose the positions of places: on a grid, at given points, or along lines."""
 
 from __future__ import annotations
 

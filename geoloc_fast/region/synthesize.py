@@ -1,4 +1,4 @@
-"""A street view for every place: `geoloc-fast synthesize`.
+"""Generate a street view for every place that lacks one: `geoloc-fast synthesize`.
 
 Where a place has no real street view, or none that counts (`data.availability`), one is made of its satellite image
 and marked with the fingerprint of the model that made it (`street_synthetic`), in the manifest and in the image file.

@@ -1,4 +1,4 @@
-"""Map tiles of a region's own satellite images, as one PMTiles file: the ground that the page draws on."""
+"""Map tiles of a region's own satellite images, as one PMTiles file: the background map of the web page."""
 
 from __future__ import annotations
 

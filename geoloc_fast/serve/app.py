@@ -1,4 +1,4 @@
-"""The addresses of the service. Everything that can be decided without a framework is decided elsewhere."""
+"""The addresses of the HTTP service. The other modules of this room do the work and do not use the web framework."""
 
 from __future__ import annotations
 

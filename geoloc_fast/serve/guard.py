@@ -1,4 +1,4 @@
-"""Who may ask, and how much at once: in front of every address, and before any of a body is parsed.
+"""Check who may ask, and how much at once, before any address is reached and any body is parsed.
 
 - Host and Origin are checked, so that no page of another site and no name that suddenly means this machine can use a
   service on loopback. There are no cookies, so there is nothing for another site to ride on.

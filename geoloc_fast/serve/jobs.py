@@ -1,4 +1,4 @@
-"""Batches of photos: begun, looked after, cancelled. They live in memory, an hour longer than they run."""
+"""Batches of photos: start, progress, cancel. They are kept in memory until an hour after they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs that begin as NaN, so that an element a kernel forgets to write is seen."""
+"""Outputs that are filled with NaN first, so that tests notice an element that a kernel does not write."""
 
 from __future__ import annotations
 

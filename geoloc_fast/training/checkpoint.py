@@ -1,4 +1,4 @@
-"""last.safetensors: everything a run goes on from, complete or not at all, with a digest over all of it."""
+"""last.safetensors: everything that a run needs to continue, complete or absent, with a digest."""
 
 from __future__ import annotations
 

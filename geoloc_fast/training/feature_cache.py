@@ -1,4 +1,4 @@
-"""Features that are computed once: float16, memory-mapped, found by what they were made of.
+"""A cache of features: float16, memory-mapped, with the hash of image, weights and settings as key.
 
 A folder holds, for each set of weights and settings, one file of numbers and one of names. An entry counts when its
 line of names is whole and its numbers are there, so a run that was ended loses what it had not finished and no more.

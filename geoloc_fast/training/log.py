@@ -1,4 +1,4 @@
-"""What a run writes about itself: log.jsonl, TensorBoard where it is installed, and the terminal."""
+"""The log of a run: log.jsonl, TensorBoard if it is installed, and the terminal."""
 
 from __future__ import annotations
 

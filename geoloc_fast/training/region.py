@@ -1,4 +1,4 @@
-"""Which photos and places of a manifest a run sees."""
+"""Choose the photos and places of a manifest for a run."""
 
 from __future__ import annotations
 

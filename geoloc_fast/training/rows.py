@@ -1,4 +1,4 @@
-"""An optimiser for networks and, beside them, tables of rows of which a step touches a few."""
+"""An optimiser for networks together with tables of which a step changes only a few rows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Settings of a run: dataclasses that YAML files and name=value fill, later ones winning.
+"""Settings of a run: dataclasses that are filled from YAML files and name=value arguments; later ones override.
 
-What every run has is here; a recipe adds its own in dataclasses that extend these.
+Settings that every run has are here. A recipe adds its own in dataclasses that extend these.
 """
 
 from __future__ import annotations

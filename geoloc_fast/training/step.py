@@ -1,4 +1,4 @@
-"""What steps of any recipe share: gradient caching, and random numbers that belong to a seed.
+"""Code that the steps of all recipes share: gradient caching, and random numbers that depend on a seed.
 
 Gradient caching: strips of all chunks are computed without a graph, the loss gives the gradient of the strips, and
 every chunk is computed once more, with a graph, to take that gradient on to the weights. Memory is that of one chunk

@@ -1,4 +1,4 @@
-"""What a reader found, as tables in a folder: the other half of `geoloc-fast read`."""
+"""Write what a reader found as tables in a folder: the second half of `geoloc-fast read`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's figures, drawn by Bokeh in the reader's browser.
+"""The figures of the report, which Bokeh draws in the reader's browser.
 
 Colours of text and lines are left to the page (page.js), which knows whether it is light or dark. What the filters
 switch is named after its class: `right`, `wrong`, `unknown-right`, `unknown-wrong`.

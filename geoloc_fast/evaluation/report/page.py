@@ -1,4 +1,4 @@
-"""The page itself: text, tables, filters, and each photo beside its matched place.
+"""The report of an evaluation: text, tables, filters, and each photo beside its matched place.
 
 Nothing in it can ask for anything: its Content-Security-Policy allows images in `data:` addresses and the very scripts
 that were written here, by their SHA-256, and no connection. Names and captions of others are text everywhere.

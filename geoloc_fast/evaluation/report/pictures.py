@@ -1,4 +1,4 @@
-"""Where the page's images come from: the files of a manifest."""
+"""The images of a report, read from the files of a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both pages are made of: the region from above, a place cut to what a photo would show of it, files of ours."""
+"""Parts that both pages share: the region from above, a place cropped to a photo's view, and files of the package."""
 
 from __future__ import annotations
 

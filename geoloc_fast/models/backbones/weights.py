@@ -1,4 +1,4 @@
-"""Weights of published networks: where they lie, whose they are, and in which names.
+"""Read weights of published networks: their files, licences, and names of tensors.
 
 A source is a path to a .safetensors or .pth file, or `package:NAME`, an installed package that holds such a file. A
 pickle's code is never run: `torch.load(weights_only=True)` reads tensors and nothing else.

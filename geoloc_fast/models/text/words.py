@@ -1,4 +1,4 @@
-"""What a description may be, and how it becomes tokens."""
+"""Check descriptions, and turn them into tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pairs a run learns from: which photos, with which places, read how."""
+"""The training pairs of a run: which photos, with which places, and how they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a model finds the photos of a manifest, and what it takes them for."""
+"""Measure how well a model finds the photos of a manifest."""
 
 from __future__ import annotations
 
