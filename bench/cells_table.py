@@ -74,9 +74,8 @@ def measured(made: CellsRecipe, loss: str) -> dict[str, Any]:
     hybrid = database.codes(calibration.kappa)
     codes = {"prototypes": database.prototype}
     if loss != "haversine":
-        codes["hybrid"] = hybrid
+        codes |= {"hybrid": hybrid, "aerial": database.aerial}
     if loss == "multi_similarity":
-        codes["aerial"] = database.aerial
         codes["kappa 1"] = database.codes(1.0)
         codes["cosine of the sum"] = unit(hybrid)
         zeros = made.database(zeros=True)
@@ -220,11 +219,11 @@ def show(chosen: argparse.Namespace) -> None:
                 )
                 print(f"| {row}{'' if loss == LOSSES[0] else ', ' + loss} | {text} |")
             for row, value in runs[0].items():
-                if row.startswith("hybrid above") and loss == LOSSES[0]:
+                if row.startswith("hybrid above"):
                     text = "; ".join(
                         f"R@{k} " + ", ".join("{:+.1f} ± {:.1f}".format(*one[row][k]) for one in runs) for k in value
                     )
-                    print(f"\n{row}, points within 200 m, seed by seed with standard errors: {text}")
+                    print(f"\n{loss}, {row}, points within 200 m, seed by seed with standard errors: {text}")
             if "chance in the right city, R@1" in runs[0]:
                 chance = ", ".join(f"{100 * value:.2f}" for value in runs[0]["chance in the right city, R@1"])
                 print(f"\nchance within the right city, R@1 at 50, 100, 200 m: {chance} %")
