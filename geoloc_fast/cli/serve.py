@@ -78,7 +78,7 @@ def serve(
     if not local and not token:
         raise typer.BadParameter(f"--host {host} can be reached from other machines: set a token in {_TOKEN} first")
     if token is not None and len(token) < 16:
-        raise typer.BadParameter(f"{_TOKEN}: expected at least 16 letters")
+        raise typer.BadParameter(f"{_TOKEN}: expected at least 16 characters")
     if region is not None and len(region) > len(index):
         raise typer.BadParameter("--region: expected at most one per --index, in the same order")
     for option, one, two in (("cells", cells, cells_model), ("text-index", text_index, text_model)):

@@ -98,7 +98,7 @@ def region_of(text: str | None) -> Region | None:
     if not text:
         return None
     if len(text) > _REGION_LETTERS:
-        raise ValueError(f"region: expected at most {_REGION_LETTERS} letters")
+        raise ValueError(f"region: expected at most {_REGION_LETTERS} characters")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

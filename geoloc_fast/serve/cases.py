@@ -85,7 +85,7 @@ class Cases:
 
     def create(self, name: str) -> Case:
         if not 1 <= len(name) <= 200:
-            raise CaseError("name: expected 1 to 200 letters")
+            raise CaseError("name: expected 1 to 200 characters")
         case_id = uuid.uuid4().hex[:12]
         temporary = self.folder / f".{case_id}"
         (temporary / "photos").mkdir(parents=True)
@@ -236,7 +236,7 @@ class Case:
         if verdict is not None and verdict not in VERDICTS:
             raise ValueError(f"verdict: expected accept, reject or null, got {verdict!r}")
         if not 0 <= rank <= 64 or len(note) > NOTE_LETTERS:
-            raise ValueError(f"rank, note: expected 0 to 64, and at most {NOTE_LETTERS} letters")
+            raise ValueError(f"rank, note: expected 0 to 64, and at most {NOTE_LETTERS} characters")
         with self._change(did="decide", sha256=sha256, rank=rank, verdict=verdict) as base:
             if base.execute("SELECT 1 FROM photo WHERE sha256 = ?", (sha256,)).fetchone() is None:
                 raise NoSuchCaseError("there is no such photo in the case")

@@ -770,7 +770,7 @@ def test_the_service_needs_no_more_than_its_extra_brings() -> None:
     ("arguments", "token", "message"),
     [
         (["--host", "0.0.0.0"], None, "set a token in GEOLOC_FAST_TOKEN"),
-        (["--host", "0.0.0.0"], "short", "at least 16 letters"),
+        (["--host", "0.0.0.0"], "short", "at least 16 characters"),
         (["--cells", "x"], None, "--cells and --cells-model: give both"),
         (["--sharpness", "1"], None, "--sharpness: expected with --cells"),
         (["--text-model", "x"], None, "--text-index and --text-model: give both"),
