@@ -87,6 +87,7 @@ def test_an_index_has_every_cell_of_which_something_is_known(
         assert ("prototype" in place.attributes) == known
 
 
+@torch.no_grad()  # the code of a photo is made without gradients
 def test_a_search_is_the_dot_product_with_all_codes(continent: Manifest, model: CellGeolocalizer, index: Path) -> None:
     image = rgb(continent.root / continent.photos["image"][0].as_py())
     query = model.encode_queries([Photo(image)])
