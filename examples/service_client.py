@@ -45,8 +45,9 @@ def main() -> None:
     answer = locate(service, photo, candidates="3")["answer"]
     print(answer["status"])
     for rank, found in enumerate(answer["candidates"], start=1):
-        sure = "" if found["probability"] is None else f"{100 * found['probability']:.0f} %"
-        print(f"{rank}  {found['lat']:.6f} {found['lon']:.6f}  heading {found['heading_deg']}  {sure}")
+        heading = "unknown" if found["heading_deg"] is None else f"{found['heading_deg']:.0f}"
+        sure = "" if found["probability"] is None else f"{found['probability']:.1%}"
+        print(f"{rank}  {found['lat']:.6f} {found['lon']:.6f}  heading {heading}  {sure}")
 
 
 if __name__ == "__main__":

@@ -172,11 +172,14 @@ def fit_confidence_of_model(
         "least_places": confidence.least_places,
         "located_elsewhere": elsewhere,
     }
-    never = 'no probability is high enough for that: every answer will be "unknown"'
-    found = never if confidence.threshold >= 1 else f"answers are given from {100 * confidence.threshold:.0f} % on"
+    threshold = f"a photo is located from a probability of {100 * confidence.threshold:.0f} % on"
+    if confidence.threshold >= 1:
+        threshold = 'no probability is high enough, so every answer will be "unknown"'
     worst = max((rate for rates in elsewhere.values() for rate in rates.values()), default=0.0)
-    text = f"{len(kept)} photos, {100 * precision:g} % precision: {found}; at most {100 * worst:.0f} % of what was not "
-    text += f"taken in a region is located there, in regions of {confidence.least_places} places or more"
+    text = (
+        f"fitted on {len(kept)} photos so that {100 * precision:g} % of the answers are right: {threshold}; in regions of "
+        f"{confidence.least_places} places or more, at most {100 * worst:.0f} % of the queries from elsewhere are located"
+    )
     say(said, f"{text}; written to {path}", as_json)
 
 
