@@ -177,8 +177,8 @@ def fit_confidence_of_model(
         threshold = 'no probability is high enough, so every answer will be "unknown"'
     worst = max((rate for rates in elsewhere.values() for rate in rates.values()), default=0.0)
     text = (
-        f"fitted on {len(kept)} photos so that {100 * precision:g} % of the answers are right: {threshold}; in regions of "
-        f"{confidence.least_places} places or more, at most {100 * worst:.0f} % of the queries from elsewhere are located"
+        f"fitted on {len(kept)} photos so that {100 * precision:g} % of answers are right: {threshold}; in regions of "
+        f"{confidence.least_places} places or more, at most {100 * worst:.0f} % of queries from elsewhere are located"
     )
     say(said, f"{text}; written to {path}", as_json)
 
