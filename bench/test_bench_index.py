@@ -144,9 +144,9 @@ def busy_neighbour() -> Iterator[None]:
     [(10_000, nullcontext), (100_000, nullcontext), (100_000, busy_neighbour), (MILLION, nullcontext)],
 )
 def test_locate(benchmark: Any, tmp_path: Path, count: int, beside: Callable[[], Any]) -> None:
-    model = load_model()
+    model = load_model("small")
     fill(tmp_path / "index", count, str(model.fingerprint))
-    confidence = Confidence.load(Confidence.path_for(shipped_model()), model=model.fingerprint)
+    confidence = Confidence.load(Confidence.path_for(shipped_model("small")), model=model.fingerprint)
     locator = Locator(PlaceIndex.open(tmp_path / "index"), model, confidence=confidence)
     rng = np.random.default_rng(0)
     sink = io.BytesIO()
