@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
 #include <cstring>
-#include <type_traits>
 
 #include "common/azimuth_transform.h"
 #include "cpu/simd.h"
@@ -120,12 +119,18 @@ GEOLOC_FAST_INLINE void ask_for(const void* from, int64_t line, int64_t stride) 
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + 64 * line + stride), 0, 2);
 }
 
-// sweep(kAsks), as a type: what asks line by line is compiled apart.
+// A number that a lambda can be compiled for.
+template <int kValue>
+struct Number {
+  constexpr operator int() const { return kValue; }
+};
+
+// sweep(asks): what asks line by line is compiled apart.
 template <typename Sweep>
 GEOLOC_FAST_INLINE void ahead_of(Ahead& ahead, const Sweep& sweep) {
-  if (ahead.stride != 0) return sweep(std::true_type{});
+  if (ahead.stride != 0) return sweep(Number<1>{});
   for (int64_t i = 0; i < ahead.lines && ahead.next < ahead.end; ++i, ahead.next += 64) ask_for(ahead.next, 0, 0);
-  sweep(std::false_type{});
+  sweep(Number<0>{});
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -374,17 +379,17 @@ void sweep_float(const uint32_t* const* from, int64_t words, int64_t columns, co
     const int64_t ends = 2 - columns % 2;
     ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
       if (ends == 2)
-        sweep_real<kBf16, kQueries, kBlocksNow, 2, asks>(from, words, begin, end, operands, columns, planes, add,
-                                                         ahead.stride);
+        sweep_real<kBf16, kQueries, kBlocksNow, 2, asks != 0>(from, words, begin, end, operands, columns, planes, add,
+                                                              ahead.stride);
       else
-        sweep_real<kBf16, kQueries, kBlocksNow, 1, asks>(from, words, begin, end, operands, columns, planes, add,
-                                                         ahead.stride);
+        sweep_real<kBf16, kQueries, kBlocksNow, 1, asks != 0>(from, words, begin, end, operands, columns, planes, add,
+                                                              ahead.stride);
     });
     operands += words * kValues * kQueries * ends;
     for (int64_t f = 1; f <= frequencies; ++f, operands += words * kValues * kQueries * 3)
       ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
-        sweep_three<kBf16, kQueries, kBlocksNow, asks>(from, words, begin, end, f, operands, columns, planes, add,
-                                                       ahead.stride);
+        sweep_three<kBf16, kQueries, kBlocksNow, asks != 0>(from, words, begin, end, f, operands, columns, planes, add,
+                                                            ahead.stride);
       });
   }
 }
@@ -484,14 +489,16 @@ __attribute__((noinline)) void sweep_dot(const uint32_t* from, int64_t words, in
     const int64_t ends = 2 - columns % 2;
     ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
       if (ends == 2)
-        sweep_real_dot<kQueries, 1, 2, asks>(&from, words, begin, end, operands, columns, planes, add, ahead.stride);
+        sweep_real_dot<kQueries, 1, 2, asks != 0>(&from, words, begin, end, operands, columns, planes, add,
+                                                  ahead.stride);
       else
-        sweep_real_dot<kQueries, 1, 1, asks>(&from, words, begin, end, operands, columns, planes, add, ahead.stride);
+        sweep_real_dot<kQueries, 1, 1, asks != 0>(&from, words, begin, end, operands, columns, planes, add,
+                                                  ahead.stride);
     });
     operands += words * kQueries * ends;
     for (int64_t f = 1; f <= frequencies; ++f, operands += words * kQueries * 2)
       ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
-        sweep_four_dot<kQueries, asks>(from, words, begin, end, f, operands, columns, planes, add, ahead.stride);
+        sweep_four_dot<kQueries, asks != 0>(from, words, begin, end, f, operands, columns, planes, add, ahead.stride);
       });
   }
 }
@@ -732,14 +739,14 @@ void sweep_flat(ScreenRun& run, const uint32_t* const* from) {
       Lanes* planes = run.scratch.planes + first * kBlocksNow;
       ahead_of(run.ahead, [&](auto asks) __attribute__((always_inline)) {
         auto sweep = [&](auto queries) __attribute__((always_inline)) {
-          sweep_flat_run<kProducts, queries, kBlocksNow, asks>(from, words, begin, end, operands, planes,
-                                                               run.ahead.stride);
+          sweep_flat_run<kProducts, queries, kBlocksNow, asks != 0>(from, words, begin, end, operands, planes,
+                                                                    run.ahead.stride);
         };
         switch (tile) {
-          case 8: return sweep(std::integral_constant<int, 8>{});
-          case 4: return sweep(std::integral_constant<int, 4>{});
-          case 2: return sweep(std::integral_constant<int, 2>{});
-          default: return sweep(std::integral_constant<int, 1>{});
+          case 8: return sweep(Number<8>{});
+          case 4: return sweep(Number<4>{});
+          case 2: return sweep(Number<2>{});
+          default: return sweep(Number<1>{});
         }
       });
     }
