@@ -389,7 +389,8 @@ def undirected(data: Described, model: TextGeolocalizer, settings: Settings) -> 
         settings, data=replace(settings.data, directions=False), step=replace(settings.step, terms=[GLOBAL])
     )
     captions, told, *_ = of_scenes(blind, data.ids, None)
-    states, numbers, sentence = read_captions(model, captions)
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.step.bf16):  # as the others were read
+        states, numbers, sentence = read_captions(model, captions)
     return data._replace(captions=captions, told=told, states=states, numbers=numbers, sentence=sentence)
 
 
