@@ -48,6 +48,11 @@ class LinearRead(nn.Module):
     """Standardised features to shares from 0 to 1: ridge regression, and a logistic curve over each of its outputs that
     says how often a thing is there where the regression says so much."""
 
+    mean: Tensor
+    scale: Tensor
+    slope: Tensor
+    offset: Tensor
+
     def __init__(self, features: int, things: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
@@ -58,7 +63,7 @@ class LinearRead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., features] -> [..., things]."""
-        found: Tensor = self.linear((x.float() - self.mean) * self.scale)  # type: ignore[operator]
+        found: Tensor = self.linear((x.float() - self.mean) * self.scale)
         return torch.sigmoid(found * self.slope + self.offset)
 
     @torch.no_grad()
