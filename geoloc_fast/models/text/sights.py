@@ -88,11 +88,11 @@ class LinearRead(nn.Module):
             if part[0] > 0:
                 self._take(origin, [a - b for a, b in zip(whole, part, strict=True)], ridge)
                 rows = (fold == number).nonzero().squeeze(1)
-                found[rows] = self.linear((x[rows].float() - self.mean) * self.scale)  # type: ignore[operator]
+                found[rows] = self.linear((x[rows].float() - self.mean) * self.scale)
         self._take(origin, whole, ridge)
         slope, offset = (part.float() for part in _curves(found.double(), y.double()))
-        self.slope.copy_(slope)  # type: ignore[operator]
-        self.offset.copy_(offset)  # type: ignore[operator]
+        self.slope.copy_(slope)
+        self.offset.copy_(offset)
         return torch.sigmoid(found * slope + offset)
 
     def _take(self, origin: Tensor, sums: list[Tensor], ridge: float) -> None:
@@ -102,8 +102,8 @@ class LinearRead(nn.Module):
         covariance = scale[:, None] * covariance * scale
         covariance.diagonal().add_(ridge)
         weight = torch.linalg.solve(covariance, scale[:, None] * cross)
-        self.mean.copy_(origin + sx)  # type: ignore[operator]
-        self.scale.copy_(scale)  # type: ignore[operator]
+        self.mean.copy_(origin + sx)
+        self.scale.copy_(scale)
         self.linear.weight.copy_(weight.T)
         self.linear.bias.copy_(sy)
 
