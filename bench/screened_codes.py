@@ -200,7 +200,6 @@ def main() -> None:
     parser.add_argument("index", type=Path)
     parser.add_argument("region", type=Path)
     parser.add_argument("--model", help="the index's: a name or a file")
-    parser.add_argument("--layers", nargs="*", help="some of the index's")
     parser.add_argument("--photos", type=int, default=60)
     parser.add_argument("--crowd", type=int, default=0)
     parser.add_argument("--bits", type=int, nargs="*", default=[4, 5, 6])
