@@ -206,8 +206,19 @@ class Locator:
             except WordError as error:
                 answers[n] = Answer(name, "unreadable", problem=str(error), provenance=self._provenance())
         decoded = encoded = searched = time.perf_counter()
+        strips = {}
         if shown:
-            strips = self.model.encode_queries([one.query for one in shown.values()])
+            try:
+                strips = self.model.encode_queries([one.query for one in shown.values()])
+            except WordError:  # words or a script that only the model knows it cannot read: which of them?
+                for n in list(shown):
+                    try:
+                        self.model.encode_queries([shown[n].query])
+                    except WordError as error:
+                        answers[n] = Answer(names[n], "unreadable", problem=str(error), provenance=self._provenance())
+                        del shown[n]
+                strips = self.model.encode_queries([one.query for one in shown.values()])
+        if shown:
             encoded = time.perf_counter()
             depth = self.neighbours if said is None else max(self.neighbours, min(DEPTH, self._places))
             found = self.index.search(strips, depth, layers=self.model.layers, within=self.within)

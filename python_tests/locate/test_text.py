@@ -134,6 +134,10 @@ def test_from_the_command_line(words: Path, bundle: Path, region: Path) -> None:
     many = call("--text-file", lines, "--index", words, "--model", bundle, "--json")
     answers = json.loads(many.stdout)
     assert len(answers) == 3 and answers[0]["candidates"] == answer["candidates"] == answers[2]["candidates"]
+    lines.write_text(f"{text}\nбелая церковь\n\x00\n{text}\n", encoding="utf-8")  # a script it cannot read
+    mixed = json.loads(call("--text-file", lines, "--index", words, "--model", bundle, "--json").stdout)
+    assert [one["status"] for one in mixed] == ["unverified", "unreadable", "unreadable", "unverified"]
+    assert "encoder" in mixed[1]["problem"] and mixed[3]["candidates"] == answer["candidates"]
     geo = call("--text", text, "--index", words, "--model", bundle, "--format", "geojson")
     assert json.loads(geo.stdout)["features"][0]["properties"]["heading_deg"] is None
 
