@@ -27,7 +27,7 @@ class Layer(NamedTuple):
     weight: float = 1.0
     """Of its score in the sum."""
     absent: float = 0.0
-    """The score that stands in where place or query has nothing in this layer."""
+    """The score that stands in where place or query has nothing in this layer; `QueryStrips` may know better."""
     scanned_rows: int = 1 << 30
     """How many rows of a place are scanned; the others only rescore the best places."""
 
@@ -51,3 +51,5 @@ class QueryStrips(NamedTuple):
     """[B, C, H, Wq]"""
     width: Tensor | None = None
     """[B] columns that exist, default all; 0 where a query has nothing in this layer."""
+    absent: Tensor | None = None
+    """[B] the score that stands in where a place has nothing in this layer; default that of the layer."""

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import geoloc_fast
-from geoloc_fast.models import Geolocalizer
-from geoloc_fast.models.contract import AzimuthColumns, shipped_model
+from geoloc_fast.models.contract import AzimuthColumns, load_model
+from geoloc_fast.models.layered import Layered
 
 # Says what OMP_WAIT_POLICY was when torch, whose threads read it once, began to load.
 _SPY = """
@@ -59,26 +59,27 @@ def test_every_public_name_is_there_and_no_other() -> None:
 
 
 def test_a_photo_is_encoded_by_one_thread_and_many_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Geolocalizer.load(shipped_model())
+    model = load_model()
+    assert isinstance(model, Layered)
     seen: list[int] = []
-    encode = model.encode_photo
+    encode = model.level_features
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **options: Any) -> Any:
         seen.append(torch.get_num_threads())
-        return encode(*args)
+        return encode(*args, **options)
 
-    monkeypatch.setattr(model, "encode_photo", watched)
-    photo = AzimuthColumns(np.zeros((*model.config.image_size, 3), np.uint8)[:, :64])
+    monkeypatch.setattr(model, "level_features", watched)
+    photo = AzimuthColumns(np.zeros((*model.config.level_size, 3), np.uint8)[:, :256])
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         model.encode_queries([photo])
-        model.encode_queries([photo] * 64)
+        model.encode_queries([photo] * 2)
         assert torch.get_num_threads() == 3
-        monkeypatch.setattr(model, "encode_photo", lambda *_: 1 / 0)
+        monkeypatch.setattr(model, "level_features", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model.encode_queries([photo])
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    assert seen == [1, 3]
+    assert seen == [1, 3, 3]

@@ -28,6 +28,7 @@ if __name__ == "__main__":
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="layers to fit; default both")
     parser.add_argument("--split", help="use only photos of this split")
     parser.add_argument("--panoramas", type=float, default=0.0, help="weight of panoramas in the satellite layer")
+    parser.add_argument("--kinds", help="what tells kinds of ground apart: a file of train/kinds.py, or `city`")
     parser.add_argument("--cache", type=Path, help="folder for image features, so that the next fit is faster")
     chosen = parser.parse_args()
     config = LayeredConfig(layers=tuple(chosen.layers), name=chosen.name, trained_on=chosen.trained_on)
@@ -39,6 +40,7 @@ if __name__ == "__main__":
                 config,
                 split=chosen.split,
                 panorama_weight=chosen.panoramas,
+                kinds=chosen.kinds,
                 cache=chosen.cache,
                 progress=shown,
             )

@@ -56,6 +56,12 @@ _CLASS_OF = {
 }
 _MATERIAL_CLASS = np.array([_CLASS_OF[name] for name in MATERIALS], np.uint8)
 
+# Finer: what is no ground by its class (walls are "building", trees "vegetation", posts "furniture"), ground by what it
+# is made of. A model learns them from the renderer.
+_NO_GROUND = CLASSES[:-1]  # water is a material
+KINDS = (*_NO_GROUND, *MATERIALS)
+_KIND_CLASS = np.concatenate([np.arange(len(_NO_GROUND), dtype=np.uint8), _MATERIAL_CLASS])
+
 _COLOURS = {
     "asphalt": (0.37, 0.37, 0.38),
     "patch": (0.27, 0.27, 0.28),
@@ -392,6 +398,19 @@ def satellite(
     return _develop(cv2.warpAffine(colour, to_cell, (size_px, size_px), flags=flags), day)
 
 
+def satellite_kinds(city: City, x_m: float, y_m: float, day: Day, *, side_m: float = SATELLITE_SIDE_M) -> np.ndarray:
+    """What `satellite` shows, uint8 [n, n], numbers in `KINDS`, in cells of `CELL_M`; index n / 2 is the point."""
+    patch = _Patch(city, x_m, y_m, side_m / 2 + _SHADOW_RANGE_M, day, cars_m=side_m / 2 + 6)
+    row, col = (round(v) for v in patch.to_cells(x_m, y_m))
+    reach = round(side_m / 2 / CELL_M)
+    found = patch.material[row - reach : row + reach, col - reach : col + reach] + np.uint8(len(_NO_GROUND))
+    for x, y, radius_m, _, _ in patch.trees:
+        r, c = patch.to_cells(x, y)
+        middle = round(c) - col + reach, round(r) - row + reach
+        cv2.circle(found, middle, max(1, int(radius_m / CELL_M)), VEGETATION, -1)
+    return found
+
+
 def _draw_crown(colour: np.ndarray, patch: _Patch, tree: np.ndarray, first: tuple[int, int]) -> None:
     """A tree from above, into an image whose pixels are cells."""
     x_m, y_m, radius_m, _, kind = tree
@@ -468,7 +487,7 @@ class _Rays:
     """What every ray of an image sees."""
 
     colour: np.ndarray  # float32 [rows, columns, 3], before exposure
-    kind: np.ndarray  # uint8 [rows, columns], number in CLASSES
+    kind: np.ndarray  # uint8 [rows, columns], number in KINDS
     each_way: int  # rays per pixel
 
     def image(self, day: Day) -> np.ndarray:
@@ -482,10 +501,14 @@ class _Rays:
         assert total.shape == (rows, columns, 3)
         return _develop(total * np.float32(1 / len(parts)), day)
 
-    def classes(self) -> np.ndarray:
-        """Of one ray of every pixel: a class has no mean."""
+    def kinds(self) -> np.ndarray:
+        """Of one ray of every pixel: a kind has no mean."""
         n = self.each_way
         return np.ascontiguousarray(self.kind[n // 2 :: n, n // 2 :: n])
+
+    def classes(self) -> np.ndarray:
+        """The same in `CLASSES`."""
+        return _KIND_CLASS[self.kinds()]
 
 
 def _look(
@@ -610,7 +633,7 @@ def _shade(
     cols = np.float32(col0) + runs.east[run] * (distance * np.float32(1 / CELL_M))
     row, col = np.rint(rows).astype(np.int32), np.rint(cols).astype(np.int32)
     row, col = np.where(level, row, runs.cell[0][run]), np.where(level, col, runs.cell[1][run])
-    kind = _MATERIAL_CLASS[patch.material[row, col]]
+    kind = patch.material[row, col] + np.uint8(len(_NO_GROUND))
     albedo = np.empty((len(run), 3), np.float32)
     smooth = level & (distance < _SMOOTH_M)
     reach = int(_SMOOTH_M / CELL_M) + 2

@@ -23,6 +23,7 @@ from geoloc_fast.city.render import (
     panorama_rays,
     photo_rays,
     satellite,
+    satellite_kinds,
 )
 from geoloc_fast.city.scene import GRAIN_SIZE, PHOTO_OFFSET_M, City, generator
 from geoloc_fast.city.styles import STYLES, style_number, style_of
@@ -67,6 +68,8 @@ class Sizes:
     satellite_px: int = 256
     panorama: tuple[int, int] = (64, 256)  # rows, columns
     photo: tuple[int, int] = (96, 128)
+    satellite_m: float = SATELLITE_SIDE_M
+    """Side of the satellite image on the ground."""
 
     @classmethod
     def around(cls, panorama: tuple[int, int]) -> Sizes:
@@ -78,6 +81,7 @@ class Sizes:
         """ValueError for a size that cannot be rendered, naming the argument."""
         side = self.satellite_px
         _require(_whole(side) and side >= 16 and side % 2 == 0, "satellite_px", "an even size >= 16", side)
+        _require(25 <= self.satellite_m <= 150, "satellite_m", "25 to 150 metres", self.satellite_m)
         for name, size in (("panorama_size", self.panorama), ("photo_size", self.photo)):
             _require(len(size) == 2 and min(size) >= 8, name, "(rows, columns), each >= 8", size)
         rows, columns = self.panorama
@@ -110,6 +114,8 @@ class PlaceViews:
     satellite_date: np.datetime64
     street_date: np.datetime64
     photo_date: np.datetime64
+    photo_kinds: np.ndarray  # uint8 [h, w], numbers in `render.KINDS`
+    satellite_kinds: np.ndarray | None  # uint8 [n, n], of cells of `scene.CELL_M`; None: not asked for
 
 
 def missing_street_views(city: City, share: float) -> np.ndarray:
@@ -130,8 +136,9 @@ def take(
     fov_range: tuple[float, float] = (70.0, 110.0),
     capture: Capture = TIDY,
     missing: bool = False,
+    kinds: bool = False,
 ) -> PlaceViews:
-    """All images of place `n`."""
+    """All images of place `n`; with `kinds`, also what the satellite image shows."""
     style, lat = style_of(city.style), city.origin_lat
     place = city.places[n]
 
@@ -162,12 +169,13 @@ def take(
         vehicles=vehicles,
     )
     photo_jpeg = hand_held(rays.image(day), rng)
-    seen = rays.classes()
+    seen = rays.kinds()
 
     rng = generator(city.seed, _STREAMS["satellite"], n)
     satellite_date = np.datetime64(photo_date - int(rng.integers(365)))
     day = Day.draw(rng, style=style, lat=lat, date=satellite_date, above=True)
-    above = satellite(city, place[0], place[1], day, size_px=sizes.satellite_px)
+    above = satellite(city, place[0], place[1], day, size_px=sizes.satellite_px, side_m=sizes.satellite_m)
+    ground = satellite_kinds(city, place[0], place[1], day, side_m=sizes.satellite_m) if kinds else None
 
     rng = generator(city.seed, _STREAMS["panorama"], n)
     stale, off, turned = rng.random(3) < (capture.stale, capture.standing_off, capture.turned)
@@ -203,10 +211,12 @@ def take(
         fov_deg=float(fov_deg),
         pitch_deg=float(tilt[0]),
         roll_deg=float(tilt[1]),
-        occlusion=float(np.isin(seen, (VEHICLE, PERSON)).mean()),
+        occlusion=float(np.isin(rays.classes(), (VEHICLE, PERSON)).mean()),
         satellite_date=satellite_date,
         street_date=street_date,
         photo_date=photo_date,
+        photo_kinds=seen,
+        satellite_kinds=ground,
     )
 
 
@@ -357,7 +367,7 @@ def make_city(
         satellites[n], photos[n] = view.satellite, view.photo
         if view.panorama is not None and view.classes is not None:
             panoramas[n], classes[n] = view.panorama, view.classes
-        truth.append({k: v for k, v in vars(view).items() if np.size(v) <= 2 and not isinstance(v, bytes)})
+        truth.append({k: v for k, v in vars(view).items() if np.size(v) <= 2 and not isinstance(v, bytes | None)})
         if progress is not None:
             progress(n + 1, places)
 
@@ -373,7 +383,7 @@ def make_city(
         lat=lat,
         lon=lon,
         satellite=satellites,
-        metres_per_pixel=SATELLITE_SIDE_M / satellite_px,
+        metres_per_pixel=sizes.satellite_m / satellite_px,
         panorama=panoramas,
         classes=classes,
         photo=photos,

@@ -23,7 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from geoloc_fast.city.render import CLASSES, SATELLITE_SIDE_M
+from geoloc_fast.city.render import CLASSES, KINDS
 from geoloc_fast.city.scene import City, generator
 from geoloc_fast.city.styles import STYLES
 from geoloc_fast.city.views import (
@@ -62,6 +62,8 @@ class CityRecipe:
     sizes: Sizes
     fov_range: tuple[float, float]
     capture: Capture
+    kinds: bool = False
+    """Also write what photos and satellite images show, number by number in `KINDS`."""
 
     @property
     def area(self) -> str:
@@ -84,6 +86,7 @@ def recipes(
     sizes: Sizes = REALISTIC,
     fov_range: tuple[float, float] = FIELD_OF_VIEW,
     capture: Capture = CROWD,
+    kinds: bool = False,
 ) -> list[CityRecipe]:
     """City k has style k modulo twelve and the seed 1000 seed + k."""
     check_arguments(seed, places, sizes, fov_range, capture)
@@ -98,6 +101,7 @@ def recipes(
             sizes=sizes,
             fov_range=fov_range,
             capture=capture,
+            kinds=kinds,
         )
         for k in range(cities)
     ]
@@ -113,6 +117,7 @@ def write_city(
     sizes: Sizes = REALISTIC,
     fov_range: tuple[float, float] = FIELD_OF_VIEW,
     capture: Capture = CROWD,
+    kinds: bool = False,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -129,13 +134,17 @@ def write_city(
         area: "train" or "test": only the cities of this part of the cross-area protocol, under the names and with the
             bytes they have among all of them.
         sizes, fov_range, capture: see `views`; the defaults are realistic sizes and a careless crowd.
+        kinds: also write what photos and satellite images show (`render.KINDS`), in columns `photo_kinds` and
+            `satellite_kinds`, for models that learn it.
         jobs: processes that render. The bytes do not depend on it.
         progress: called as progress(done, places of all cities).
 
     Returns:
         the manifest, already saved.
     """
-    todo = recipes(seed=seed, cities=cities, places=places, sizes=sizes, fov_range=fov_range, capture=capture)
+    todo = recipes(
+        seed=seed, cities=cities, places=places, sizes=sizes, fov_range=fov_range, capture=capture, kinds=kinds
+    )
     if area is not None:
         todo = [recipe for recipe in todo if recipe.area == area]
         if not todo:
@@ -191,6 +200,8 @@ def _refuse_other(folder: Path, recipe: CityRecipe) -> None:
         return
     try:
         found = json.loads((folder / "city.json").read_text())["recipe"]
+        # Of a folder made before these were.
+        found = {"kinds": False, **found, "sizes": {"satellite_m": Sizes.satellite_m, **found["sizes"]}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileExistsError(f"out: expected a synthetic city in {folder}, got something else ({error})") from None
     expected = json.loads(recipe.as_json())
@@ -204,7 +215,7 @@ def _make(root: Path, recipe: CityRecipe, pool: ProcessPoolExecutor | None) -> I
     partial = root / f".{recipe.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was interrupted
     try:
-        for kind in ("satellite", "street", "classes", "photo"):
+        for kind in ("satellite", "street", "classes", "photo", *(["kinds"] if recipe.kinds else [])):
             (partial / kind).mkdir(parents=True)
         chunks = [range(n, min(n + _CHUNK, recipe.places)) for n in range(0, recipe.places, _CHUNK)]
         made: list[list[dict[str, Any]]] = [[] for _ in chunks]
@@ -222,7 +233,7 @@ def _make(root: Path, recipe: CityRecipe, pool: ProcessPoolExecutor | None) -> I
                 finished += len(chunks[tasks[task]])
                 yield finished
         rows = [row for chunk_rows in made for row in chunk_rows]
-        content = {"recipe": json.loads(recipe.as_json()), "classes": CLASSES, "rows": rows}
+        content = {"recipe": json.loads(recipe.as_json()), "classes": CLASSES, "kinds": KINDS, "rows": rows}
         write_atomically(partial / "city.json", json.dumps(content, indent=1))
         os.sync()  # the images, before the name that says they are complete
         os.rename(partial, root / recipe.name)
@@ -254,8 +265,9 @@ def _write_places(folder: Path, recipe: CityRecipe, numbers: range) -> list[dict
     rows = []
     for n in numbers:
         view = take(
-            city, n, sizes=recipe.sizes, fov_range=recipe.fov_range, capture=recipe.capture, missing=bool(missing[n])
-        )
+            city, n, sizes=recipe.sizes, fov_range=recipe.fov_range, capture=recipe.capture, missing=bool(missing[n]),
+            kinds=recipe.kinds,
+        )  # fmt: skip
         rows.append(_write_place(folder, recipe, city, n, view, splits[n]))
     return rows
 
@@ -274,7 +286,7 @@ def _write_place(
         "lon": float(lon),
         "city": recipe.name,
         "satellite": f"{recipe.name}/satellite/{name}.jpg",
-        "metres_per_pixel": SATELLITE_SIDE_M / recipe.sizes.satellite_px,
+        "metres_per_pixel": recipe.sizes.satellite_m / recipe.sizes.satellite_px,
         "satellite_date": str(view.satellite_date),
         "style": recipe.style_name,
         "area": recipe.area,
@@ -311,4 +323,9 @@ def _write_place(
         "roll_deg": view.roll_deg,
         "occlusion": view.occlusion,
     }
+    if view.satellite_kinds is not None:
+        for row, part, image in ((place, "satellite", view.satellite_kinds), (photo, "photo", view.photo_kinds)):
+            path = f"kinds/{name}-{part}.png"
+            (folder / path).write_bytes(cv2.imencode(".png", image)[1].tobytes())
+            row[f"{part}_kinds"] = f"{recipe.name}/{path}"
     return {"place": place, "photo": photo}

@@ -69,7 +69,7 @@ def checked_query(
         got = sorted(query) if isinstance(query, Mapping) else type(query).__name__
         raise ValueError(f"query: expected strips by layer, of {', '.join(known)}, got {got}")
     found, batch, headed = {}, None, None
-    for name, (strips, width) in query.items():
+    for name, (strips, width, absent) in query.items():
         checks.tensor(f"query[{name!r}]", strips, "[B, C, H, Wq]")
         if not bool(torch.isfinite(strips).all()):
             raise ValueError(f"query[{name!r}]: expected finite values, got NaN or Inf")
@@ -80,7 +80,9 @@ def checked_query(
             if headed is not None and bool(((width != headed) & (width > 0) & (headed > 0)).any()):
                 raise ValueError(f"query[{name!r}]: expected the widths of the other layers that have a heading")
             headed = width
-        found[name] = QueryStrips(strips.to(device), None if width is None else width.to(device))
+        if absent is not None and (absent.shape != (batch,) or not bool(torch.isfinite(absent).all())):
+            raise ValueError(f"query[{name!r}]: expected {batch} finite scores for what is absent, got {absent}")
+        found[name] = QueryStrips(strips.to(device), None if width is None else width.to(device), absent)
     assert batch is not None
     return batch, found
 

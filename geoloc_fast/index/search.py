@@ -3,7 +3,7 @@
     score(p) = max over headings h of the sum over layers l of  w_l * max over p's rows r in l of c_lr(h)
 
 c is the cosine of the renormalised window at every shift. Layers without a heading add a constant; a layer in which the
-place or the query has nothing adds w_l * absent_l. A place that has nothing in any layer of the query is no answer.
+place or the query has nothing adds w_l * absent_l, which the query may know better than the layer. A place that has nothing in any layer of the query is no answer.
 
 One layer that takes part alone is one call of `strip_topk` for each segment. Otherwise each layer names its best
 places, they are scored over all layers, and no place that was named by none can exceed
@@ -48,6 +48,7 @@ class Query(NamedTuple):
     strips: dict[str, Tensor]  # [B, C, H, Wq] on the banks' device
     width: dict[str, Tensor | None]  # [B]
     centre: Tensor  # [B] columns, of a layer with heading
+    absent: dict[str, np.ndarray]  # float64 [B], what stands in where a place has nothing
 
     def take(self, rows: np.ndarray) -> Query:
         index = torch.from_numpy(rows).to(self.centre.device)
@@ -55,6 +56,7 @@ class Query(NamedTuple):
             {name: strips[index] for name, strips in self.strips.items()},
             {name: None if width is None else width[index] for name, width in self.width.items()},
             self.centre[index],
+            {name: absent[rows] for name, absent in self.absent.items()},
         )
 
     def to(self, device: torch.device) -> Query:
@@ -62,6 +64,7 @@ class Query(NamedTuple):
             {name: strips.to(device) for name, strips in self.strips.items()},
             {name: None if width is None else width.to(device) for name, width in self.width.items()},
             self.centre.to(device),
+            self.absent,
         )
 
 
@@ -120,7 +123,7 @@ def search(
     checks.whole("depth", depth, k, MAX_K)
     taking = tuple(own) if layers is None else same_layers(own, layers)
     batch, given = checked_query(own, query, device)
-    groups = group({name: (strips, width) for name, (strips, width) in given.items()}, batch)
+    groups = group({name: (strips, width) for name, (strips, width, _) in given.items()}, batch)
     found = []
     for rows, names in groups:
         width = {name: given[name][1] for name in names}
@@ -129,7 +132,11 @@ def search(
         if headed:
             first = width[headed[0]]
             centre = torch.full((batch,), given[headed[0]][0].shape[3]) if first is None else first
-        part = Query({name: given[name][0] for name in names}, width, centre)
+        absent = {
+            layer.name: np.full(batch, layer.absent) if stands_in is None else stands_in.double().cpu().numpy()
+            for layer in taking if layer.name in names for stands_in in (given[layer.name].absent,)
+        }  # fmt: skip
+        part = Query({name: given[name][0] for name in names}, width, centre, absent)
         if len(rows) < batch:
             part = part.take(rows)
         found.append(_search(parts, Call(taking, part, select, within), k, depth))
@@ -170,7 +177,7 @@ def _deepened(parts: Parts, call: Call, k: int, depth: int, whole: bool) -> Neig
         for layer in taking:
             last = _last([found[layer.name][1] for found in lists if layer.name in found], len(left), length)
             full = last > -np.inf
-            bound += layer.weight * np.maximum(np.where(full, last, -np.inf), layer.absent)
+            bound += layer.weight * np.maximum(np.where(full, last, -np.inf), part.query.absent[layer.name])
             complete &= ~full
             for n, found in enumerate(lists):
                 if layer.name in found:
@@ -346,6 +353,9 @@ def _scored_part(
     segment: Segment, layers: Sequence[Layer], taking: Sequence[Layer], query: Query, places: np.ndarray, select: str,
     curves: bool,
 ) -> Neighbours:  # fmt: skip
+    def absent(layer: Layer) -> np.ndarray:
+        return query.absent.get(layer.name, np.full(len(places), layer.absent))
+
     total: np.ndarray = np.zeros((*places.shape, 1))
     best: dict[str, _Best] = {}
     for layer in taking:
@@ -354,10 +364,11 @@ def _scored_part(
             best[layer.name] = _best_rows(bank, layer, query, places, select, curves and layer.column0_deg is not None)
     for layer in layers:
         rows = best.get(layer.name)
+        stands_in = absent(layer)[:, None, None]
         if rows is None:
-            total = total + _absent(layer)
+            total = total + layer.weight * stands_in
         else:
-            total = total + layer.weight * np.where(rows.score > -np.inf, rows.score, layer.absent)
+            total = total + layer.weight * np.where(rows.score > -np.inf, rows.score, stands_in)
     at = total.argmax(axis=2, keepdims=True)  # the first shift of a tie
     score = np.take_along_axis(total, at, 2)[..., 0].astype(np.float32)
     missing = places < 0
@@ -366,7 +377,7 @@ def _scored_part(
     standpoint = np.full((2, *places.shape), np.nan)
     most, chose = np.full(places.shape, -np.inf), np.zeros(places.shape, bool)
     for n, layer in enumerate(layers):
-        parts[..., n] = _absent(layer)
+        parts[..., n] = stands_in = layer.weight * absent(layer)[:, None]
         rows = best.get(layer.name)
         if rows is None:
             continue
@@ -374,7 +385,7 @@ def _scored_part(
         value, row = (np.take_along_axis(values, own, 2)[..., 0] for values in (rows.score, rows.row))
         there = value > -np.inf
         weighted = layer.weight * value
-        parts[..., n] = np.where(there, weighted, _absent(layer))
+        parts[..., n] = np.where(there, weighted, stands_in)
         if layer.column0_deg is not None:
             chosen = at[..., 0] if rows.shift is None else rows.shift
             shift = np.where(there, chosen, shift)

@@ -180,9 +180,9 @@ KINDS: dict[str, str | Callable[..., Model]] = {
 when it is first needed."""
 
 
-SHIPPED = ("small", "city", "real")
-"""Names of the models that ship: the first, of synthetic cities, is the default; "city" has two layers, of large images
-of the same; "real" is for real photos."""
+SHIPPED = ("city", "real")
+"""Names of the models that ship, and what they are for: "city", the default, finds photos of synthetic cities and says
+how sure it is; "real" lists candidates for real photos."""
 
 
 def shipped_model(name: str = SHIPPED[0]) -> Path:

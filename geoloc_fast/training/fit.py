@@ -25,8 +25,12 @@ from geoloc_fast.models.layered import Layered, LayeredConfig
 from geoloc_fast.progress import Progress
 from geoloc_fast.training.closed_form import Maps, Moments, canonical_maps
 from geoloc_fast.training.feature_cache import FeatureCache, content_key
+from geoloc_fast.training.kinds import load_kinds
 
 __all__ = ["FitReport", "fit_region"]
+
+COHORT = 64
+"""Places, at most, that the model keeps to tell what a wrong place scores."""
 
 FARTHEST_M = 12.0
 """Photos farther from their place are left out of the pairs with satellite images."""
@@ -63,6 +67,7 @@ def fit_region(
     split: str | None = None,
     ridge: float = 0.1,
     panorama_weight: float = 0.0,
+    kinds: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Layered, FitReport]:
@@ -76,12 +81,13 @@ def fit_region(
         ridge: see `canonical_maps`.
         panorama_weight: what a column of a panorama counts beside one of a photo, in the pairs with satellite images:
             it finds panoramas from above, and costs photos.
+        kinds: trained kind heads (`training.kinds`); default none.
         cache: a folder for features, which another fit on the same images then finds.
 
     Raises:
         TrainingStopped: a layer has too few photos to be fitted.
     """
-    model = Layered(config)
+    model = Layered(config) if kinds is None else load_kinds(kinds, config or LayeredConfig())
     weights = model.backbone.load_pretrained(pretrained)
     report = FitReport(weights=model.backbone.loaded)
     features = _Features(model, cache)
@@ -95,6 +101,8 @@ def fit_region(
     )
     pairs = PairDataset(photos, places, split=split)
     moments = {layer: Moments() for layer in model.config.layers}
+    seen: dict[str, list[Tensor]] = {layer: [] for layer in model.config.layers}
+    spacing = max(1, len(pairs) // COHORT)
     report.pairs = dict.fromkeys(model.config.layers, 0)
     for number in range(len(pairs)):
         try:
@@ -104,7 +112,8 @@ def fit_region(
         else:
             report.photos += 1
             with torch.inference_mode():
-                _add(sample, features, moments, report, panorama_weight)
+                keep = seen if number % spacing == 0 else {}
+                _add(sample, features, moments, report, panorama_weight, keep)
         if progress is not None:
             progress(number + 1, len(pairs))
     for layer, sums in moments.items():
@@ -123,6 +132,7 @@ def fit_region(
             )
         _set_maps(model, layer, maps)
         report.correlation[layer] = maps.correlation.tolist()
+    model = _with_cohort(model, seen)
     model.config = dataclasses.replace(
         model.config,
         provenance={
@@ -134,15 +144,27 @@ def fit_region(
     return model, report
 
 
+def _with_cohort(model: Layered, seen: dict[str, list[Tensor]]) -> Layered:
+    """The model, with strips of some places, by layer, as what a wrong place looks like."""
+    twin = Layered(dataclasses.replace(model.config, cohort=min(map(len, seen.values()))))
+    strips = {f"cohort_{layer}": model.place_strips(layer, torch.stack(of_it)) for layer, of_it in seen.items()}
+    twin.load_state_dict(
+        {**model.state_dict(), **{name: found[: twin.config.cohort, :, None] for name, found in strips.items()}}
+    )
+    return twin
+
+
 class _Features:
     """Column features of a model, from the cache where they are."""
 
     def __init__(self, model: Layered, cache: str | os.PathLike[str] | None) -> None:
         self.model = model
         digest = hashlib.sha256()
-        for name, value in sorted(model.backbone.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.contiguous().numpy().data)
+        parts = [model.backbone, *([model.kind_heads] if model.config.kinds else [])]
+        for part in parts:
+            for name, value in sorted(part.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.contiguous().numpy().data)
         config = model.config
         settings = (config.strides, config.level_size, config.polar_size, config.columns, config.radius_m)
         self._cache = None if cache is None else FeatureCache(cache, f"{digest.hexdigest()} {settings}")
@@ -173,8 +195,9 @@ def _add(
     moments: dict[str, Moments],
     report: FitReport,
     panorama_weight: float,
+    keep: dict[str, list[Tensor]],
 ) -> None:
-    """The pairs of one photo and its place."""
+    """The pairs of one photo and its place, whose columns `keep` takes by layer."""
     config = features.model.config
     heading = float(sample["heading_deg"])  # type: ignore[arg-type]
     if not math.isfinite(heading):
@@ -191,13 +214,16 @@ def _add(
     used = False
     if "street" in moments and around is not None:
         moments["street"].add(photo, around[:width])
+        keep.get("street", []).append(around)
         report.pairs["street"] += 1
         used = True
     metres, at = float(sample["metres_per_pixel"]), _offset(sample)  # type: ignore[arg-type]
     if "satellite" in moments and sample["has_satellite"] and math.isfinite(metres):
         satellite: Tensor = sample["satellite"]  # type: ignore[assignment]
         if at is not None and math.hypot(*at) <= FARTHEST_M:
-            moments["satellite"].add(photo, features.polar(satellite, metres, at, turn_deg)[:width])
+            above = features.polar(satellite, metres, at, turn_deg)
+            moments["satellite"].add(photo, above[:width])
+            keep.get("satellite", []).append(above)
             report.pairs["satellite"] += 1
             used = True
         if around is not None and panorama_weight > 0:

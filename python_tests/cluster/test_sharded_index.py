@@ -178,7 +178,7 @@ def test_locating_and_evaluating_are_unchanged(town: tuple[PlaceIndex, Path]) ->
 def test_the_commands_search_shards(town: tuple[PlaceIndex, Path], tmp_path: Path) -> None:
     one, shards = town
     cv2.imwrite(str(tmp_path / "photo.png"), photo(1))
-    args = ["locate", str(tmp_path / "photo.png"), "--model", "small", "--json"]
+    args = ["locate", str(tmp_path / "photo.png"), "--json"]
     ours, theirs = (CliRunner().invoke(app, [*args, "--index", str(path)]).stdout for path in (shards, one.path))
     assert {**json.loads(ours)[0], "coverage": None} == json.loads(theirs)[0]
     wrong = CliRunner().invoke(app, [*args, "--index", str(one.path), "--cluster", "local:2"])

@@ -113,6 +113,12 @@ def by_the_formula(of: World, query: dict[str, QueryStrips], b: int, dtype: str)
     for place in range(len(of)):
         total = np.zeros(COLUMNS)
         curves, headed = {}, False
+        stands_in = {
+            layer.name: layer.absent
+            if strips is None or strips.absent is None or (strips.width is not None and not strips.width[b])
+            else float(strips.absent[b])
+            for layer in of.layers for strips in (query.get(layer.name),)
+        }  # fmt: skip
         for layer in of.layers:
             strips = query.get(layer.name)
             width = 0
@@ -120,7 +126,7 @@ def by_the_formula(of: World, query: dict[str, QueryStrips], b: int, dtype: str)
                 width = strips.strips.shape[3] if strips.width is None else int(strips.width[b])
             at = np.flatnonzero(of.rows[layer.name].place == place)
             if strips is None or width == 0 or not len(at):
-                total += layer.weight * layer.absent
+                total += layer.weight * stands_in[layer.name]
                 continue
             photo = strips.strips[b, ..., :width].double().numpy()
             own = np.array([curve(layer, photo, stored[layer.name][row]) for row in at])
@@ -134,7 +140,7 @@ def by_the_formula(of: World, query: dict[str, QueryStrips], b: int, dtype: str)
             continue
         shift = int(total.argmax())
         parts = [
-            layer.weight * (curves[layer.name][:, shift].max() if layer.name in curves else layer.absent)
+            layer.weight * (curves[layer.name][:, shift].max() if layer.name in curves else stands_in[layer.name])
             for layer in of.layers
         ]
         found.append({"id": place, "score": total[shift], "shift": shift if headed else -1, "parts": parts})
@@ -204,6 +210,22 @@ def test_queries_and_places_may_have_nothing_in_a_layer(tmp_path: Path) -> None:
         found = check(index, of, query, 9, "fp32")
         assert (found.id[5] == -1).all()  # it has nothing anywhere
         assert (found.shift[3] == -1).all() and np.isnan(found.heading_deg[3]).all()  # a text knows no heading
+
+
+def test_a_query_may_know_what_stands_in_for_what_is_absent(tmp_path: Path) -> None:
+    of = world(LAYERS, 50, seed=17, most=1)
+    query = queries(of, 4, seed=6)
+    wide = {"street": [5, 5, 0, 3], "satellite": [5, 5, 5, 0], "text": [1, 1, 1, 1]}
+    scores = torch.tensor([-0.3, 0.2, 0.9, 0.6], dtype=torch.float64)
+    query = {name: QueryStrips(query[name].strips, torch.tensor(width), scores) for name, width in wide.items()}
+    with make(tmp_path / "index", of, (20, 30)) as index:
+        found = check(index, of, query, 9, "fp32")
+        assert found.exact.all()
+        without = {name: strips._replace(absent=None) for name, strips in query.items()}
+        assert not np.array_equal(index.search(without, 9, layers=of.layers, select="cosine").id, found.id)
+        for wrong in (scores[:3], scores * np.nan):
+            with pytest.raises(ValueError, match="finite scores for what is absent"):
+                index.search({**query, "text": query["text"]._replace(absent=wrong)}, 9)
 
 
 def test_the_standpoint_is_that_of_the_row_that_says_most(tmp_path: Path) -> None:

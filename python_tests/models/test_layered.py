@@ -113,6 +113,45 @@ def test_a_turned_world_has_turned_strips(model: Layered) -> None:
     torch.testing.assert_close(aside, straight.roll(-columns, 1), rtol=1e-2, atol=2e-3)
 
 
+def test_kinds_of_ground_turn_with_the_world_and_are_seen_from_standpoints() -> None:
+    torch.manual_seed(2)
+    with_kinds = Layered(dataclasses.replace(SMALL, kinds=5))
+    assert with_kinds.feature_counts == (
+        feature_count((24, 40), (16, 8), LEVEL) + feature_count((5,), (16,), LEVEL),
+        feature_count((24, 40), (16, 8), POLAR) + feature_count((5,), (32,), POLAR),
+    )
+    places = batch(1)
+    image, columns = places.panorama[0], 5
+    straight = with_kinds.level_features(image, circular=True)
+    turned = with_kinds.level_features(image.roll(-8 * columns, -1), circular=True)
+    torch.testing.assert_close(turned, straight.roll(-columns, 0), rtol=1e-3, atol=1e-4)
+    shares = straight[:, feature_count((24, 40), (16, 8), LEVEL) :]
+    torch.testing.assert_close(shares[:, :5].sum(1), torch.ones(32))  # of a band, all kinds together
+    # Once looked at, seen from anywhere: the shares do not depend on the other standpoints.
+    points = [(0.0, 0.0), (3.0, 0.0)]
+    both = with_kinds.polar_features(places.satellite[0], 0.75, points)
+    for n, point in enumerate(points):
+        torch.testing.assert_close(both[n], with_kinds.polar_features(places.satellite[0], 0.75, [point])[0])
+    with pytest.raises(ValueError, match="kinds: expected two strides"):
+        dataclasses.replace(SMALL, strides=(8,), kinds=5)
+
+
+def test_a_query_knows_what_a_wrong_place_scores(model: Layered) -> None:
+    """Mean and deviations over the strips of a cohort stand in where a place has nothing."""
+    knows = Layered(dataclasses.replace(SMALL, cohort=6, deviations={"street": 1.5, "satellite": 0.0}))
+    torch.manual_seed(3)
+    strips = {f"cohort_{name}": torch.randn(6, 8, 1, 32) for name in ("street", "satellite")}
+    knows.load_state_dict({**model.state_dict(), **strips})
+    queries = [AzimuthColumns(picture(64, 256, seed=n)[:, : 64 + 64 * n]) for n in range(2)]
+    found = knows.encode_queries(queries)
+    for name, deviations in (("street", 1.5), ("satellite", 0.0)):
+        query, absent = found[name], found[name].absent
+        against = azimuth_match(query.strips, strips[f"cohort_{name}"], query_width=query.width, select="cosine").score
+        assert absent is not None
+        torch.testing.assert_close(absent, against.mean(1) + deviations * against.std(1))
+        assert model.encode_queries(queries)[name].absent is None
+
+
 def test_rows_are_standpoints_and_say_where(model: Layered) -> None:
     places = batch(3, has_satellite=torch.tensor([True, False, True]), has_panorama=torch.tensor([False, True, True]))
     rows = model.encode_places(places)

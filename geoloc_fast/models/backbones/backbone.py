@@ -15,7 +15,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 from geoloc_fast.errors import WeightsError
 from geoloc_fast.models.backbones.weights import Weights, read_weights
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "reduced"]
 
 # torch says it by a private name, which torch 2.4 does not have.
 _BF16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
@@ -106,13 +106,18 @@ class Backbone(nn.Module):
         width, margin = images.shape[3], self._margins[count - 1] if circular else 0
         if circular:
             images = images[..., torch.arange(-margin, width + margin, device=images.device) % width]
-        kind = images.device.type
-        half = images.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and _BF16))
-        with torch.autocast(kind, torch.bfloat16, enabled=half):
+        with reduced(images):
             maps: list[Tensor] = self.cut(images, count)
         if circular:
             maps = [x[..., margin // s : (margin + width) // s] for x, s in zip(maps, self.strides, strict=False)]
         return [maps[self.strides.index(stride)].to(images.dtype) for stride in wanted]
+
+
+def reduced(images: Tensor) -> torch.autocast:
+    """A context in which float32 convolutions run in bfloat16 where that is faster."""
+    kind = images.device.type
+    half = images.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and _BF16))
+    return torch.autocast(kind, torch.bfloat16, enabled=half)
 
 
 class _Cut(nn.Module):

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geoloc_fast.azimuth import azimuth_match
 from geoloc_fast.geo.sphere import move_m
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.layers import Layer, QueryStrips, Rows
@@ -32,6 +33,8 @@ from geoloc_fast.models.bundle import BundleConfig, BundledModel
 from geoloc_fast.models.contract import AzimuthColumns, Photo, PlaceBatch, PlaceInput, Query, QueryInput
 from geoloc_fast.models.layered.colours import COLOUR_CHANNELS, colour_cells
 from geoloc_fast.models.layered.columns import LEVEL, POLAR, column_features, feature_count
+from geoloc_fast.models.layered.kinds import KindHead
+from geoloc_fast.models.threads import threads_for
 from geoloc_fast.polar import polar_resample
 
 __all__ = ["EYES", "LAYERS", "Layered", "LayeredConfig", "ring"]
@@ -39,6 +42,7 @@ __all__ = ["EYES", "LAYERS", "Layered", "LayeredConfig", "ring"]
 LAYERS = ("street", "satellite")
 EYES = ("mapped", "frozen", "colour")
 _FROZEN_STRIDE = 16
+_PER_PIXEL = 3400  # multiply-adds of the backbone to stride 8
 _POLAR_BATCH = 8  # polar images at once: their features stay near the cache
 
 
@@ -75,6 +79,8 @@ class LayeredConfig(BundleConfig):
     an image has in common says more of its light and camera than of its place."""
     channels: int = 64
     """Of the mapped eye."""
+    kinds: int = 0
+    """How many kinds of ground and of what stands on it the mapped eye tells apart (`KindHead`); 0: none."""
     columns: int = 32
     """Of a strip."""
     column0_deg: float = 180.0
@@ -89,7 +95,12 @@ class LayeredConfig(BundleConfig):
     weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.8, "satellite": 0.2})
     """Of the layers' scores in the sum."""
     absent: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 0.5, "satellite": 0.35})
-    """The scores that stand in where a place has nothing in a layer."""
+    """The scores that stand in where a place has nothing in a layer, of a model without a cohort."""
+    cohort: int = 0
+    """Places of elsewhere whose strips the model keeps. A query scores against them as against wrong places, and photos
+    differ much in that: what stands in where a place has nothing is their mean and some deviations more."""
+    deviations: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"street": 2.0, "satellite": 1.0})
+    """How many, by layer."""
     assumed_fov_deg: float = 90.0
     """Horizontal field of view of photos that do not say theirs."""
     name: str = "layered"
@@ -126,7 +137,13 @@ class LayeredConfig(BundleConfig):
             raise ValueError(f"range_m: expected (least, most) metres, got {self.range_m!r}")
         if not self.standpoints_m or not all(math.hypot(*at) < self.radius_m for at in self.standpoints_m):
             raise ValueError(f"standpoints_m: expected points within {self.radius_m} m, got {self.standpoints_m!r}")
-        for name in ("weights", "absent"):
+        for name in ("cohort", "kinds"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name}: expected a whole number >= 0, got {value!r}")
+        if self.kinds and (len(self.strides) != 2 or self.strides[1] != 2 * self.strides[0]):
+            raise ValueError(f"kinds: expected two strides, one twice the other, got {self.strides}")
+        for name in ("weights", "absent", "deviations"):
             if not set(self.layers) <= set(getattr(self, name)):
                 raise ValueError(f"{name}: expected a number for {', '.join(self.layers)}, got {getattr(self, name)!r}")
 
@@ -151,17 +168,28 @@ class Layered(BundledModel):
         if frozen:  # of photos and panoramas, and of polar images
             count = 2 * self.backbone.channels[-1]
             self.frozen_maps = nn.ModuleDict({side: nn.Linear(count, count) for side in ("level", "polar")})
+        if config.kinds:
+            channels = self.backbone.channels[:2]
+            self.kind_heads = nn.ModuleDict({
+                side: KindHead(channels, config.kinds, horizon=side == "level") for side in ("level", "above")
+            })  # fmt: skip
+        if config.cohort:
+            for name in config.layers:
+                strips = torch.zeros(config.cohort, self.strip_channels, 1, config.columns)
+                self.register_buffer(f"cohort_{name}", strips)
         self.requires_grad_(False).eval()
 
     @property
     def feature_counts(self) -> tuple[int, int]:
         """Features of a column of a photo or panorama, and of a polar image."""
         config = self.config
-        heights = [[size[0] // stride for stride in config.strides] for size in (config.level_size, config.polar_size)]
-        return (
-            feature_count(self.backbone.channels[: len(config.strides)], heights[0], LEVEL),
-            feature_count(self.backbone.channels[: len(config.strides)], heights[1], POLAR),
-        )
+        counts = []
+        for (rows, _), bands in ((config.level_size, LEVEL), (config.polar_size, POLAR)):
+            heights = [rows // stride for stride in config.strides]
+            count = feature_count(self.backbone.channels[: len(config.strides)], heights, bands)
+            fine = rows // config.strides[0] if bands is LEVEL else rows // 2
+            counts.append(count + (feature_count([config.kinds], [fine], bands) if config.kinds else 0))
+        return counts[0], counts[1]
 
     @property
     def strip_channels(self) -> int:
@@ -233,9 +261,7 @@ class Layered(BundledModel):
             for n in batch.has_satellite.nonzero().squeeze(1).tolist():
                 metres = float(batch.metres_per_pixel[n])
                 points = self.config.standpoints_m if math.isfinite(metres) else ((0.0, 0.0),)
-                strips += [
-                    self._polar_strips(images) for images in self.polar_images(batch.satellite[n], metres, points)
-                ]
+                strips.append(self._polar_strips(batch.satellite[n], metres, points))
                 east, north = np.array(points).T
                 lat, lon = move_m(float(batch.lat[n]), float(batch.lon[n]), east, north)
                 places += [n] * len(points)
@@ -248,15 +274,31 @@ class Layered(BundledModel):
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
         """A strip per layer for each query. Each is encoded by itself, so it does not depend on the others."""
         found = {}
-        seen = [self._seen(*self._query_image(query)) for query in queries]
+        images = [self.query_image(query) for query in queries]
+        with threads_for(_PER_PIXEL * sum(image[0].numel() for image, _ in images)):
+            seen = [self._seen(*image) for image in images]
         for name in self.config.layers:
             parts = [self._level_strip(name, self.query_maps, of_one) for of_one in seen]
             width = torch.tensor([part.shape[1] for part in parts], dtype=torch.int64)
             strips = torch.zeros(len(queries), self.strip_channels, 1, max((p.shape[1] for p in parts), default=1))
             for strip, part in zip(strips, parts, strict=True):
                 strip[:, 0, : part.shape[1]] = part
-            found[name] = QueryStrips(strips, width)
+            found[name] = QueryStrips(strips, width, self._absent(name, strips, width))
         return found
+
+    def _absent(self, layer: str, strips: Tensor, width: Tensor) -> Tensor | None:
+        """[B] what stands in for a score of these queries: mean and deviations of those against the cohort."""
+        if not self.config.cohort or not len(strips):
+            return None
+        against = self.get_buffer(f"cohort_{layer}").cpu()
+        deviation, mean = torch.std_mean(
+            azimuth_match(strips, against, query_width=width, select="cosine").score, dim=1
+        )
+        return mean + self.config.deviations[layer] * deviation
+
+    def place_strips(self, layer: str, features: Tensor) -> Tensor:
+        """[n, C, W] of column features [n, W, D] of places, of a model whose only eye is "mapped"."""
+        return self._strip({"mapped": self.place_maps[layer](features)})
 
     def _rows(self, strips: list[Tensor]) -> Tensor:
         """[n, C, 1, W] on the CPU of strips [k, C, W]."""
@@ -284,17 +326,24 @@ class Layered(BundledModel):
         """[C, w] of what was seen, by the maps of queries or of places."""
         return self._strip({eye: maps[layer](of_it) if eye == "mapped" else of_it for eye, of_it in seen.items()})
 
-    def _polar_strips(self, images: Tensor) -> Tensor:
-        """[k, C, W] of polar images [k, 3, H, W], normalised."""
-        eyes = {}
-        for eye in self.config.eyes:
-            if eye == "mapped":
-                eyes[eye] = self.place_maps["satellite"](self._polar_features(images))
-            elif eye == "frozen":
-                eyes[eye] = self.frozen_maps["polar"](self.frozen_features(images, self.config.columns, circular=True))
-            else:
-                grey = images * Backbone.std[0] + Backbone.mean[0]
-                eyes[eye] = torch.stack([self._colours(image, self.config.columns) for image in grey])
+    def _polar_strips(self, satellite: Tensor, metres: float, points: Sequence[tuple[float, float]]) -> Tensor:
+        """[K, C, W] of a satellite image, uint8 [3, S, S], seen from K standpoints."""
+        parts: dict[str, list[Tensor]] = {eye: [] for eye in self.config.eyes}
+        for images in self.polar_images(satellite, metres, points):
+            for eye, seen in parts.items():
+                if eye == "mapped":
+                    seen.append(self._polar_features(images))
+                elif eye == "frozen":
+                    seen.append(
+                        self.frozen_maps["polar"](self.frozen_features(images, self.config.columns, circular=True))
+                    )
+                else:
+                    grey = images * Backbone.std[0] + Backbone.mean[0]
+                    seen.append(torch.stack([self._colours(image, self.config.columns) for image in grey]))
+        eyes = {eye: torch.cat(seen) for eye, seen in parts.items()}
+        if "mapped" in eyes:
+            features = self._with_kinds(eyes["mapped"], satellite, metres, points)
+            eyes["mapped"] = self.place_maps["satellite"](features)
         return self._strip(eyes)
 
     def _strip(self, eyes: Mapping[str, Tensor]) -> Tensor:
@@ -315,10 +364,10 @@ class Layered(BundledModel):
 
     def query_features(self, query: Query) -> Tensor:
         """Column features [width, D] of a photo or of azimuth columns."""
-        image, circular = self._query_image(query)
+        image, circular = self.query_image(query)
         return self.level_features(image, circular=circular)
 
-    def _query_image(self, query: Query) -> tuple[Tensor, bool]:
+    def query_image(self, query: Query) -> tuple[Tensor, bool]:
         """Uint8 [3, H, w] of whole strip columns, about its field of view, its centre in their middle: a remainder is
         cut, or continued in black, evenly. And whether it is a whole turn."""
         config = self.config
@@ -345,7 +394,11 @@ class Layered(BundledModel):
     def level_features(self, image: Tensor, *, circular: bool) -> Tensor:
         """Column features [w, D] of uint8 [3, H, w] azimuth columns, a whole turn if `circular`."""
         maps = self.backbone(image[None].to(self._device), circular=circular, strides=self.config.strides)
-        return column_features(maps, self._columns(image), LEVEL)[0]
+        features = column_features(maps, self._columns(image), LEVEL)[0]
+        if not self.config.kinds:
+            return features
+        shares = self.kind_heads["level"](maps, circular=circular)
+        return torch.cat((features, column_features([shares], self._columns(image), LEVEL)[0]), -1)
 
     def _columns(self, image: Tensor) -> int:
         """Strip columns of azimuth columns [3, H, w]."""
@@ -375,11 +428,52 @@ class Layered(BundledModel):
         resolution (NaN) the standpoints must be the centre.
         """
         images = self.polar_images(satellite, metres_per_pixel, standpoints_m, heading_deg)
-        return torch.cat([self._polar_features(part) for part in images])
+        features = torch.cat([self._polar_features(part) for part in images])
+        return self._with_kinds(features, satellite, metres_per_pixel, standpoints_m, heading_deg)
 
     def _polar_features(self, images: Tensor) -> Tensor:
         maps = self.backbone(images, circular=True, strides=self.config.strides)
         return column_features(maps, self.config.columns, POLAR)
+
+    def _with_kinds(
+        self,
+        features: Tensor,
+        satellite: Tensor,
+        metres_per_pixel: float,
+        standpoints_m: Sequence[tuple[float, float]],
+        heading_deg: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The column features [K, W, D], and what they are of. The image is looked at once, north up, and the shares
+        are seen from each standpoint: what the ground is does not depend on where one stands."""
+        config = self.config
+        if not config.kinds:
+            return features
+        center, radius = self._seen_from(satellite.shape[-1], metres_per_pixel, standpoints_m)
+        maps = self.backbone(satellite[None].to(self._device), circular=False, strides=config.strides)
+        shares = self.kind_heads["above"](maps)
+        cell = config.strides[0]
+        polar = polar_resample(
+            shares.expand(len(center), -1, -1, -1).contiguous(),
+            (config.polar_size[0] // 2, config.polar_size[1] // cell),
+            column0_deg=config.column0_deg,
+            center=(center.to(self._device) - (cell - 1) / 2) / cell,
+            max_radius=radius / cell,
+            heading_deg=None if heading_deg is None else torch.tensor(heading_deg, dtype=torch.float32),
+            border="replicate",
+        )
+        return torch.cat((features, column_features([polar], config.columns, POLAR)), -1)
+
+    def _seen_from(
+        self, side: int, metres_per_pixel: float, standpoints_m: Sequence[tuple[float, float]]
+    ) -> tuple[Tensor, float]:
+        """Standpoints as pixels (row, column), [K, 2], and how many pixels a polar image sees."""
+        known = math.isfinite(metres_per_pixel) and metres_per_pixel > 0
+        if not known and any(at != (0.0, 0.0) for at in standpoints_m):
+            raise ValueError("standpoints_m: expected the centre alone for an image of unknown resolution")
+        metres = metres_per_pixel if known else 1.0
+        center = [(side / 2 - north / metres, side / 2 + east / metres) for east, north in standpoints_m]
+        radius = min(self.config.radius_m / metres, side / 2) if known else side / 2
+        return torch.tensor(center, dtype=torch.float32), radius
 
     def polar_images(
         self,
@@ -389,13 +483,8 @@ class Layered(BundledModel):
         heading_deg: Sequence[float] | None = None,
     ) -> Iterator[Tensor]:
         """Normalised polar images [k, 3, H, W], a few at a time."""
-        config, side = self.config, satellite.shape[-1]
-        known = math.isfinite(metres_per_pixel) and metres_per_pixel > 0
-        if not known and any(at != (0.0, 0.0) for at in standpoints_m):
-            raise ValueError("standpoints_m: expected the centre alone for an image of unknown resolution")
-        metres = metres_per_pixel if known else 1.0
-        radius = min(config.radius_m / metres, side / 2) if known else side / 2
-        center = [(side / 2 - north / metres, side / 2 + east / metres) for east, north in standpoints_m]
+        config = self.config
+        center, radius = self._seen_from(satellite.shape[-1], metres_per_pixel, standpoints_m)
         images = satellite[None].to(self._device)
         for start in range(0, len(center), _POLAR_BATCH):
             part = slice(start, start + _POLAR_BATCH)
@@ -403,7 +492,7 @@ class Layered(BundledModel):
                 images.expand(len(center[part]), -1, -1, -1),
                 config.polar_size,
                 column0_deg=config.column0_deg,
-                center=torch.tensor(center[part], dtype=torch.float32, device=self._device),
+                center=center[part].to(self._device),
                 max_radius=radius,
                 heading_deg=None if heading_deg is None else torch.tensor(heading_deg[part], dtype=torch.float32),
                 border="replicate",
