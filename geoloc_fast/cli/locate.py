@@ -314,8 +314,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for predictions.geojson, metrics.json, report.html.")] = Path(
         "demo"
     ),
-    places: Annotated[int, typer.Option(min=2, max=20_000, help="Places in the city.")] = 400,
-    photos: Annotated[int, typer.Option(min=1, max=20_000, help="Photos to locate.")] = 200,
+    places: Annotated[int, typer.Option(min=2, max=20_000, help="Places in the city.")] = 200,
+    photos: Annotated[int, typer.Option(min=1, max=20_000, help="Photos to locate.")] = 100,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the city. The models in the package were trained on others.")
     ] = 20_000,
@@ -325,7 +325,7 @@ def demo(
 ) -> None:
     """Make a synthetic city, index it, and locate its photos.
 
-    Example: geoloc-fast demo --out demo --places 400 --photos 200
+    Example: geoloc-fast demo --out demo --places 200 --photos 100
     """
     from geoloc_fast.demo import run_demo, summary
     from geoloc_fast.models.contract import model_path

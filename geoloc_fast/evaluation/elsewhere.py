@@ -194,5 +194,7 @@ def _encoded(model: Model, photos: Sequence[Photo], batch: int = 32) -> dict[str
             widths.append(whole if width is None else width)
         widest = max(strip.shape[3] for strip in strips)
         padded = [torch.nn.functional.pad(strip, (0, widest - strip.shape[3])) for strip in strips]
-        joined[name] = QueryStrips(torch.cat(padded), torch.cat(widths))
+        absent = [part[name].absent for part in parts]
+        known = [score for score in absent if score is not None]  # all of them or none
+        joined[name] = QueryStrips(torch.cat(padded), torch.cat(widths), torch.cat(known) if known else None)
     return joined

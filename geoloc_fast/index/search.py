@@ -3,7 +3,8 @@
     score(p) = max over headings h of the sum over layers l of  w_l * max over p's rows r in l of c_lr(h)
 
 c is the cosine of the renormalised window at every shift. Layers without a heading add a constant; a layer in which the
-place or the query has nothing adds w_l * absent_l, which the query may know better than the layer. A place that has nothing in any layer of the query is no answer.
+place or the query has nothing adds w_l * absent_l, which a query may know better than its layer. A place that has
+nothing in any layer of the query is no answer.
 
 One layer that takes part alone is one call of `strip_topk` for each segment. Otherwise each layer names its best
 places, they are scored over all layers, and no place that was named by none can exceed
