@@ -213,8 +213,9 @@ def _add(
         around = features.panorama(panorama.roll(-round(turn_deg * config.level_size[1] / 360.0), dims=2))
     used = False
     if "street" in moments and around is not None:
-        moments["street"].add(photo, around[:width])
-        keep.get("street", []).append(around)
+        known = features.model.feature_counts("street")[0]
+        moments["street"].add(photo[:, :known], around[:width, :known])
+        keep.get("street", []).append(around[:, :known])
         report.pairs["street"] += 1
         used = True
     metres, at = float(sample["metres_per_pixel"]), _offset(sample)  # type: ignore[arg-type]

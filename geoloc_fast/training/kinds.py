@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.errors import TrainingStopped
+from geoloc_fast.errors import BundleError, TrainingStopped
 from geoloc_fast.images.cylindrical import to_cylindrical
 from geoloc_fast.images.decode import decode_image
-from geoloc_fast.models.bundle import load_bundle, write_bundle
-from geoloc_fast.models.contract import Photo
+from geoloc_fast.models.bundle import kind_of, load_bundle, write_bundle
+from geoloc_fast.models.contract import Photo, model_path
 from geoloc_fast.models.layered import Layered, LayeredConfig
 from geoloc_fast.progress import Progress
 
@@ -75,8 +75,16 @@ def train_kinds(
 
 
 def load_kinds(path: str | os.PathLike[str], config: LayeredConfig) -> Layered:
-    """A model of `config` with the kind heads of a file of `train/kinds.py`; BundleError if it is none."""
-    heads: Layered = load_bundle(path, "kinds", lambda text: Layered(LayeredConfig(**json.loads(text))))
+    """A model of `config` with the kind heads of a file of `train/kinds.py`, or of a layered model that has them, by
+    path or name. BundleError if there are none."""
+    path = model_path(path)
+    heads: Layered
+    if kind_of(path) == Layered.kind:
+        heads = Layered.load(path)
+    else:
+        heads = load_bundle(path, "kinds", lambda text: Layered(LayeredConfig(**json.loads(text))))
+    if not heads.config.kinds:
+        raise BundleError(f"{path}: expected a model that tells kinds of ground apart, got one without")
     model = Layered(LayeredConfig(**{**vars(config), "kinds": heads.config.kinds}))
     model.kind_heads.load_state_dict(heads.kind_heads.state_dict())
     return model

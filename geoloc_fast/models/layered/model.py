@@ -80,7 +80,8 @@ class LayeredConfig(BundleConfig):
     channels: int = 64
     """Of the mapped eye."""
     kinds: int = 0
-    """How many kinds of ground and of what stands on it the mapped eye tells apart (`KindHead`); 0: none."""
+    """How many kinds of ground and of what stands on it the mapped eye tells apart between photos and satellite images
+    (`KindHead`); 0: none. Beside a street view they cost more than they tell."""
     columns: int = 32
     """Of a strip."""
     column0_deg: float = 180.0
@@ -161,10 +162,12 @@ class Layered(BundledModel):
         self.config = config = config or LayeredConfig()
         frozen = "frozen" in config.eyes
         self.backbone = Backbone(config.backbone, (*config.strides, _FROZEN_STRIDE) if frozen else config.strides)
-        level, polar = self.feature_counts
-        self.query_maps = nn.ModuleDict({name: nn.Linear(level, config.channels) for name in config.layers})
-        sizes = {"street": level, "satellite": polar}
-        self.place_maps = nn.ModuleDict({name: nn.Linear(sizes[name], config.channels) for name in config.layers})
+        queries, places = {}, {}
+        for name in config.layers:
+            level, polar = self.feature_counts(name)
+            queries[name] = nn.Linear(level, config.channels)
+            places[name] = nn.Linear(level if name == "street" else polar, config.channels)
+        self.query_maps, self.place_maps = nn.ModuleDict(queries), nn.ModuleDict(places)
         if frozen:  # of photos and panoramas, and of polar images
             count = 2 * self.backbone.channels[-1]
             self.frozen_maps = nn.ModuleDict({side: nn.Linear(count, count) for side in ("level", "polar")})
@@ -179,16 +182,17 @@ class Layered(BundledModel):
                 self.register_buffer(f"cohort_{name}", strips)
         self.requires_grad_(False).eval()
 
-    @property
-    def feature_counts(self) -> tuple[int, int]:
-        """Features of a column of a photo or panorama, and of a polar image."""
+    def feature_counts(self, layer: str) -> tuple[int, int]:
+        """Features of a column that a layer looks at: of a photo or panorama, and of a polar image. Those that tell
+        kinds apart come last."""
         config = self.config
+        kinds = config.kinds if layer == "satellite" else 0
         counts = []
         for (rows, _), bands in ((config.level_size, LEVEL), (config.polar_size, POLAR)):
             heights = [rows // stride for stride in config.strides]
             count = feature_count(self.backbone.channels[: len(config.strides)], heights, bands)
             fine = rows // config.strides[0] if bands is LEVEL else rows // 2
-            counts.append(count + (feature_count([config.kinds], [fine], bands) if config.kinds else 0))
+            counts.append(count + (feature_count([kinds], [fine], bands) if kinds else 0))
         return counts[0], counts[1]
 
     @property
@@ -252,7 +256,7 @@ class Layered(BundledModel):
         if "street" in self.config.layers:
             place = batch.has_panorama.nonzero().squeeze(1).cpu()
             strips = [
-                self._level_strip("street", self.place_maps, self._seen(batch.panorama[n], True))[None]
+                self._level_strip("street", self.place_maps, self._seen(batch.panorama[n], True, kinds=False))[None]
                 for n in place.tolist()
             ]
             found["street"] = Rows(self._rows(strips), place.numpy())
@@ -308,12 +312,12 @@ class Layered(BundledModel):
 
     # --- eyes ---
 
-    def _seen(self, image: Tensor, circular: bool) -> dict[str, Tensor]:
+    def _seen(self, image: Tensor, circular: bool, *, kinds: bool = True) -> dict[str, Tensor]:
         """What each eye sees of azimuth columns, uint8 [3, H, w]; of the mapped eye the features, for any layer."""
         eyes = {}
         for eye in self.config.eyes:
             if eye == "mapped":
-                eyes[eye] = self.level_features(image, circular=circular)
+                eyes[eye] = self.level_features(image, circular=circular, kinds=kinds)
             elif eye == "frozen":
                 eyes[eye] = self.frozen_maps["level"](
                     self.frozen_features(image[None], self._columns(image), circular=circular)[0]
@@ -324,7 +328,10 @@ class Layered(BundledModel):
 
     def _level_strip(self, layer: str, maps: nn.ModuleDict, seen: dict[str, Tensor]) -> Tensor:
         """[C, w] of what was seen, by the maps of queries or of places."""
-        return self._strip({eye: maps[layer](of_it) if eye == "mapped" else of_it for eye, of_it in seen.items()})
+        eyes = dict(seen)
+        if "mapped" in eyes:
+            eyes["mapped"] = maps[layer](eyes["mapped"][..., : self.feature_counts(layer)[0]])
+        return self._strip(eyes)
 
     def _polar_strips(self, satellite: Tensor, metres: float, points: Sequence[tuple[float, float]]) -> Tensor:
         """[K, C, W] of a satellite image, uint8 [3, S, S], seen from K standpoints."""
@@ -391,11 +398,12 @@ class Layered(BundledModel):
             image = np.pad(image, ((0, 0), (left, want - have - left), (0, 0)))
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), have == turn
 
-    def level_features(self, image: Tensor, *, circular: bool) -> Tensor:
-        """Column features [w, D] of uint8 [3, H, w] azimuth columns, a whole turn if `circular`."""
+    def level_features(self, image: Tensor, *, circular: bool, kinds: bool = True) -> Tensor:
+        """Column features [w, D] of uint8 [3, H, w] azimuth columns, a whole turn if `circular`; without those of
+        kinds, where they are not asked for."""
         maps = self.backbone(image[None].to(self._device), circular=circular, strides=self.config.strides)
         features = column_features(maps, self._columns(image), LEVEL)[0]
-        if not self.config.kinds:
+        if not (self.config.kinds and kinds):
             return features
         shares = self.kind_heads["level"](maps, circular=circular)
         return torch.cat((features, column_features([shares], self._columns(image), LEVEL)[0]), -1)
