@@ -164,7 +164,7 @@ def test_reading_says_what_it_leaves_out(run: Run, tmp_path: Path) -> None:
         (["prepare", "photos", "out", "--workers", "0"], 2, "workers"),
         (["prepare", "photos", "out", "--image-format", "gif"], 2, "image_format: expected 'jpeg' or 'png'"),
         (["prepare", "table", "table"], 1, "is the folder of the manifest itself"),
-        (["prepare", "table", "photos"], 1, "is not empty, and holds no preparation to go on with"),
+        (["prepare", "table", "photos"], 1, "is not empty, and holds no preparation to continue"),
         (["show", "empty"], 1, "no places.parquet"),
         (["show", "table"], 1, "the manifest has no places to show"),
         (["show", "table", "--out", "sheet.gif"], 2, "--out: expected a .png or .jpg file, got 'sheet.gif'"),

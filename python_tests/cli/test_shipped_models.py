@@ -55,7 +55,7 @@ def test_the_model_for_cities_has_two_layers_of_one_heading() -> None:
     assert isinstance(model, Layered)
     assert [layer.name for layer in model.layers] == ["street", "satellite"]
     assert sum(min(layer.scanned_rows, 1 if layer.name == "street" else 19) for layer in model.layers) == 4
-    assert set(model.config.provenance) == {"backbone", "maps"}
+    assert set(model.config.provenance) == {"backbone", "maps", "kinds"}
     assert "synthetic" in model.trained_on
     confidence = Confidence.load(Confidence.path_for(shipped_model("city")), model=model.fingerprint)
     assert set(confidence.layers) == {"street", "satellite"} and 0.5 < confidence.threshold < 1

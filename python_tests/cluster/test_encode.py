@@ -70,8 +70,7 @@ def assert_same_index(found: Path, expected: Path) -> None:
     assert PlaceIndex.verify(found) == []
     one, two = PlaceIndex.open(found), PlaceIndex.open(expected)
     assert one.keys() == two.keys()
-    (layer,) = one.layers
-    query = {layer.name: QueryStrips(random_strips(3, *layer.strip[:2], 5))}
+    query = {layer.name: QueryStrips(random_strips(3, *layer.strip[:2], 5)) for layer in one.layers}
     for ours, theirs in zip(one.search(query, 10), two.search(query, 10), strict=True):
         assert ours.tobytes() == theirs.tobytes()
 

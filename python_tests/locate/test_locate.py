@@ -759,7 +759,7 @@ def test_evaluate_on_the_command_line(run: Any, city: Manifest, index: PlaceInde
     assert text.count('<img alt="matched place"') == text.count('<img alt="photo"') == count
     assert text.count('<img alt="street view"') + text.count("no street view") == count
     code, _, err = run("evaluate", city.root, "--index", index.path, "--split", "nothing")
-    assert code == 1 and "no photos of known position" in err
+    assert code == 1 and "no photo has a known position" in err
 
 
 def test_panoramas_are_located_as_they_are_and_in_cuts(

@@ -39,9 +39,8 @@ def make_served(path: Path, places: int) -> Served:
     number = np.arange(places)
     lat, lon = move_m(np.full(places, LAT), np.full(places, LON), number % side * 40.0, number // side * 40.0)
     torch.manual_seed(0)
-    layer = model.layers[0]
     with PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers) as index:
-        rows = {layer.name: Rows(random_strips(places, *layer.strip))}
+        rows = {layer.name: Rows(random_strips(places, *layer.strip)) for layer in model.layers}
         index.add(rows, model=model.fingerprint, lat=lat, lon=lon, key=[f"place-{n}" for n in range(places)])
     return opened(path)
 
