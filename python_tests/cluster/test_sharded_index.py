@@ -134,10 +134,9 @@ def sharded(where: str, shards: Path) -> Iterator[ShardedIndex]:
 def town(tmp_path_factory: pytest.TempPathFactory) -> tuple[PlaceIndex, Path]:
     """An index of the model that ships, and its shards."""
     folder, model, rng = tmp_path_factory.mktemp("town"), load_model(), np.random.default_rng(2)
-    (layer,) = model.layers
     with PlaceIndex.create(folder / "index", model=str(model.fingerprint), layers=model.layers) as index:
         lat, lon = 48 + rng.uniform(0, 0.02, 80), 11 + rng.uniform(0, 0.02, 80)
-        rows = {layer.name: Rows(random_strips(80, *layer.strip))}
+        rows = {layer.name: Rows(random_strips(80, *layer.strip, seed=n)) for n, layer in enumerate(model.layers)}
         index.add(rows, model=model.fingerprint, lat=lat, lon=lon, key=[f"place-{n}" for n in range(80)])
     one = PlaceIndex.open(folder / "index")
     cut(one, folder / "shards", 2)

@@ -154,7 +154,8 @@ def test_turning_a_photo_upright_undoes_a_tilt(served: Served) -> None:
             )
         ]
     scores = [dict(zip(each.id.tolist(), each.score.tolist(), strict=True)) for each in nearest if each is not None]
-    plain, tilted, turned = ({place: of_it[place] for place in set.intersection(*map(set, scores))} for of_it in scores)
+    common = set.intersection(*map(set, scores)) - {-1}
+    plain, tilted, turned = ({place: of_it[place] for place in common} for of_it in scores)
     assert len(plain) > 10
 
     def apart(other: dict[int, float]) -> float:
