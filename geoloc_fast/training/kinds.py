@@ -24,6 +24,7 @@ from geoloc_fast.images.decode import decode_image
 from geoloc_fast.models.bundle import kind_of, load_bundle, write_bundle
 from geoloc_fast.models.contract import Photo, model_path
 from geoloc_fast.models.layered import Layered, LayeredConfig
+from geoloc_fast.models.layered.kinds import KindHead
 from geoloc_fast.progress import Progress
 
 __all__ = ["load_kinds", "save_kinds", "train_kinds"]
@@ -168,7 +169,9 @@ def _train(model: Layered, side: str, told: _Examples, steps: int, rng: np.rando
     kept, order = list(range(0, len(told), 10)), [n for n in range(len(told)) if n % 10]
     if len(order) < _BATCH:
         raise TrainingStopped(f"{side}: expected at least {_BATCH + 1} images with kinds, got {len(told)}")
-    head = model.kind_heads.get_submodule(side).requires_grad_(True)
+    head = model.kind_heads.get_submodule(side)
+    assert isinstance(head, KindHead)
+    head.requires_grad_(True)
     some = torch.stack([told.get(n, None)[1].sum((1, 2)) for n in order[:: max(1, len(order) // 40)]]).sum(0)
     weight = (_COMMON / (some / some.sum()).clamp_min(1e-5)).sqrt().clamp(0.5, 6.0).view(-1, 1, 1)
     optimiser = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=1e-3)
