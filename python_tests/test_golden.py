@@ -72,7 +72,7 @@ def golden_strips(folder: Path) -> dict[str, Any]:
 
 
 def golden_demo(folder: Path) -> list[list[float]]:
-    run_demo(folder / "demo", model_path=shipped_model(), places=24, photos=10, seed=20_000)
+    run_demo(folder / "demo", model_path=shipped_model(), places=16, photos=10, seed=20_000)
     features = json.loads((folder / "demo" / "predictions.geojson").read_text())["features"]
     return [
         [

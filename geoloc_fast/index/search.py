@@ -11,7 +11,8 @@ places, they are scored over all layers, and no place that was named by none can
 
     sum over layers of  w_l * max(last score of layer l's list, absent_l),
 
-so the lists are made longer until the k-th place stands above that.
+so the lists are made longer until the k-th place stands above that. Where places have rows that are not scanned nothing
+bounds those: the lists are made once, and the answer is not called exact.
 
 All of it asks `Parts`, which are the segments of an index here or the shards of one elsewhere: the same steps in the
 same order, so that the answer is the same to the last bit however the places are spread.
@@ -39,6 +40,7 @@ __all__ = ["Call", "Lists", "Parts", "Query", "Segments", "search"]
 
 _FIRST_DEPTH = 64
 _DEEPER = 4
+_ONE_DEPTH = 256  # of the only lists, where rows are not scanned
 _VALUES_AT_ONCE = 1 << 24
 _ROUNDING = 1e-6  # between a score and the same window's value in a curve
 
@@ -167,7 +169,7 @@ def _deepened(parts: Parts, call: Call, k: int, depth: int, whole: bool) -> Neig
     batch, taking, query = len(call.query.centre), call.taking, call.query
     answer = nothing(batch, k, len(call.layers))
     left = np.arange(batch)
-    length = min(max(_FIRST_DEPTH, _DEEPER * k), depth)
+    length = min(max(_FIRST_DEPTH if whole else _ONE_DEPTH, _DEEPER * k), depth)
     others = sum(_absent(layer) for layer in call.layers if layer not in taking)
     while True:
         part = call if len(left) == batch else call._replace(query=query.take(left))
@@ -191,7 +193,7 @@ def _deepened(parts: Parts, call: Call, k: int, depth: int, whole: bool) -> Neig
         exact = (complete | enough) & (whole | np.all([each[:, -1] < 0 for each in places], axis=0))
         for target, values in zip(answer, best._replace(exact=exact), strict=True):
             target[left] = values
-        if length >= depth:
+        if length >= depth or not whole:  # rows that are not scanned have no bound: longer lists would prove nothing
             return answer
         left = left[~(complete | enough)]
         if not len(left):

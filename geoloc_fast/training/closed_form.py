@@ -65,6 +65,7 @@ class Moments:
         if sum(len(part) for part, _, _ in self._waiting) >= _ROWS:
             self._sum_up()
 
+    @torch.inference_mode(False)  # the sums go on outside of inference mode, whatever the features come from
     def _sum_up(self) -> None:
         """Adds what waits: the sums are large, and to go through them for every few rows takes longer than the
         products."""

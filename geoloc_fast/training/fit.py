@@ -121,7 +121,8 @@ def fit_region(
         if report.pairs[layer] < 2:
             what = {"street": "a street view of known heading", "satellite": "a satellite image of known resolution"}
             raise TrainingStopped(
-                f"layer {layer}: expected photos of known heading beside {what[layer]}, got {report.pairs[layer]}: "
+                f"layer {layer}: expected photos of known heading beside {what[layer]}, got {report.pairs[layer]} "
+                f"({', '.join(f'{n} left out: {why}' for why, n in report.left_out.items()) or 'none left out'}): "
                 "give headings, or fit the other layer alone"
             )
         maps = canonical_maps(sums, channels, ridge=ridge)

@@ -89,14 +89,14 @@ def test_a_missing_model_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:  # type: ignore[type-arg]
     out = tmp_path_factory.mktemp("demo")
-    done = run("demo", "--out", str(out), "--places", "60", "--photos", "40", "--seed", "31337", "--json")
+    done = run("demo", "--out", str(out), "--places", "24", "--photos", "16", "--seed", "31337", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), out
 
 
 def test_demo_locates_far_above_chance(demo_run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
     metrics, _ = demo_run
-    assert metrics["city"]["photos"] == 40
+    assert metrics["city"]["photos"] == 16
     chance = metrics["chance_recall_at_1"]
     for key in ("field_of_view_assumed", "field_of_view_known"):
         recall = metrics[key]
@@ -110,7 +110,7 @@ def test_demo_writes_geojson_with_longitude_first(demo_run: tuple[dict, Path]) -
     assert json.loads((out / "metrics.json").read_text()) == metrics
     collection = json.loads((out / "predictions.geojson").read_text())
     assert collection["type"] == "FeatureCollection"
-    assert len(collection["features"]) == 40
+    assert len(collection["features"]) == 16
     for feature in collection["features"]:
         lon, lat = feature["geometry"]["coordinates"]
         properties = feature["properties"]
@@ -122,9 +122,9 @@ def test_demo_writes_geojson_with_longitude_first(demo_run: tuple[dict, Path]) -
 def test_demo_writes_a_report_of_a_sane_size(demo_run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
     page = (demo_run[1] / "report.html").read_text()
     assert len(page) < 6 << 20
-    assert page.count('<article class="card"') == 40
+    assert page.count('<article class="card"') == 16
     for picture in ("photo", "matched place", "street view", "satellite, polar"):
-        assert page.count(f'<img alt="{picture}" src="data:image/webp;base64,') == 40
+        assert page.count(f'<img alt="{picture}" src="data:image/webp;base64,') == 16
     assert '"image_url"' in page or "ImageURL" in page  # the map has its background
 
 

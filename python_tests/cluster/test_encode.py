@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from geoloc_fast.city.views import Sizes
@@ -27,6 +28,7 @@ from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ClusterError, WorkerLostError
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import QueryStrips
+from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.models.contract import load_model
 from geoloc_fast.region.encode import build_index
 from geoloc_fast.testing import random_strips
@@ -48,9 +50,25 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that encodes a place in no time."""
+    torch.manual_seed(0)
+    config = GeolocalizerConfig(
+        backbone="convnext_atto",
+        backbone_kwargs={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 32], "ls_init_value": None},
+        image_size=(64, 256),
+        strip=(8, 2, 16),
+        satellite_px=128,
+    )
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    Geolocalizer(config).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(city: Path, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("undisturbed") / "region.index"
-    done = build(path, None, city, "local:1", unit_places=UNIT)
+    done = build(path, small, city, "local:1", unit_places=UNIT)
     assert (done.added, len(done.problems)) == (PLACES - 1, 1)
     return path
 
@@ -75,24 +93,26 @@ def assert_same_index(found: Path, expected: Path) -> None:
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_units_are_those_of_one_process(city: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_units_are_those_of_one_process(city: Path, small: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Against the way without workers: the same rows, whose batches are others."""
-    build_index(tmp_path / "plain", load_model(), Manifest.load(city))
+    build_index(tmp_path / "plain", load_model(small), Manifest.load(city))
     one, two = PlaceIndex.open(undisturbed), PlaceIndex.open(tmp_path / "plain")
     assert list(one.keys()) == list(two.keys()) and np.array_equal(one.ids(), two.ids())
     assert one.places(one.ids()) == two.places(two.ids())
 
 
 @pytest.mark.slow
-def test_workers_of_a_cluster_make_the_same_bytes(city: Path, undisturbed: Path, where: str, tmp_path: Path) -> None:
+def test_workers_of_a_cluster_make_the_same_bytes(
+    city: Path, small: Path, undisturbed: Path, where: str, tmp_path: Path
+) -> None:
     told: list[tuple[int, int | None]] = []
     done = build(
-        tmp_path / "index", None, city, where, workers=2, unit_places=UNIT, progress=lambda *now: told.append(now)
+        tmp_path / "index", small, city, where, workers=2, unit_places=UNIT, progress=lambda *now: told.append(now)
     )
     assert (done.added, done.there_already, len(done.problems)) == (PLACES - 1, 0, 1)
     assert told[-1] == (PLACES - 1, PLACES) and told == sorted(told)
     assert_same_index(tmp_path / "index", undisturbed)
-    again = build(tmp_path / "index", None, city, where, workers=2, unit_places=UNIT)
+    again = build(tmp_path / "index", small, city, where, workers=2, unit_places=UNIT)
     assert (again.added, again.there_already, len(again.problems)) == (0, PLACES - 1, 1)
 
 
@@ -122,10 +142,10 @@ class Killing(LocalExecutor):
 
 
 def test_a_worker_that_is_killed_loses_its_unit_alone(
-    city: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    city: Path, small: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     executor = Killing(2, 2, 0.5)
-    done = build(tmp_path / "index", None, city, executor, unit_places=UNIT)
+    done = build(tmp_path / "index", small, city, executor, unit_places=UNIT)
     executor.close()
     assert executor.killed >= 1 and done.added == PLACES - 1
     assert "is given out again" in caplog.text and "workers waited for images" in caplog.text
@@ -135,28 +155,28 @@ def test_a_worker_that_is_killed_loses_its_unit_alone(
 CHILD = """
 import sys
 from geoloc_fast.cluster.encode import build
-build(sys.argv[1], None, sys.argv[2], "local:2", unit_places=int(sys.argv[3]))
+build(sys.argv[1], sys.argv[4], sys.argv[2], "local:2", unit_places=int(sys.argv[3]))
 """
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_is_gone_on_with(city: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_is_gone_on_with(city: Path, small: Path, undisturbed: Path, tmp_path: Path) -> None:
     path = tmp_path / "index"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(city), str(UNIT)])
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(city), str(UNIT), str(small)])
     while child.poll() is None and not any((path / "incoming").glob("*.segment") if path.exists() else []):
         time.sleep(0.02)
     child.kill()
     child.wait()
-    done = build(path, None, city, "local:1", unit_places=UNIT)
+    done = build(path, small, city, "local:1", unit_places=UNIT)
     assert done.added + done.there_already == PLACES - 1
     assert_same_index(path, undisturbed)
 
 
-def test_what_was_left_half_way_is_in_nobodys_way(city: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_what_was_left_half_way_is_in_nobodys_way(city: Path, small: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Remains of writers that died: files without a segment, altered or whole, and a segment that waits already."""
-    path, model = tmp_path / "index", load_model()
+    path, model = tmp_path / "index", load_model(small)
     with PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers) as index:
-        encoder = Encoder(None, "cpu", str(city), str(path), 1)
+        encoder = Encoder(str(small), "cpu", str(city), str(path), 1)
         unit = Unit("0" * 31 + "1", [0, 1, 2])
         first = encoder.encode(unit)
         (path / "incoming" / f"{unit.name}.segment").unlink()
@@ -190,29 +210,41 @@ def _lost() -> Any:
 
 
 def test_a_unit_that_ends_every_worker_ends_the_run(
-    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    city: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("geoloc_fast.cluster.encode._REST_S", 0.01)
     executor = Lost(1)
     with pytest.raises(ClusterError, match="was lost 12 times"):
-        build(tmp_path / "index", None, city, executor, unit_places=UNIT)
+        build(tmp_path / "index", small, city, executor, unit_places=UNIT)
     executor.close()
 
 
 @pytest.mark.slow
-def test_the_command(city: Path, undisturbed: Path, tmp_path: Path) -> None:
-    args = ["index", "build", str(city), str(tmp_path / "index"), "--cluster", "local:1", "--unit", str(UNIT), "--json"]
+def test_the_command(city: Path, small: Path, undisturbed: Path, tmp_path: Path) -> None:
+    args = [
+        "index",
+        "build",
+        str(city),
+        str(tmp_path / "index"),
+        "--cluster",
+        "local:1",
+        "--unit",
+        str(UNIT),
+        "--json",
+        "--model",
+        str(small),
+    ]
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 1 and json.loads(done.stdout)["added"] == PLACES - 1  # one place is left out
     assert files_of(tmp_path / "index") == files_of(undisturbed)
 
 
 @pytest.mark.slow
-def test_forty_units_and_ten_kills(tmp_path: Path) -> None:
+def test_forty_units_and_ten_kills(small: Path, tmp_path: Path) -> None:
     write_city(tmp_path / "city", seed=5, cities=1, places=80, sizes=SMALL)
-    build(tmp_path / "expected", None, tmp_path / "city", "local:2", unit_places=2)
+    build(tmp_path / "expected", small, tmp_path / "city", "local:2", unit_places=2)
     executor = Killing(2, 10, 0.7)
-    done = build(tmp_path / "index", None, tmp_path / "city", executor, unit_places=2)
+    done = build(tmp_path / "index", small, tmp_path / "city", executor, unit_places=2)
     executor.close()
     assert executor.killed == 10 and done.added == len(PlaceIndex.open(tmp_path / "expected"))
     assert len(files_of(tmp_path / "index")) == 80

@@ -322,7 +322,7 @@ def test_cvact_says_what_is_wrong(tmp_path: Path, changes: dict[str, Any], match
         (None, "is missing in"),
         (b"", "no header"),
         (b"x" * 500, "no header"),
-        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\x02IM", "save it again"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\x02IM", "save it in MATLAB"),
         (b" " * 124 + b"\0\x01IM", "column panoIds: is missing"),
         (b" " * 124 + b"\0\x01IM" + b"\x0e\0\0\0\xff\xff\0\0", "it ends inside an element"),
     ],

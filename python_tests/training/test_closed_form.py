@@ -91,3 +91,15 @@ def test_arguments() -> None:
         canonical_maps(moments, 3)
     with pytest.raises(ValueError, match="ridge"):
         canonical_maps(moments, 1, ridge=0)
+
+
+def test_features_of_inference_mode_are_summed_in_any_number() -> None:
+    """The sums are begun inside of inference mode and used outside of it, once there are more than wait."""
+    x, y = torch.randn(3000, 4), torch.randn(3000, 3)
+    plain, inferred = Moments(), Moments()
+    plain.add(x, y)
+    with torch.inference_mode():
+        for begin in range(0, 3000, 250):
+            inferred.add(1.0 * x[begin : begin + 250], 1.0 * y[begin : begin + 250])
+    for found, expected in zip(inferred.covariance(), plain.covariance(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
