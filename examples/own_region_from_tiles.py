@@ -25,7 +25,7 @@ def main(tiles: Path, photo: Path, out: Path, *, places: str = "grid:20", side_m
     print(price_of(ground, spots, side_m))
     print(cut_places(ground, spots, out / "region", source=tiles.name, side_m=side_m).summary())
 
-    model = load_model()  # the small one that ships: trained on synthetic cities, so only a demonstration
+    model = load_model()  # `city`: fitted on synthetic cities, so only a demonstration
     print(build_index(out / "region.index", model, Manifest.load(out / "region")).summary())
     (answer,) = Locator(PlaceIndex.open(out / "region.index"), model).locate([photo])
     print(as_text([answer], "table"))
