@@ -6,7 +6,7 @@ network have seen the world, and stay as they are.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from geoloc_fast.data.manifest import Manifest
@@ -59,8 +58,7 @@ def train_kinds(
             f"{manifest.root}: expected cities with photo_kinds and satellite_kinds; make them with train/cities.py"
         )
     torch.manual_seed(seed)
-    values = {**vars(config or LayeredConfig()), "kinds": len(kinds)}
-    model = Layered(LayeredConfig(**values))
+    model = Layered(dataclasses.replace(config or LayeredConfig(), kinds=len(kinds)))
     model.backbone.load_pretrained(pretrained)
     right = {}
     for number, side in enumerate(("level", "above")):
@@ -83,10 +81,10 @@ def load_kinds(path: str | os.PathLike[str], config: LayeredConfig) -> Layered:
     if kind_of(path) == Layered.kind:
         heads = Layered.load(path)
     else:
-        heads = load_bundle(path, "kinds", lambda text: Layered(LayeredConfig(**json.loads(text))))
+        heads = load_bundle(path, "kinds", lambda text: Layered(LayeredConfig.from_json(text)))
     if not heads.config.kinds:
         raise BundleError(f"{path}: expected a model that tells kinds of ground apart, got one without")
-    model = Layered(LayeredConfig(**{**vars(config), "kinds": heads.config.kinds}))
+    model = Layered(dataclasses.replace(config, kinds=heads.config.kinds))
     model.kind_heads.load_state_dict(heads.kind_heads.state_dict())
     return model
 
@@ -201,6 +199,6 @@ def _train(model: Layered, side: str, told: _Examples, steps: int, rng: np.rando
         image, target = told.get(n, None)
         most, kind = target.max(0)
         clear = most > 0.5
-        right += float(((F.softmax(logits(image), 0).argmax(0) == kind) & clear).sum())
+        right += float(((logits(image).argmax(0) == kind) & clear).sum())
         cells += float(clear.sum())
     return right / max(cells, 1.0)

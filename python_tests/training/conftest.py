@@ -43,3 +43,16 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights of the backbone that is the default."""
+    import safetensors.torch
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    safetensors.torch.save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), path)
+    return path

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import safetensors.torch
-import timm
 import torch
 from PIL import Image
 
@@ -47,14 +45,6 @@ CONFIG = LayeredConfig(
 def region(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     sizes = Sizes(128, (64, 256), (96, 128))
     return write_city(tmp_path_factory.mktemp("city"), seed=3, cities=1, places=24, sizes=sizes, capture=TIDY)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    safetensors.torch.save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import safetensors.torch
-import timm
 import torch
 
 from geoloc_fast.city.render import CLASSES, KINDS
@@ -33,14 +31,6 @@ def cities(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return write_city(
         folder, seed=5, cities=1, places=16, sizes=Sizes(128, (64, 256), (96, 128)), capture=TIDY, kinds=True
     )
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    safetensors.torch.save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), path)
-    return path
 
 
 def test_the_renderer_says_what_images_show(cities: Manifest) -> None:
