@@ -219,40 +219,45 @@ def strip_topk(
     query_width: Tensor | None = None,
     select: str = "correlation",
     score: str = "cosine",
+    rows: int | None = None,
     alive: Tensor | None = None,
     group: Tensor | None = None,
 ) -> StripTopK:
     """Finds the k strips of the bank that match each query [B, C, H, Wq] best, over all shifts.
 
-    Exact for the values the bank stores (what `bank.unpack` returns); ties go to the lowest row. Rows with
-    `alive[row] == False` (bool [len(bank)]) are skipped. Where fewer than k rows are left, index and shift are
-    -1 and the score -inf. Memory is O(B k) beside the bank. `query_width` and `select` as in `azimuth_match`.
+    Exact for the values the bank stores (what `bank.unpack` returns); ties go to the lowest row. Only the first `rows`
+    strips are searched, R in all (default the whole bank); of them those with `alive[row] == False` (bool [R]) are
+    skipped. Where fewer than k rows are left, index and shift are -1 and the score -inf. Memory is O(B k) beside the
+    bank. `query_width` and `select` as in `azimuth_match`.
 
     With `score="dot"` the highest raw correlation chooses the shift and is the score, whatever `select` says; a score
     that float32 cannot tell from -inf is no score.
 
-    `group` (int64 [len(bank)], ascending) says which rows belong to one place: the best row of a place is kept (of
+    `group` (int64 [R], ascending) says which rows belong to one place: the best row of a place is kept (of
     equals the lowest) and `k` counts places. `index` of the answer stays the row: `group[index]` is the place.
     """
     _check_search(query, bank, select)
     checks.choice("score", score, checks.SCORES)
     query_width = checks.query_width(query_width, query)
     checks.whole("k", k, 1, MAX_K)
+    layout, blocks = bank.layout, bank.blocks
+    if rows is not None:
+        checks.whole("rows", rows, 0, len(bank))
+        layout = replace(layout, count=rows)
+        blocks = blocks[: layout.nbytes - layouts.HEADER_BYTES]
     if alive is not None:
         checks.tensor("alive", alive, "[R]", (torch.bool,))
         checks.same_device("alive", alive, "the bank", bank.buffer)
-        if alive.shape[0] != len(bank):
-            raise ValueError(f"alive: expected {len(bank)} values (one per strip), got {alive.shape[0]}")
+        if alive.shape[0] != layout.count:
+            raise ValueError(f"alive: expected {layout.count} values (one per strip), got {alive.shape[0]}")
     if group is not None:
         checks.tensor("group", group, "[R]", (torch.int64,))
         checks.same_device("group", group, "the bank", bank.buffer)
-        if group.shape[0] != len(bank):
-            raise ValueError(f"group: expected {len(bank)} values (one per strip), got {group.shape[0]}")
+        if group.shape[0] != layout.count:
+            raise ValueError(f"group: expected {layout.count} values (one per strip), got {group.shape[0]}")
         if checks.values_known(group):
             checks.ascending("group", group)
-    found = op.topk(
-        _constant(query), bank.blocks, bank.layout.sizes, bank.dtype, k, query_width, select, alive, score, group
-    )
+    found = op.topk(_constant(query), blocks, layout.sizes, bank.dtype, k, query_width, select, alive, score, group)
     return StripTopK(*found)
 
 

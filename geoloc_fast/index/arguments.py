@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geoloc_fast.index.attributes import Value, column_names, encode, encode_texts
 from geoloc_fast.index.commits import LAST_ID, NAME, IndexState
-from geoloc_fast.index.segment import Columns, LayerRows
+from geoloc_fast.index.segment import Columns, LayerRows, search_order
 from geoloc_fast.layers import Layer, QueryStrips, Rows
 from geoloc_fast.ops import checks
 from geoloc_fast.retrieval import StripBank
@@ -57,6 +57,11 @@ def same_layers(index: Sequence[Layer], layers: Sequence[Layer]) -> tuple[Layer,
             raise ValueError(f"layers: expected {layer} among them, which the index holds, got {other}")
         if not other.weight > 0 or not np.isfinite([other.weight, other.absent]).all():
             raise ValueError(f"layers: expected a weight above 0 and a finite score for what is absent, got {other}")
+        if other.scanned_rows != layer.scanned_rows:
+            raise ValueError(
+                f"layers[{layer.name!r}] (scanned_rows): expected {layer.scanned_rows}, as the index was made with, "
+                f"got {other.scanned_rows}; build an index that searches so many"
+            )
     return tuple(given[layer.name] for layer in index)
 
 
@@ -136,8 +141,11 @@ def _layer_rows(dtype: str, layer: Layer, part: Rows, lat: np.ndarray, lon: np.n
     nowhere = np.isnan(lat[at])  # a row of a place without a position need not have one
     at_lat = lat[at] if row_lat is None else _degrees(f"{name}.lat", row_lat, len(at), 90, nowhere)
     at_lon = lon[at] if row_lon is None else _degrees(f"{name}.lon", row_lon, len(at), 180, nowhere)
+    order, searched = search_order(at, layer.scanned_rows)
+    if searched < len(at):
+        at, at_lat, at_lon, strips = at[order], at_lat[order], at_lon[order], strips[torch.from_numpy(order)]
     bank = StripBank.pack(strips.cpu(), dtype=dtype, column0_deg=layer.column0_deg or 0.0)
-    return LayerRows(at.astype(np.int64), at_lat, at_lon, [bank.buffer.numpy().data], len(lat))
+    return LayerRows(at.astype(np.int64), at_lat, at_lon, [bank.buffer.numpy().data], len(lat), searched)
 
 
 def _count(part: Rows) -> int:

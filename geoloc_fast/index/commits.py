@@ -1,6 +1,6 @@
 """`00000012.commit`: the whole state of the index as of commit 12, in a file that is never changed.
 
-    geoloc_fast index 1
+    geoloc_fast index 2
     {"at": ..., "attributes": ..., "changed": 5, "commit": 12, ..., "segments": [...], "verb": "add"}
     sha256 DIGEST_OF_THE_LINES_ABOVE
 
@@ -49,7 +49,7 @@ __all__ = [
     "read_last",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ATTRIBUTE_KINDS = ("date", "float", "int", "text")
 KEEP = 8
 KEEP_SECONDS = 3600.0
@@ -77,6 +77,8 @@ class BankEntry(FileEntry):
     """The strips of a layer in a segment."""
 
     rows: int
+    searched: int
+    """The rows that a search goes through; the others follow them and only rescore."""
     most: int
     """Rows of the place that has most."""
 
@@ -270,9 +272,10 @@ def _segment(document: Any) -> SegmentEntry:
     _whole("first_id", first_id, 0, LAST_ID - span)
     found = {}
     for layer, entry in banks.items():
-        size, sha256, rows, most = _fields(entry, bytes=int, sha256=str, rows=int, most=int)
+        size, sha256, rows, searched, most = _fields(entry, bytes=int, sha256=str, rows=int, searched=int, most=int)
         _whole("most", most, 1, _whole("rows", rows, 1, most * places))
-        found[layer] = BankEntry(_whole("bytes", size, 1), _matching("sha256", sha256, _HEX_256), rows, most)
+        _whole("searched", searched, 1, rows)
+        found[layer] = BankEntry(_whole("bytes", size, 1), _matching("sha256", sha256, _HEX_256), rows, searched, most)
     size, sha256 = _fields(table, bytes=int, sha256=str)
     whole = FileEntry(_whole("bytes", size, 1), _matching("sha256", sha256, _HEX_256))
     try:

@@ -390,11 +390,10 @@ class PlaceIndex:
             bank = segment.banks.get(layer)
             if bank is None or not len(here):
                 continue
-            first, end = bank.rows(row)
-            count = end - first
-            rows = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
-            found.append(bank.strips.unpack(torch.from_numpy(rows).to(bank.strips.device)).cpu())
-            places.append(np.repeat(here, count))
+            rows = bank.rows(row)
+            taken = torch.from_numpy(rows[rows >= 0]).to(bank.strips.device)
+            found.append(bank.strips.unpack(taken).cpu())
+            places.append(np.repeat(here, (rows >= 0).sum(axis=1)))
         if not there.all():
             raise KeyError(f"ids: there is no place {wanted[~there][0]}")
         place = np.concatenate(places)

@@ -226,7 +226,7 @@ class Segments:
 
     def whole(self, call: Call) -> bool:
         return all(
-            segment.banks[layer.name].entry.most <= layer.scanned_rows
+            segment.banks[layer.name].whole
             for _, segment in self._usable(call) for layer in call.taking if layer.name in segment.banks
         )  # fmt: skip
 
@@ -245,7 +245,7 @@ class Segments:
             for begin, segment in self._usable(call):
                 bank = segment.banks.get(layer.name)
                 if bank is not None:
-                    alive = bank.alive(segment.alive(call.within), call.within, layer.scanned_rows)
+                    alive = bank.alive(segment.alive(call.within), call.within)
                     row, score, _ = _topk(bank, layer, call.query, length, call.select, alive)
                     places.append(np.where(row < 0, -1, bank.places(row) + begin))
                     scores.append(score)
@@ -278,6 +278,8 @@ def _topk(
     if bank.group is not None:
         options["group"] = bank.group
     strips, width = query.strips[layer.name], query.width[layer.name]
+    if not bank.whole:
+        options["rows"] = bank.entry.searched
     found = strip_topk(strips, bank.strips, k, query_width=width, select=select, alive=alive, **options)
     return found.index.cpu().numpy(), found.score.cpu().numpy(), found.shift.cpu().numpy()
 
@@ -295,7 +297,7 @@ def _one_layer(
     segment: Segment, layers: Sequence[Layer], layer: Layer, query: Query, k: int, select: str, within: Region | None
 ) -> Neighbours:
     bank = segment.banks[layer.name]
-    alive = bank.alive(segment.alive(within), within, layer.scanned_rows)
+    alive = bank.alive(segment.alive(within), within)
     row, score, shift = _topk(bank, layer, query, k, select, alive)
     missing = row < 0
     place = bank.places(row)
@@ -409,26 +411,24 @@ def _scored_part(
 
 
 def _best_rows(bank: Bank, layer: Layer, query: Query, places: np.ndarray, select: str, curve: bool) -> _Best:
-    first, end = bank.rows(places.clip(0))
-    count = np.where(places < 0, 0, end - first)
-    index = first[..., None] + np.arange(max(1, int(count.max())))
-    there = index < (first + count)[..., None]
-    flat = torch.from_numpy(np.where(there, index, -1).reshape(len(places), -1)).to(bank.strips.device)
-    several = (count > 1) & (layer.column0_deg is not None)
+    index = bank.rows(places)
+    there = index >= 0
+    flat = torch.from_numpy(np.ascontiguousarray(index.reshape(len(places), -1))).to(bank.strips.device)
+    several = (there.sum(axis=2) > 1) & (layer.column0_deg is not None)
+    index = np.where(there, index, 0)
     strips, width = query.strips[layer.name], query.width[layer.name]
     if curve:
         values = strip_curve(strips, bank.strips, flat, query_width=width).double().cpu().numpy()
         values = values.reshape(*there.shape, -1)
         values = np.where(there[..., None], values, -np.inf)
         row = values.argmax(axis=2)
-        index = np.where(there, index, 0)
         return _Best(values.max(axis=2), np.take_along_axis(index, row, 2), several, None)
     options: dict[str, Any] = {} if layer.score == "cosine" else {"score": layer.score}
     found = strip_score(strips, bank.strips, flat, query_width=width, select=select, **options)
     score = found.score.double().cpu().numpy().reshape(there.shape)
     shifts = found.shift.cpu().numpy().reshape(there.shape)
     row = score.argmax(axis=2, keepdims=True)
-    pick = [np.take_along_axis(values, row, 2) for values in (score, np.where(there, index, 0), shifts)]
+    pick = [np.take_along_axis(values, row, 2) for values in (score, index, shifts)]
     return _Best(pick[0], pick[1], several, pick[2][..., 0])
 
 

@@ -11,7 +11,9 @@ NAME is drawn at random. The table of places:
     attribute.NAME      int32 (dates: days since 1970-01-01), int64, float64, or the bytes of texts with
     attribute.NAME.end  where each ends; what is not known is the lowest number, NaN, or an empty text
 
-The table of rows of a layer, in the order of its bank, in which rows of one place lie together, places ascending:
+The table of rows of a layer, in the order of its bank. First those that are searched, the first `scanned_rows` of each
+place, then the others, so that a search reads no more than it needs. In both, rows of one place lie together, places
+ascending:
 
     layer.NAME.place     int64, the place's row in the table of places
     layer.NAME.lat, lon  float64, of the standpoint or view
@@ -28,6 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -40,7 +43,7 @@ from geoloc_fast.index.commits import BankEntry, FileEntry, IndexState, SegmentE
 from geoloc_fast.index.folder import Folder, MappedFile, damaged
 from geoloc_fast.retrieval import StripBank
 
-__all__ = ["Bank", "Columns", "LayerRows", "Segment", "merge_segments", "write_segment"]
+__all__ = ["Bank", "Columns", "LayerRows", "Segment", "merge_segments", "search_order", "write_segment"]
 
 _INT64, _FLOAT64 = KINDS["int"], KINDS["float"]
 _STORED = {"I64": KINDS["int"], "F64": KINDS["float"], "I32": KINDS["date"], "U8": KINDS["text"]}
@@ -110,48 +113,64 @@ class Bank:
     def __init__(self, strips: StripBank, file: MappedFile, entry: BankEntry, places: int, table: _Table, name: str):
         self.strips, self.file, self.entry = strips, file, entry
         self.place, self.lat, self.lon = (table[f"layer.{name}.{column}"] for column in ("place", "lat", "lon"))
-        self.single = entry.most == 1
-        """No place has more than one row."""
-        self.every = self.single and entry.rows == places
+        self.every = entry.most == 1 and entry.rows == places
         """Each place has one row, so that the n-th row is that of the n-th place."""
         self._group: Tensor | None = None
-        self._alive: tuple[object, int, Tensor] | None = None
+        self._alive: tuple[object, Tensor] | None = None
 
     def __len__(self) -> int:
         return self.entry.rows
 
     @property
+    def whole(self) -> bool:
+        """Whether a search goes through every row."""
+        return self.entry.searched == self.entry.rows
+
+    @property
     def group(self) -> Tensor | None:
-        """int64 [rows], the place of each, on the bank's device; None while no place has two."""
-        if self.single:
+        """int64 [searched], the place of each row, on the bank's device; None while no place has two."""
+        if self.entry.most == 1:
             return None
         if self._group is None:
-            self._group = torch.from_numpy(self.place.copy()).to(self.strips.device)
+            self._group = torch.from_numpy(self.place[: self.entry.searched].copy()).to(self.strips.device)
         return self._group
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         return rows if self.every else self.place[rows]
 
-    def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(first, end) of the rows of some places."""
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """The rows of some places [...], -1 for none: [..., n], as they were given, -1 where a place has no more."""
         if self.every:
-            return places, places + 1
-        return np.searchsorted(self.place, places), np.searchsorted(self.place, places, "right")
+            return places[..., None]
+        searched = self.entry.searched
+        first, end = _span(self.place[:searched], places)
+        number = np.arange(max(1, int((end - first).max(initial=0))))
+        found = _padded(first, end, number)
+        if self.whole:
+            return found
+        others, last = _span(self.place[searched:], places)
+        number = np.arange(int((last - others).max(initial=0)))
+        return np.concatenate([found, _padded(others + searched, last + searched, number)], axis=-1)
 
-    def alive(self, places: np.ndarray | None, key: object, scanned: int) -> Tensor | None:
-        """bool [rows] on the bank's device: the first `scanned` rows of each place that is alive (bool [places]); None
-        if all are. What was asked for last is kept under `key`."""
-        if places is None and self.entry.most <= scanned:
+    def alive(self, places: np.ndarray | None, key: object) -> Tensor | None:
+        """bool [searched] on the bank's device: the rows of places that are alive (bool [places]); None if all are.
+        What was asked for last is kept under `key`."""
+        if places is None:
             return None
         kept = self._alive
-        if kept is None or kept[:2] != (key, scanned):
-            rows = np.ones(len(self), bool) if places is None else places if self.every else places[self.place]
-            if self.entry.most > scanned:
-                first = np.flatnonzero(np.diff(self.place, prepend=-1))
-                number = np.arange(len(self)) - np.repeat(first, np.diff(first, append=len(self)))
-                rows = rows & (number < scanned)
-            kept = self._alive = key, scanned, torch.from_numpy(rows).to(self.strips.device)
-        return kept[2]
+        if kept is None or kept[0] != key:
+            rows = places if self.every else places[self.place[: self.entry.searched]]
+            kept = self._alive = key, torch.from_numpy(rows).to(self.strips.device)
+        return kept[1]
+
+
+def _span(place: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.searchsorted(place, places), np.searchsorted(place, places, "right")
+
+
+def _padded(first: np.ndarray, end: np.ndarray, number: np.ndarray) -> np.ndarray:
+    rows = first[..., None] + number
+    return np.where(rows < end[..., None], rows, -1)
 
 
 class Segment:
@@ -164,6 +183,7 @@ class Segment:
         self._table = _Table(MappedFile(folder, table, entry.table.bytes), entry.table.bytes)
         self._table.check(_expected_columns(state.attributes, entry, self._table))
         self.attributes = {name: kind for name, kind in state.attributes.items() if f"attribute.{name}" in self._table}
+        self._scanned = {layer.name: layer.scanned_rows for layer in state.layers}
         self.banks: dict[str, Bank] = {}
         for name, bank in entry.banks.items():
             file = MappedFile(folder, f"{entry.name}.{name}.strips", bank.bytes)
@@ -189,6 +209,7 @@ class Segment:
             return self
         other = Segment.__new__(Segment)
         other.entry, other._table, other.attributes, other._inside = entry, self._table, self.attributes, None
+        other._scanned = self._scanned
         other.banks = {
             name: Bank(bank.strips, bank.file, bank.entry, entry.places, self._table, name)
             for name, bank in self.banks.items()
@@ -302,11 +323,21 @@ class Segment:
                 if not (end[0] >= 0 and np.all(np.diff(end) >= 0) and end[-1] == len(content)):
                     found.append(f"the texts of {name} overlap or are cut")
         for name, bank in self.banks.items():
-            at = bank.place
-            counts = np.bincount(at, minlength=1) if np.all((at >= 0) & (at < len(self))) else np.zeros(1)
-            if not np.all(np.diff(at) >= 0) or counts.max() != bank.entry.most:
+            if not self._in_order(bank, self._scanned[name]):
                 found.append(f"the rows of {name} do not belong to places as they should")
         return found
+
+    def _in_order(self, bank: Bank, scanned: int) -> bool:
+        """Whether the first rows of every place are searched, and the others follow, places ascending in both."""
+        if not np.all((bank.place >= 0) & (bank.place < len(self))):
+            return False
+        parts = bank.place[: bank.entry.searched], bank.place[bank.entry.searched :]
+        searched, others = (np.bincount(part, minlength=len(self)) for part in parts)
+        return (
+            all(bool(np.all(np.diff(part) >= 0)) for part in parts)
+            and int((searched + others).max()) == bank.entry.most
+            and bool(np.all(np.where(others > 0, searched == scanned, searched <= scanned)))
+        )
 
 
 def _expected_columns(
@@ -339,11 +370,20 @@ class LayerRows:
     """What is written of one layer: a table of rows, and the bank in parts."""
 
     def __init__(
-        self, place: np.ndarray, lat: np.ndarray, lon: np.ndarray, parts: Iterable[memoryview | bytes], places: int
-    ) -> None:
+        self, place: np.ndarray, lat: np.ndarray, lon: np.ndarray, parts: Iterable[memoryview | bytes], places: int,
+        searched: int,
+    ) -> None:  # fmt: skip
         self.table = {"place": place, "lat": lat, "lon": lon}
-        self.parts = parts
+        self.parts, self.searched = parts, searched
         self.most = int(np.bincount(place, minlength=places).max()) if len(place) else 0
+
+
+def search_order(place: np.ndarray, scanned: int) -> tuple[np.ndarray, int]:
+    """(order in which rows of ascending places lie in a bank, how many of them are searched)"""
+    first = np.flatnonzero(np.diff(place, prepend=-1))
+    number = np.arange(len(place)) - np.repeat(first, np.diff(first, append=len(place)))
+    searched = number < scanned
+    return np.argsort(~searched, kind="stable"), int(searched.sum())
 
 
 def write_segment(
@@ -355,7 +395,7 @@ def write_segment(
     for layer, rows in layers.items():
         if rows.most:
             size, sha256 = folder.write(f"{name}.{layer}.strips", rows.parts)
-            banks[layer] = BankEntry(size, sha256, len(rows.table["place"]), rows.most)
+            banks[layer] = BankEntry(size, sha256, len(rows.table["place"]), rows.searched, rows.most)
     first = int(columns["id"][0])
     whole = {**columns, "id": columns["id"] - first}
     for layer in banks:
@@ -400,8 +440,7 @@ def merge_segments(
     told = _Told(progress, count, sum(len(bank) for segment, _ in picks for bank in segment.banks.values()))
     layers = {}
     for layer in state.layers:
-        found: list[tuple[Bank, np.ndarray]] = []
-        tables: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))]
+        halves: tuple[list[_Moved], list[_Moved]] = [], []  # what is searched, and the others
         begin = 0
         for segment, places in picks:
             bank = segment.banks.get(layer.name)
@@ -410,15 +449,32 @@ def merge_segments(
                 number[places] = np.arange(begin, begin + len(places))
                 place = number[bank.place]
                 rows = np.flatnonzero(place >= 0)
-                found.append((bank, rows))
-                tables.append((place[rows], bank.lat[rows], bank.lon[rows]))
+                split = int(np.searchsorted(rows, bank.entry.searched))
+                for half, part in zip(halves, (rows[:split], rows[split:]), strict=True):
+                    if len(part):
+                        half.append(_Moved(bank, part, place[part]))
             begin += len(places)
-        place, lat, lon = (np.concatenate(parts) for parts in zip(*tables, strict=True))
-        if len(place):
-            layers[layer.name] = LayerRows(place, lat, lon, _merged(found, len(place), told.rows), count)
+        found = halves[0] + halves[1]
+        if found:
+            place, lat, lon = (
+                np.concatenate(parts)
+                for parts in zip(*((part.place, part.bank.lat[part.rows], part.bank.lon[part.rows]) for part in found),
+                                 strict=True)
+            )  # fmt: skip
+            searched = sum(len(part.rows) for part in halves[0])
+            moved = _merged(found, len(place), told.rows)
+            layers[layer.name] = LayerRows(place, lat, lon, moved, count, searched)
     entry = write_segment(folder, columns, layers)
     told.whole()
     return entry
+
+
+class _Moved(NamedTuple):
+    """Rows of a bank that go into a new one, and the new numbers of their places."""
+
+    bank: Bank
+    rows: np.ndarray
+    place: np.ndarray
 
 
 class _Told:
@@ -441,18 +497,16 @@ class _Told:
         self._told = places
 
 
-def _merged(
-    picks: Sequence[tuple[Bank, np.ndarray]], count: int, written: Callable[[int], None]
-) -> Iterable[memoryview | bytes]:
-    layout = picks[0][0].strips.layout
+def _merged(picks: Sequence[_Moved], count: int, written: Callable[[int], None]) -> Iterable[memoryview | bytes]:
+    layout = picks[0].bank.strips.layout
     yield replace(layout, count=count).header()
     at_once = 16 * max(1, _BYTES_AT_ONCE // layout.block_bytes)  # whole blocks
-    begins = np.cumsum([0] + [len(rows) for _, rows in picks])
+    begins = np.cumsum([0] + [len(rows) for _, rows, _ in picks])
     for first in range(0, count, at_once):
         last = min(first + at_once, count)
         parts = [
             (bank.strips, torch.from_numpy(rows[max(first - begin, 0) : last - begin]).to(bank.strips.device))
-            for (bank, rows), begin in zip(picks, begins[:-1].tolist(), strict=True)
+            for (bank, rows, _), begin in zip(picks, begins[:-1].tolist(), strict=True)
             if begin < last and begin + len(rows) > first
         ]
         yield StripBank.join(parts).blocks.cpu().numpy().data

@@ -364,7 +364,7 @@ def test_what_is_no_index_is_refused_untouched(tmp_path: Path) -> None:
                 PlaceIndex.open(path, mode)
         with pytest.raises(PlaceIndexError, match=message):
             PlaceIndex.verify(path)
-    for content in (b"", b"geoloc_fast", b"SQLite format 3\0" + bytes(100), sealed(b"geoloc_fast index 1\n{}\n")):
+    for content in (b"", b"geoloc_fast", b"SQLite format 3\0" + bytes(100), sealed(b"geoloc_fast index 2\n{}\n")):
         (tmp_path / "00000000.commit").write_bytes(content)
         with pytest.raises(DamagedIndexError, match=r"00000000\.commit: damaged"):
             PlaceIndex.open(tmp_path, "write")
@@ -375,8 +375,8 @@ def test_what_is_no_index_is_refused_untouched(tmp_path: Path) -> None:
 def test_a_newer_format_is_named(tmp_path: Path) -> None:
     make(tmp_path / "index").close()
     path = tmp_path / "index" / "00000001.commit"
-    path.write_bytes(sealed(path.read_bytes()[:-72].replace(b"index 1\n", b"index 7\n", 1)))
-    with pytest.raises(IndexVersionError, match="format 7, this version reads 1: update"):
+    path.write_bytes(sealed(path.read_bytes()[:-72].replace(b"index 2\n", b"index 7\n", 1)))
+    with pytest.raises(IndexVersionError, match="format 7, this version reads 2: update"):
         PlaceIndex.open(tmp_path / "index")
 
 

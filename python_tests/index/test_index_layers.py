@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 from geoloc_fast import StripBank, strip_topk
@@ -259,17 +260,50 @@ def test_one_row_of_a_place_says_nothing_of_the_standpoint(tmp_path: Path) -> No
 
 
 def test_rows_that_are_not_scanned_rescore(tmp_path: Path) -> None:
-    of = world((STREET._replace(scanned_rows=1),), 40, seed=17, most=5)
+    few, every = ((STREET._replace(scanned_rows=number),) for number in (1, 5))
+    of = world(few, 40, seed=17, most=5)
     rows = of.rows["street"]
     assert rows.place is not None
     second = next(row for row in range(1, len(rows.strips)) if rows.place[row] == rows.place[row - 1])
     query = {"street": QueryStrips(rows.strips[second : second + 1])}
-    with make(tmp_path / "index", of, (40,)) as index:
-        found = index.search(query, 40, layers=of.layers)
+    with (
+        make(tmp_path / "few", of, (40,)) as index,
+        make(tmp_path / "every", replace(of, layers=every), (40,)) as whole,
+    ):
+        found, right = index.search(query, 40, layers=few), whole.search(query, 40, layers=every)
         assert found.id[0, 0] == rows.place[second] and found.score[0, 0] == pytest.approx(1, abs=1e-5)
         assert not found.exact.any()  # a row that nobody looked at may be better
-        whole = index.search(query, 40, layers=[STREET])
-        assert whole.exact.all() and same(whole[:-1], found[:-1])
+        assert right.exact.all() and same(right[:-1], found[:-1])
+        with pytest.raises(ValueError, match=r"scanned_rows.: expected 1, as the index was made with, got 5"):
+            index.search(query, 4, layers=every)
+
+
+def test_rows_that_are_searched_lie_before_the_others(tmp_path: Path) -> None:
+    """Also after segments are merged, with the answers as they were and the rows as they were given."""
+    of = world((STREET._replace(scanned_rows=2), SATELLITE._replace(scanned_rows=1)), 50, seed=19, most=4)
+    query = queries(of, 4, seed=5)
+    with make(tmp_path / "index", of, (20, 30)) as index:
+        index.remove([3, 30])
+        before, kept = index.search(query, 9, layers=of.layers), index.ids()
+        index.compact(keep=0)
+        assert same(before, index.search(query, 9, layers=of.layers))
+        for layer in of.layers:
+            place = of.rows[layer.name].place
+            assert place is not None
+            (name,) = (tmp_path / "index").glob("*.places")
+            with safetensors.safe_open(name, "np") as table:
+                stored = kept[table.get_tensor(f"layer.{layer.name}.place")]
+            there = place[np.isin(place, kept)]
+            number = np.arange(len(there)) - np.searchsorted(there, there)
+            first = number < layer.scanned_rows
+            assert stored.tolist() == [*there[first], *there[~first]]
+            strips = index.strips(layer.name, kept).strips
+            given = StripBank.pack(of.rows[layer.name].strips, dtype="fp32").unpack()
+            assert torch.equal(strips, given[np.isin(place, kept)])
+        with index.slice(tmp_path / "part", kept[::2]) as part:
+            half = np.isin(before.id, part.ids())
+            assert np.isin(before.id[half], part.search(query, 9, layers=of.layers).id).all()
+        assert PlaceIndex.verify(tmp_path / "index") == PlaceIndex.verify(tmp_path / "part") == []
 
 
 @pytest.mark.parametrize("seed", range(6))

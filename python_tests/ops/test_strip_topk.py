@@ -576,6 +576,24 @@ def test_the_best_row_of_a_group_is_kept_and_k_counts_groups(columns: int, kind:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 16])
+def test_only_the_first_rows_are_searched(columns: int, dtype: str) -> None:
+    """In the middle of a block too; what lies beyond is not looked at, so it may be anything."""
+    strips = random_strips(300, 4, 2, columns, seed=65)
+    query = random_strips(3, 4, 2, max(1, columns // 3), seed=66)
+    strips[77:] = query[0].repeat(1, 1, columns)[..., :columns]
+    bank = StripBank.pack(strips, dtype=dtype)
+    for rows in (77, 16, 1, 0):
+        own = torch.arange(rows) // 3
+        for arguments in ({}, {"group": own}, {"alive": own % 2 == 0}):
+            found, _ = all_paths(query, bank, 9, rows=rows, **arguments)
+            assert_equal(found, all_paths(query, StripBank.pack(strips[:rows], dtype=dtype), 9, **arguments)[0])
+    for wrong in (-1, 301):
+        with pytest.raises(ValueError, match="rows: expected an integer from 0 to 300"):
+            strip_topk(query, bank, 9, rows=wrong)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-4])
 def test_groups_of_rows_that_are_hard_to_tell_apart(noise: float, dtype: str) -> None:
     """Within and across groups: every pair may be its group's best, and every group among the k."""
