@@ -11,8 +11,12 @@ places, they are scored over all layers, and no place that was named by none can
 
     sum over layers of  w_l * max(last score of layer l's list, absent_l),
 
-so the lists are made longer until the k-th place stands above that. Where places have rows that are not scanned nothing
-bounds those: the lists are made once, and the answer is not called exact.
+so the lists are made longer until the k-th place stands above that. Where places have rows that are not searched
+nothing bounds those: the lists are made once, the places with the highest sums that the lists allow,
+
+    sum over layers of  w_l * (the place's score in l's list, or max(last score of l's list, absent_l)),
+
+are scored with all their rows, and the answer is not called exact.
 
 All of it asks `Parts`, which are the segments of an index here or the shards of one elsewhere: the same steps in the
 same order, so that the answer is the same to the last bit however the places are spread.
@@ -40,7 +44,8 @@ __all__ = ["Call", "Lists", "Parts", "Query", "Segments", "search"]
 
 _FIRST_DEPTH = 64
 _DEEPER = 4
-_ONE_DEPTH = 256  # of the only lists, where rows are not scanned
+_ONE_DEPTH = 256  # of the only lists, where rows are not searched
+_RESCORED = 96  # places that are then scored with all their rows, and more if more are asked for
 _VALUES_AT_ONCE = 1 << 24
 _ROUNDING = 1e-6  # between a score and the same window's value in a curve
 
@@ -93,7 +98,7 @@ class Parts(Protocol):
     """Where places lie. Every method but `whole` gives one item for each part."""
 
     def whole(self, call: Call) -> bool:
-        """Whether no place has rows that are not scanned."""
+        """Whether no place has rows that are not searched."""
 
     def nearest(self, call: Call, k: int) -> list[Neighbours]:
         """The k best places, of a call in which one layer takes part and no row is left out."""
@@ -175,30 +180,61 @@ def _deepened(parts: Parts, call: Call, k: int, depth: int, whole: bool) -> Neig
         part = call if len(left) == batch else call._replace(query=query.take(left))
         bound = np.full(len(left), float(others))
         lists = parts.lists(part, length)
-        named: list[list[np.ndarray]] = [[np.full((len(left), 1), -1)] for _ in lists]
+        none = np.full((len(left), 1), -1), np.full((len(left), 1), -np.inf)
+        named: list[list[tuple[np.ndarray, np.ndarray]]] = [[none] for _ in lists]  # places, and what a list adds
         complete = np.ones(len(left), bool)
         for layer in taking:
             last = _last([found[layer.name][1] for found in lists if layer.name in found], len(left), length)
             full = last > -np.inf
-            bound += layer.weight * np.maximum(np.where(full, last, -np.inf), part.query.absent[layer.name])
+            unlisted = np.maximum(np.where(full, last, -np.inf), part.query.absent[layer.name])
+            bound += layer.weight * unlisted
             complete &= ~full
             for n, found in enumerate(lists):
                 if layer.name in found:
                     place, score = found[layer.name]
-                    named[n].append(np.where(score >= last[:, None], place, -1))
-        places = [_unique(np.hstack(each)) for each in named]
+                    gain = layer.weight * (score - unlisted[:, None])
+                    named[n].append((np.where(score >= last[:, None], place, -1), gain))
+        if whole:
+            places = [_unique(np.hstack([place for place, _ in each])) for each in named]
+        else:
+            places = _highest(named, max(_RESCORED, 4 * k))
         best = merge([nothing(len(left), k, len(call.layers)), *parts.scored(part, places)], k)
         enough = np.where(best.id[:, -1] >= 0, best.score[:, -1] > bound + _ROUNDING, False)
-        # Rows that are not scanned have no bound, however deep the lists are. Where nothing is named nothing is there.
+        # Rows that are not searched have no bound, however deep the lists are. Where nothing is named nothing is there.
         exact = (complete | enough) & (whole | np.all([each[:, -1] < 0 for each in places], axis=0))
         for target, values in zip(answer, best._replace(exact=exact), strict=True):
             target[left] = values
-        if length >= depth or not whole:  # rows that are not scanned have no bound: longer lists would prove nothing
+        if length >= depth or not whole:  # longer lists would prove nothing
             return answer
         left = left[~(complete | enough)]
         if not len(left):
             return answer
         length = min(_DEEPER * length, depth)
+
+
+def _highest(named: list[list[tuple[np.ndarray, np.ndarray]]], count: int) -> list[np.ndarray]:
+    """Of each part its places [B, n] (-1 pads) among the `count` to which lists add most; equals of the last stay.
+
+    Args:
+        named: of each part what its lists name: places [B, n], and what each list adds to their sums.
+    """
+    if not named:
+        return []
+    sums = [_sums(*map(np.hstack, zip(*lists, strict=True))) for lists in named]
+    last = _last([gain for _, gain in sums], len(sums[0][0]), count)
+    return [_unique(np.where(gain >= last[:, None], place, -1)) for place, gain in sums]
+
+
+def _sums(place: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's places once (-1 pads), and what is added to each in all (-inf)."""
+    stride = int(place.max()) + 2
+    key, which = np.unique((np.arange(len(place))[:, None] * stride + place + 1).ravel(), return_inverse=True)
+    row, number = np.divmod(key, stride)
+    column = np.arange(len(key)) - np.searchsorted(row, row)
+    places, sums = (np.full((len(place), int(column.max()) + 1), fill) for fill in (-1, -np.inf))
+    places[row, column] = number - 1
+    sums[row, column] = np.where(number > 0, np.bincount(which, gain.ravel().astype(np.float64)), -np.inf)
+    return places, sums
 
 
 def _last(scores: list[np.ndarray], batch: int, length: int) -> np.ndarray:

@@ -278,6 +278,25 @@ def test_rows_that_are_not_scanned_rescore(tmp_path: Path) -> None:
             index.search(query, 4, layers=every)
 
 
+@pytest.mark.parametrize("count", [1, 4, 50])
+def test_the_places_that_are_rescored_have_the_highest_sums(count: int) -> None:
+    """Over lists of two layers of two parts, places that both name counted once; equals of the last stay."""
+    rng = np.random.default_rng(count)
+    named = [[(rng.permuted(np.tile(np.arange(-1, 20), (3, 1)), axis=1)[:, :8], rng.integers(-9, 9, (3, 8)) / 4)
+              for _ in range(2)] for _ in range(2)]  # fmt: skip
+    found = searching._highest(named, count)
+    for b in range(3):
+        sums: dict[tuple[int, int], float] = {}
+        for part, lists in enumerate(named):
+            for place, gain in lists:
+                for each, value in zip(place[b].tolist(), gain[b].tolist(), strict=True):
+                    if each >= 0:
+                        sums[part, each] = sums.get((part, each), 0.0) + value
+        last = sorted(sums.values(), reverse=True)[:count][-1] if len(sums) >= count else -np.inf
+        expected = {each for each, value in sums.items() if value >= last}
+        assert {(part, n) for part, own in enumerate(found) for n in own[b].tolist() if n >= 0} == expected
+
+
 def test_rows_that_are_searched_lie_before_the_others(tmp_path: Path) -> None:
     """Also after segments are merged, with the answers as they were and the rows as they were given."""
     of = world((STREET._replace(scanned_rows=2), SATELLITE._replace(scanned_rows=1)), 50, seed=19, most=4)
