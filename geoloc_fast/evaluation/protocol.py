@@ -18,6 +18,7 @@ readings of a photo (other fields of view), of which the best counts for each pl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,6 +59,11 @@ class PhotoBatch(NamedTuple):
     """The bank's row of each photo's own place, -1 where unknown; for photos without a position."""
 
 
+def _in_order(labels: Iterable[str]) -> list[str]:
+    """The different labels in order of their words and numbers: "up to 90" before "up to 120"."""
+    return sorted({str(label) for label in labels}, key=lambda label: re.sub(r"\d+", lambda n: n[0].zfill(20), label))
+
+
 class Measured(NamedTuple):
     """What is kept of every photo, in the order they came."""
 
@@ -80,7 +86,7 @@ class Measured(NamedTuple):
         found = self._figures(everything, seed)
         found["places"], found["threshold_m"] = self.places, self.threshold_m
         found["by"] = {
-            name: {str(label): self._figures(labels == label, seed) for label in np.unique(labels)}
+            name: {label: self._figures(labels == label, seed) for label in _in_order(labels)}
             for name, labels in self.groups.items()
         }
         return found

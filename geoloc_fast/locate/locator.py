@@ -349,7 +349,7 @@ def usable_fov(degrees: float) -> bool:
 def share_of_turn(layers: Sequence[Layer], strips: Mapping[str, QueryStrips], batch: int) -> np.ndarray:
     """[B] how much of the whole turn each query sees; 1 without a layer that has a heading."""
     for layer in layers:
-        if layer.column0_deg is not None and layer.strip[2] > 1:
+        if layer.name in strips and layer.column0_deg is not None and layer.strip[2] > 1:
             query = strips[layer.name]
             if query.width is None:
                 return np.full(batch, query.strips.shape[3] / layer.strip[2])

@@ -37,7 +37,10 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclasses.dataclass(frozen=True)
 class BundleConfig:
-    """Base of a model's config: a frozen dataclass whose fields are JSON values."""
+    """Base of a model's config: a frozen dataclass whose fields are JSON values, with `name` and `trained_on`.
+
+    A tuple comes back from a file as a list: `__post_init__` of the subclass makes a tuple of it again.
+    """
 
     def to_json(self) -> str:
         """Canonical JSON: equal configs give equal text."""
@@ -50,7 +53,10 @@ class BundleConfig:
 
 
 class BundledModel(nn.Module):
-    """Base of a model that is kept in a bundle. A subclass sets `kind`, `config_class` and, in `__init__`, `config`."""
+    """Base of a model that is kept in a bundle.
+
+    A subclass sets `kind` and `config_class`. Its `__init__` takes the config alone, and keeps it as `config`.
+    """
 
     kind: ClassVar[str]
     config_class: ClassVar[type[BundleConfig]]

@@ -93,20 +93,20 @@ class PlaceInput:
     """The images of places that a model expects: those that it was trained on."""
 
     takes: tuple[str, ...] = ("satellite", "street")
-    """Which images of a place it looks at."""
+    """Of "satellite" and "street": which images of a place the model looks at. Both are decoded all the same."""
     satellite_px: int = 256
     """Side of the satellite square."""
     range_m: tuple[float, float] | None = None
     """Sides of the square, in metres on the ground, that it was trained on; None: any. An image of known resolution
     that shows more is cut to the larger, one that shows less is taken as it is: both with a warning."""
     border: str = "replicate"
-    """Beyond the satellite image: "replicate" or "zeros"."""
+    """Beyond the satellite image: "replicate" or "zeros". The model passes it to `polar_resample`."""
     panorama_size: tuple[int, int] = (128, 512)
     """Rows and columns of street views."""
     column0_deg: float = 180.0
     """Heading of column 0 of street views as they are given to `encode_places`."""
     standpoints_m: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
-    """Metres east and north of the place from which a satellite image is seen, a row each."""
+    """Metres east and north of the place from which a satellite image is seen, a row each. The model makes the rows."""
 
 
 class PlaceBatch(NamedTuple):
@@ -163,10 +163,12 @@ class Model(Protocol):
         """What queries must be shown as."""
 
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
-        """Rows by layer. `Rows.place` is the position in the batch; a place may have no row in a layer."""
+        """Rows by layer, by the names of `layers`. `Rows.place` is the position in the batch, ascending; a place may
+        have several rows in a layer, or none."""
 
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
-        """Strips by layer, one per query; width 0 where a query has nothing in a layer."""
+        """Strips by layer, one per query; width 0 where a query has nothing in a layer. Layers with a heading have
+        the same widths. A layer in which no query has anything may be left out."""
 
 
 KINDS: dict[str, str | Callable[..., Model]] = {
@@ -210,7 +212,10 @@ def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.d
     kind = kind_of(path)
     load = KINDS.get(kind)
     if load is None:
-        raise BundleError(f"{path}: expected a model of kind {', '.join(sorted(KINDS))}, got {kind!r}")
+        raise BundleError(
+            f"{path}: expected a model of kind {', '.join(sorted(KINDS))}, got {kind!r}; a program with a kind of its "
+            "own sets KINDS first, and calls geoloc_fast.cli.main for the commands"
+        )
     if isinstance(load, str):
         module, _, name = load.partition(":")
         found: Any = importlib.import_module(module)

@@ -111,9 +111,17 @@ def build_index(
     dtype: str = "bf16",
     progress: Progress | None = None,
 ) -> Added:
-    """Builds an index of the places of a manifest, or continues an interrupted build."""
+    """Builds an index of the places of a manifest, or continues an interrupted build.
+
+    The model must be one that was loaded from its bundle: the index names it by its fingerprint.
+    """
+    if model.fingerprint is None:
+        raise ValueError(
+            f"model: expected one that was loaded from a file, got a new {model.kind!r} model without a fingerprint; "
+            "save it, and load it with load_model"
+        )
     if not PlaceIndex.exists(path):
-        PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers, dtype=dtype).close()
+        PlaceIndex.create(path, model=model.fingerprint, layers=model.layers, dtype=dtype).close()
     with PlaceIndex.open(path, "write", model=model.fingerprint) as index:
         return add_places(index, model, manifest, progress=progress)
 
@@ -237,7 +245,12 @@ def _encoded(
     )
     places = {name: np.arange(len(read)) if part.place is None else part.place for name, part in found.items()}
     seen = np.zeros(len(read), bool)
-    for place in places.values():
+    for name, place in places.items():
+        if len(place) and not (min(place) >= 0 and max(place) < len(read)):
+            raise ValueError(
+                f"rows[{name!r}].place of model {model.name}: expected positions in a batch of {len(read)} places, "
+                f"got {min(place)} to {max(place)}"
+            )
         seen[place] = True
     problems += [
         f"place {manifest.place(row)['id']}: {_NOTHING_TO_GO_BY}"

@@ -46,6 +46,7 @@ class TrainSettings:
     best: str = "recall_at_1"  # of an evaluation: what decides which model is the best
 
     def check(self) -> None:
+        """ValueError that names the first setting that cannot be. A recipe calls it."""
         at_least(self, "train", 1, "steps", "batch", "log_every", "save_every")
         at_least(self, "train", 0, "warmup", "evaluate_every")
         if not 0 < self.lr < math.inf:

@@ -125,9 +125,16 @@ class Trainer:
     def _batches(self) -> Generator[dict[str, Any], None, None]:
         """From where the run stands to its end, epoch after epoch."""
         while True:
+            empty = self.start == 0
             for batch in self.recipe.batches(self.epoch, self.start):
+                empty = False
                 self.start += 1
                 yield batch
+            if empty:  # it would be so for ever
+                raise ValueError(
+                    f"train.batch: expected at least one batch in an epoch, got none of {self.settings.train.batch}; "
+                    "choose a smaller train.batch, or more photos and places (data.train)"
+                )
             self.epoch, self.start = self.epoch + 1, 0
             self.recipe.epoch_begins(self.epoch)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from geoloc_fast import StripBank, azimuth_match, shift_to_heading
-from geoloc_fast.evaluation.protocol import PhotoBatch, measure, table
+from geoloc_fast.evaluation.protocol import Measured, PhotoBatch, measure, table
 from geoloc_fast.geo.sphere import great_circle_m, move_m
 
 PLACES, PHOTOS = 150, 40
@@ -186,3 +186,12 @@ def test_a_photo_without_a_position_is_at_its_own_place() -> None:
     rank = (order == world.own[:, None]).argmax(1)
     assert np.array_equal(np.where(rank < 10, rank, np.inf)[here], np.where(found.rank < 10, found.rank, np.inf)[here])
     assert np.array_equal(found.away_m[here] == 0, rank[here] == 0) and np.isinf(found.away_m[here & (rank > 0)]).all()
+
+
+def test_groups_are_listed_by_their_numbers() -> None:
+    labels = np.array(["up to 120°", "up to 70°", "up to 90°", "wider", "unknown"])
+    nothing = np.zeros(5)
+    found = Measured((1,), None, 25.0, 5, nothing, nothing, nothing, np.ones(5, bool), {"field of view": labels})
+    by = found.metrics()["by"]["field of view"]
+    assert list(by) == ["unknown", "up to 70°", "up to 90°", "up to 120°", "wider"]
+    assert all(figures["photos"] == 1 for figures in by.values())

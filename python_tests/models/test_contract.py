@@ -177,6 +177,55 @@ def test_what_a_model_does_not_take_is_refused(bundle: Path, tmp_path: Path) -> 
     assert (answer.fov_deg, answer.fov_from) == (70.0, "given")
 
 
+def test_what_a_model_of_ones_own_gets_wrong_is_said_plainly(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geoloc_fast.region.encode import build_index
+
+    manifest = region(tmp_path / "region", True)
+    with pytest.raises(ValueError, match="got a new 'colours' model without a fingerprint; save it"):
+        build_index(tmp_path / "index", Colours(), manifest)
+    assert not (tmp_path / "index").exists()
+    model, right = load_model(bundle), Colours.encode_places
+    for step in (-1, 1000):
+
+        def wrong(self: Colours, batch: PlaceBatch, step: int = step) -> dict[str, Rows]:
+            found = right(self, batch)
+            return {"street": Rows(found["street"].strips, np.asarray(found["street"].place) + step)}
+
+        monkeypatch.setattr(Colours, "encode_places", wrong)
+        with pytest.raises(
+            ValueError, match=r"rows\['street'\]\.place of model colours: expected positions in a batch"
+        ):
+            build_index(tmp_path / "index", model, manifest)
+
+
+def test_a_layer_in_which_no_query_has_anything_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Headed(Colours):
+        """Its second layer knows headings, and photos have nothing in it."""
+
+        kind = "headed"
+        layers = (Colours.layers[0], Layer("above", (3, 1, 4), column0_deg=0.0))
+
+        def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
+            found = super().encode_places(batch)
+            return found | {"above": found["above"]._replace(strips=found["above"].strips.repeat(1, 1, 1, 4))}
+
+        def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
+            return {"street": super().encode_queries(queries)["street"]}
+
+    from geoloc_fast.region.encode import build_index
+
+    monkeypatch.setitem(KINDS, "headed", Headed.load)
+    write_bundle(tmp_path / "headed.safetensors", "headed", "{}", Headed().state_dict(), torch.float32)
+    model, manifest = load_model(tmp_path / "headed.safetensors"), region(tmp_path / "region", True)
+    build_index(tmp_path / "index", model, manifest)
+    (answer,) = Locator(PlaceIndex.open(tmp_path / "index"), model).locate([manifest.root / "photo1.png"])
+    assert answer.candidates[0].key == "p1" and answer.candidates[0].heading_deg is None
+
+
 def test_a_bundle_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "strange.safetensors"
     write_bundle(path, "strange", "{}", Colours().state_dict(), torch.float32)

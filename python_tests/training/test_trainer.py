@@ -91,6 +91,13 @@ def stopped(out: Path, at: int, *more: str, resume: bool = False) -> None:
         run.run()
 
 
+def test_an_epoch_without_a_batch_is_an_error_and_no_endless_loop(tmp_path: Path) -> None:
+    run, line = trainer(tmp_path / "run", "train.batch=99", "train.steps=2")
+    line.batches = lambda epoch, start: iter(())  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"train\.batch: expected at least one batch in an epoch, got none of 99"):
+        run.run()
+
+
 def no_power(*_: Any) -> None:
     pytest.exit("no power")
 

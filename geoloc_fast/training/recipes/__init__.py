@@ -1,4 +1,4 @@
 """One recipe per kind of model: its data, step, evaluation and optimiser groups.
 
-Begin with `text`, the shortest.
+Begin with `panogan`, the shortest; `geolocalizer` is the one with most settings.
 """
