@@ -43,7 +43,7 @@ native-test: install
 	$(BIN)/ctest --test-dir build/native-$(SANITIZE) --output-on-failure --parallel $(shell nproc)
 
 python-test: install
-	OMP_WAIT_POLICY=passive GEOLOC_FAST_REQUIRE=cpu $(BIN)/python -m pytest -q -n auto -m "not slow"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GEOLOC_FAST_REQUIRE=cpu $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 test-full: test  ## adds the long grids, mutants of the kernels, the thread sanitizer, and the oldest and newest torch
 	$(MAKE) native-test MUTANTS=ON

@@ -38,3 +38,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of random weights that encodes a place in no time, where a test is not about what a model finds."""
+    from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
+
+    torch.manual_seed(0)
+    config = GeolocalizerConfig(
+        backbone="convnext_atto",
+        backbone_kwargs={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 32], "ls_init_value": None},
+        image_size=(64, 256),
+        strip=(8, 2, 16),
+        satellite_px=128,
+    )
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    Geolocalizer(config).save(path)
+    return path

@@ -8,38 +8,42 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from geoloc_fast.city.views import Sizes
 from geoloc_fast.city.write import write_city
+from geoloc_fast.cli.run import app
 from geoloc_fast.data.manifest import Manifest
-from geoloc_fast.demo import run_demo
+from geoloc_fast.demo import summary
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.locate.locator import Locator
 from geoloc_fast.models.backbones import backbone
-from geoloc_fast.models.contract import load_model, shipped_model
+from geoloc_fast.models.contract import load_model
 from geoloc_fast.region.encode import build_index, encode_places
 
 HERE = Path(__file__).resolve().parent
 TRAIN = HERE.parent / "train"
-pytestmark = [
-    pytest.mark.checkout,
-    pytest.mark.skipif(not TRAIN.is_dir(), reason="not in a checkout: there are no scripts to train with"),
-]
+CHECKOUT = pytest.mark.checkout
 PROJECTIONS = 6
+DEMO = ("--places", "16", "--photos", "10", "--seed", "20000")
 
 
-@pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def exact() -> Iterator[None]:
     """Features in float32 on every processor."""
-    monkeypatch.setattr(backbone, "_BF16", False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(backbone, "_BF16", False)
+        yield
 
 
 def projected(strips: torch.Tensor) -> list[list[float]]:
@@ -71,9 +75,15 @@ def golden_strips(folder: Path) -> dict[str, Any]:
     return {"places": places, "photos": photos}
 
 
-def golden_demo(folder: Path) -> list[list[float]]:
-    run_demo(folder / "demo", model_path=shipped_model(), places=16, photos=10, seed=20_000)
-    features = json.loads((folder / "demo" / "predictions.geojson").read_text())["features"]
+def demonstrated(out: Path) -> dict[str, Any]:
+    """What the command prints."""
+    done = CliRunner().invoke(app, ["demo", "--out", str(out), *DEMO, "--json"])
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout))
+
+
+def golden_demo(out: Path) -> list[list[float]]:
+    features = json.loads((out / "predictions.geojson").read_text())["features"]
     return [
         [
             feature["properties"]["place"],
@@ -128,6 +138,7 @@ def golden() -> dict[str, Any]:
     return found
 
 
+@CHECKOUT
 def test_strips_and_answers(tmp_path: Path, golden: dict[str, Any], one_thread: None) -> None:
     found = golden_strips(tmp_path)
     for name, strips in found["places"].items():
@@ -137,16 +148,82 @@ def test_strips_and_answers(tmp_path: Path, golden: dict[str, Any], one_thread: 
     np.testing.assert_allclose([row[1:] for row in found["photos"]], [row[1:] for row in expected], atol=2e-3)
 
 
-def test_the_demonstration(tmp_path: Path, golden: dict[str, Any], one_thread: None) -> None:
-    found = np.array(golden_demo(tmp_path))
-    expected = np.array(golden["demo"])
+@CHECKOUT
+@pytest.mark.skipif(not TRAIN.is_dir(), reason="not in a checkout: there are no scripts to train with")
+def test_losses_of_three_steps(tmp_path: Path, golden: dict[str, Any], one_thread: None) -> None:
+    np.testing.assert_allclose(golden_losses(tmp_path), golden["losses"], atol=1e-4)
+
+
+# --- the demonstration -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demonstration(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What the command prints, and the folder it writes."""
+    out = tmp_path_factory.mktemp("demo")
+    return demonstrated(out), out
+
+
+@CHECKOUT
+def test_its_answers(demonstration: tuple[dict[str, Any], Path], golden: dict[str, Any]) -> None:
+    found, expected = np.array(golden_demo(demonstration[1])), np.array(golden["demo"])
     assert found[:, 0].tolist() == expected[:, 0].tolist()
     np.testing.assert_allclose(found[:, 1:3], expected[:, 1:3], atol=2e-2)
     np.testing.assert_allclose(found[:, 3:], expected[:, 3:], atol=1e-6)
 
 
-def test_losses_of_three_steps(tmp_path: Path, golden: dict[str, Any], one_thread: None) -> None:
-    np.testing.assert_allclose(golden_losses(tmp_path), golden["losses"], atol=1e-4)
+def test_it_locates_far_above_chance(demonstration: tuple[dict[str, Any], Path]) -> None:
+    metrics, _ = demonstration
+    assert metrics["city"]["photos"] == 10
+    chance = metrics["chance_recall_at_1"]
+    for key in ("field_of_view_assumed", "field_of_view_known"):
+        recall = metrics[key]
+        assert recall["recall_at_1"] > 5 * chance
+        assert recall["recall_at_1"] <= recall["recall_at_5"] <= recall["recall_at_10"] <= 1
+        assert abs(recall["answers"]["heading_error_deg_when_right"]["mean"]) < 15
+
+
+def test_it_writes_geojson_with_longitude_first(demonstration: tuple[dict[str, Any], Path]) -> None:
+    metrics, out = demonstration
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    collection = json.loads((out / "predictions.geojson").read_text())
+    assert collection["type"] == "FeatureCollection"
+    assert len(collection["features"]) == 10
+    for feature in collection["features"]:
+        lon, lat = feature["geometry"]["coordinates"]
+        properties = feature["properties"]
+        assert abs(lat - properties["true_lat"]) < 0.1
+        assert abs(lon - properties["true_lon"]) < 0.1
+        assert 0 <= properties["heading_deg"] < 360
+
+
+def test_it_writes_a_report_of_a_sane_size(demonstration: tuple[dict[str, Any], Path]) -> None:
+    page = (demonstration[1] / "report.html").read_text()
+    assert len(page) < 6 << 20
+    assert page.count('<article class="card"') == 10
+    for picture in ("photo", "matched place", "street view", "satellite, polar"):
+        assert page.count(f'<img alt="{picture}" src="data:image/webp;base64,') == 10
+    assert '"image_url"' in page or "ImageURL" in page  # the map has its background
+
+
+README = HERE.parent / "README.md"
+
+
+@pytest.mark.checkout
+@pytest.mark.skipif(not README.exists(), reason="not in a checkout: there is no README to compare with")
+def test_the_readme_shows_what_it_prints(demonstration: tuple[dict[str, Any], Path]) -> None:
+    (shown,) = re.findall(r"```\n(Synthetic city .*?)```", README.read_text(), re.DOTALL)
+
+    def skeleton(text: str) -> list[str]:
+        return [re.sub(r"[+-]?\d+(\.\d+)?", "#", " ".join(line.split())) for line in text.strip().splitlines()]
+
+    printed = f"{summary(demonstration[0])}\nWritten to demo: predictions.geojson, metrics.json, report.html, "
+    printed += "index, region\n\nNext: geoloc-fast locate demo/region/city/photo/city-00005.jpg --index demo/index"
+    said = skeleton(printed)
+    assert [line for line in skeleton(shown) if not line.startswith("Answered")] == [
+        line for line in said if not line.startswith("Answered")
+    ]
+    assert sum(line.startswith("Answered #% of the photos (#% correctly)") for line in skeleton(shown)) == 1
 
 
 if __name__ == "__main__":
@@ -155,5 +232,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         at = Path(name)
         with contextlib.redirect_stdout(sys.stderr):  # training says how far it is
-            found = {"strips": golden_strips(at), "demo": golden_demo(at), "losses": golden_losses(at)}
+            demonstrated(at / "demo")
+        found = {"strips": golden_strips(at), "demo": golden_demo(at / "demo"), "losses": golden_losses(at)}
     print(json.dumps(found, indent=1))

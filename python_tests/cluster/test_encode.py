@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from geoloc_fast.city.views import Sizes
@@ -28,7 +28,6 @@ from geoloc_fast.data.manifest import Manifest
 from geoloc_fast.errors import ClusterError, WorkerLostError
 from geoloc_fast.index import PlaceIndex
 from geoloc_fast.layers import QueryStrips
-from geoloc_fast.models import Geolocalizer, GeolocalizerConfig
 from geoloc_fast.models.contract import load_model
 from geoloc_fast.region.encode import build_index
 from geoloc_fast.testing import random_strips
@@ -50,25 +49,9 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that encodes a place in no time."""
-    torch.manual_seed(0)
-    config = GeolocalizerConfig(
-        backbone="convnext_atto",
-        backbone_kwargs={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 32], "ls_init_value": None},
-        image_size=(64, 256),
-        strip=(8, 2, 16),
-        satellite_px=128,
-    )
-    path = tmp_path_factory.mktemp("model") / "small.safetensors"
-    Geolocalizer(config).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(city: Path, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(city: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("undisturbed") / "region.index"
-    done = build(path, small, city, "local:1", unit_places=UNIT)
+    done = build(path, tiny, city, "local:1", unit_places=UNIT)
     assert (done.added, len(done.problems)) == (PLACES - 1, 1)
     return path
 
@@ -93,9 +76,9 @@ def assert_same_index(found: Path, expected: Path) -> None:
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_units_are_those_of_one_process(city: Path, small: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_units_are_those_of_one_process(city: Path, tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Against the way without workers: the same rows, whose batches are others."""
-    build_index(tmp_path / "plain", load_model(small), Manifest.load(city))
+    build_index(tmp_path / "plain", load_model(tiny), Manifest.load(city))
     one, two = PlaceIndex.open(undisturbed), PlaceIndex.open(tmp_path / "plain")
     assert list(one.keys()) == list(two.keys()) and np.array_equal(one.ids(), two.ids())
     assert one.places(one.ids()) == two.places(two.ids())
@@ -103,51 +86,50 @@ def test_units_are_those_of_one_process(city: Path, small: Path, undisturbed: Pa
 
 @pytest.mark.slow
 def test_workers_of_a_cluster_make_the_same_bytes(
-    city: Path, small: Path, undisturbed: Path, where: str, tmp_path: Path
+    city: Path, tiny: Path, undisturbed: Path, where: str, tmp_path: Path
 ) -> None:
     told: list[tuple[int, int | None]] = []
     done = build(
-        tmp_path / "index", small, city, where, workers=2, unit_places=UNIT, progress=lambda *now: told.append(now)
+        tmp_path / "index", tiny, city, where, workers=2, unit_places=UNIT, progress=lambda *now: told.append(now)
     )
     assert (done.added, done.there_already, len(done.problems)) == (PLACES - 1, 0, 1)
     assert told[-1] == (PLACES - 1, PLACES) and told == sorted(told)
     assert_same_index(tmp_path / "index", undisturbed)
-    again = build(tmp_path / "index", small, city, where, workers=2, unit_places=UNIT)
+    again = build(tmp_path / "index", tiny, city, where, workers=2, unit_places=UNIT)
     assert (again.added, again.there_already, len(again.problems)) == (0, PLACES - 1, 1)
 
 
 class Killing(LocalExecutor):
-    """Kills one of its workers again and again."""
+    """Kills a worker that was given a unit just now: at every `each`-th that is given out, `times` times."""
 
-    def __init__(self, workers: int, times: int, pause_s: float) -> None:
+    def __init__(self, workers: int, times: int, each: int) -> None:
         super().__init__(workers)
-        self.times, self.pause_s, self.killed = times, pause_s, 0
-        self.thread = threading.Thread(target=self.kill, daemon=True)
+        self.times, self.each, self.given, self.killed = times, each, 0, 0
+        self.rng = np.random.default_rng(0)
 
     def start(self, *args: Any, **options: Any) -> LocalWorker:
         worker = super().start(*args, **options)
-        if not self.thread.is_alive() and not self.killed:
-            self.thread.start()
-        return worker
+        call = worker.call
 
-    def kill(self) -> None:
-        rng = np.random.default_rng(0)
-        while self.killed < self.times:
-            time.sleep(self.pause_s)
-            if self._started:
-                worker = self._started[rng.integers(len(self._started))]
-                if worker._waiting:  # it is at work
-                    os.kill(worker.pid, signal.SIGKILL)
-                    self.killed += 1
+        def called(method: str, *args: Any) -> Future[Any]:
+            future = call(method, *args)
+            self.given += 1
+            if self.given % self.each == 0 and self.killed < self.times:
+                self.killed += 1
+                threading.Timer(self.rng.uniform(0, 0.03), os.kill, (worker.pid, signal.SIGKILL)).start()
+            return future
+
+        worker.call = called  # type: ignore[method-assign]
+        return worker
 
 
 def test_a_worker_that_is_killed_loses_its_unit_alone(
-    city: Path, small: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    city: Path, tiny: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor = Killing(2, 2, 0.5)
-    done = build(tmp_path / "index", small, city, executor, unit_places=UNIT)
+    executor = Killing(2, 2, each=3)
+    done = build(tmp_path / "index", tiny, city, executor, unit_places=UNIT)
     executor.close()
-    assert executor.killed >= 1 and done.added == PLACES - 1
+    assert executor.killed == 2 and done.added == PLACES - 1
     assert "is given out again" in caplog.text and "workers waited for images" in caplog.text
     assert_same_index(tmp_path / "index", undisturbed)
 
@@ -160,23 +142,23 @@ build(sys.argv[1], sys.argv[4], sys.argv[2], "local:2", unit_places=int(sys.argv
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_is_gone_on_with(city: Path, small: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_is_gone_on_with(city: Path, tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
     path = tmp_path / "index"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(city), str(UNIT), str(small)])
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(city), str(UNIT), str(tiny)])
     while child.poll() is None and not any((path / "incoming").glob("*.segment") if path.exists() else []):
         time.sleep(0.02)
     child.kill()
     child.wait()
-    done = build(path, small, city, "local:1", unit_places=UNIT)
+    done = build(path, tiny, city, "local:1", unit_places=UNIT)
     assert done.added + done.there_already == PLACES - 1
     assert_same_index(path, undisturbed)
 
 
-def test_what_was_left_half_way_is_in_nobodys_way(city: Path, small: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_what_was_left_half_way_is_in_nobodys_way(city: Path, tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Remains of writers that died: files without a segment, altered or whole, and a segment that waits already."""
-    path, model = tmp_path / "index", load_model(small)
+    path, model = tmp_path / "index", load_model(tiny)
     with PlaceIndex.create(path, model=str(model.fingerprint), layers=model.layers) as index:
-        encoder = Encoder(str(small), "cpu", str(city), str(path), 1)
+        encoder = Encoder(str(tiny), "cpu", str(city), str(path), 1)
         unit = Unit("0" * 31 + "1", [0, 1, 2])
         first = encoder.encode(unit)
         (path / "incoming" / f"{unit.name}.segment").unlink()
@@ -202,25 +184,23 @@ class Lost(LocalExecutor):
 
 
 def _lost() -> Any:
-    from concurrent.futures import Future
-
     future: Future[Any] = Future()
     future.set_exception(WorkerLostError("worker: its process ended (-9)"))
     return future
 
 
 def test_a_unit_that_ends_every_worker_ends_the_run(
-    city: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    city: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("geoloc_fast.cluster.encode._REST_S", 0.01)
     executor = Lost(1)
     with pytest.raises(ClusterError, match="was lost 12 times"):
-        build(tmp_path / "index", small, city, executor, unit_places=UNIT)
+        build(tmp_path / "index", tiny, city, executor, unit_places=UNIT)
     executor.close()
 
 
 @pytest.mark.slow
-def test_the_command(city: Path, small: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_the_command(city: Path, tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
     args = [
         "index",
         "build",
@@ -232,7 +212,7 @@ def test_the_command(city: Path, small: Path, undisturbed: Path, tmp_path: Path)
         str(UNIT),
         "--json",
         "--model",
-        str(small),
+        str(tiny),
     ]
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 1 and json.loads(done.stdout)["added"] == PLACES - 1  # one place is left out
@@ -240,11 +220,11 @@ def test_the_command(city: Path, small: Path, undisturbed: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_forty_units_and_ten_kills(tmp_path: Path) -> None:
+def test_forty_units_and_ten_kills(tiny: Path, tmp_path: Path) -> None:
     write_city(tmp_path / "city", seed=5, cities=1, places=80, sizes=SMALL)
-    build(tmp_path / "expected", None, tmp_path / "city", "local:2", unit_places=2)
-    executor = Killing(2, 10, 0.7)
-    done = build(tmp_path / "index", None, tmp_path / "city", executor, unit_places=2)
+    build(tmp_path / "expected", tiny, tmp_path / "city", "local:1", unit_places=2)
+    executor = Killing(2, 10, each=4)
+    done = build(tmp_path / "index", tiny, tmp_path / "city", executor, unit_places=2)
     executor.close()
     assert executor.killed == 10 and done.added == len(PlaceIndex.open(tmp_path / "expected"))
     assert sum(name.endswith(".places") for name in files_of(tmp_path / "index")) == 40
