@@ -5,6 +5,10 @@ column over the height map, then lay trees, posts and people over the result as 
 view is taken on a day of its own: date, hour, weather, cars, paint and exposure are drawn anew for every
 image, so that colour does not give the place away while the geometry does. Beside every colour a street
 view knows what it is the colour of: one of `CLASSES`.
+
+Begin with `satellite` and `_look`. Both cut a `_Patch` out of the city: the rasters round a point as they are on a
+`Day`, with the cars in place. `_look` then finds where each ray ends, `_shade` and `_Walls` colour it, and a `_Canvas`
+takes what stands upright. As in `scene`, the order of random draws decides the bytes of every image.
 """
 
 from __future__ import annotations
@@ -337,6 +341,8 @@ class _Patch:
         for row, col, tree in zip(rows / stride, cols / stride, self.trees, strict=True):
             centre = round(16 * col), round(16 * row)
             cv2.circle(blockers_m, centre, int(16 * tree[2] / step_m), float(tree[3]), -1, shift=4)
+        # A cell lies in shadow up to the height from which a ray to the sun clears everything on its way. That is the
+        # greatest of the heights met step by step towards the sun, each lowered by what the ray has climbed so far.
         east, north, up = self.day.sun_direction
         level = np.hypot(east, north)
         rise_m = np.float32(step_m * up / level)  # of a ray to the sun, per step
@@ -537,6 +543,9 @@ def _look(
     rows = np.rint(row0 - cos[:, None] * (distance / CELL_M)).astype(np.int32)
     cols = np.rint(col0 + sin[:, None] * (distance / CELL_M)).astype(np.int32)
     height_m = patch.height_cm[rows, cols].astype(np.float32) / 100
+    # `seen` is the steepest ray that anything up to a sample hides, in units of `rise`; it only grows with distance.
+    # `covered` says how many rows, from below, each sample hides. Row m is hidden first by the sample whose number is
+    # how many samples hide at most m rows, and a cumulative sum has that number for all rows at once.
     seen = (height_m - np.float32(eye_m)) / (distance * camera.stretch[:, None])
     np.maximum.accumulate(seen, axis=1, out=seen)
     covered = np.searchsorted(camera.rise[::-1], seen.ravel(), side="right")  # rows from below
@@ -575,6 +584,7 @@ def _look(
         _stand_post(canvas, day, post)
     for person in () if people is None else people:
         _stand_person(canvas, day, person)
+    # Haze: with distance, everything fades to the colour of the horizon. The sky has no distance.
     clear = np.exp(np.minimum(depth, 1e6) * np.float32(-1 / day.haze_m))
     clear[np.isinf(depth)] = 1
     colour -= day.sky[0]
@@ -624,6 +634,8 @@ def _shade(
     wall = _Walls(patch, runs, eye)
     distance = np.where(level, level_m, wall.distance[run])
     z_m = np.float32(eye[2]) + slope * distance
+    # A ray that meets nothing level ends on an edge: below the eaves of a building a wall, else the slope of a roof,
+    # the side of a car, a hedge, a kerb.
     on_wall = ~level & (runs.material == ROOF)[run]
     on_wall &= z_m < (patch.city.parcels.eaves_m[np.where(runs.material == ROOF, runs.owner, 0)] + 0.05)[run]
 
@@ -699,7 +711,8 @@ class _Walls:
         """Colour of rays on walls, and how much sun falls on them."""
         patch, parcels, day = self.patch, self.patch.city.parcels, self.patch.day
         owner, normal = self.owner, self.normal
-        # Per run: across the wall. Per ray: up it.
+        # Per run: across the wall. Per ray: up it. `bay` counts windows along the wall, `storey` up it; their fractions
+        # say where in its window a ray is.
         along_m = (normal[:, 0] * self.y_m - normal[:, 1] * self.x_m).astype(np.float32)
         bay_m, floor_m = parcels.bay_m[owner].astype(np.float32), parcels.floor_m[owner].astype(np.float32)
         bay = along_m / bay_m
@@ -803,6 +816,8 @@ class _Canvas:
         if len(columns) == 0:
             return None
         away_m = distance * np.cos(turn[columns])
+        # One slice of rows holds the thing in all columns: from the ray to its top, where that looks highest, to the
+        # ray just under its foot.
         steepest = 1 / (away_m.min() * self.camera.stretch[columns].min())
         top = (height_m - self.eye[2]) * (steepest if height_m > self.eye[2] else 1 / distance)
         below = -(self.eye[2] + 0.1) * steepest

@@ -5,6 +5,10 @@ x points east and y north, in metres from the city's origin. Rasters are maps wi
 height, its material and its owner: the parcel (a lot with its building, or a street) that gives it a
 tint. What changes from day to day (cars, light, seasons) is not here but in the renderer. What changes
 over the years is: buildings that came or went, and facades that were painted over.
+
+Begin at the end, with `_build`: it lays streets, chooses places on them, paints what the streets leave over (lots,
+buildings), then the streets themselves, and plants the gardens. Every step draws from one stream of random numbers,
+so a draw that is added, left out or moved changes all cities, and `bench/city_benchmark.py` fails.
 """
 
 from __future__ import annotations
@@ -174,6 +178,7 @@ class City:
 
 
 def _half_planes(polygon: np.ndarray) -> np.ndarray:
+    """[n, 3], (nx, ny, offset) of each side: a point is inside where nx x + ny y <= offset."""
     along = np.roll(polygon, -1, axis=0) - polygon
     normal = np.stack([along[:, 1], -along[:, 0]], axis=1)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
@@ -198,6 +203,7 @@ def _clip(polygon: np.ndarray, plane: np.ndarray) -> np.ndarray:
 
 
 def _inset(polygon: np.ndarray, margins_m: Any) -> np.ndarray:
+    """The polygon with its sides moved inward, all by one margin or each by its own; empty when nothing is left."""
     planes = _half_planes(polygon)
     planes[:, 2] -= margins_m
     for plane in planes:
@@ -251,6 +257,11 @@ class _Streets:
 
 
 def _lay_streets(rng: Generator, half_m: float, style: Style) -> _Streets:
+    """Streets as edges between the nodes of a grid, and the blocks between them.
+
+    `u` and `v` are the positions of the lines of the grid. Node (i, j) has two edges: along axis 0 to (i + 1, j), along
+    axis 1 to (i, j + 1). A block lies between four nodes; a diagonal street cuts it in two.
+    """
     reach_m = half_m * 1.45 + 60 + style.bend_m  # the turned grid covers the corners too
     lines = []
     for low, high in style.spacing_m:
@@ -266,8 +277,9 @@ def _lay_streets(rng: Generator, half_m: float, style: Style) -> _Streets:
     nodes = nodes @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     line_road = [rng.choice(style.road_m, p=style.road_share, size=len(line)) for line in (v, u)]
     line_walk = [rng.uniform(*style.walk_m, size=len(line)) for line in (v, u)]
-    missing = rng.random((2, len(u), len(v))) < style.missing
+    missing = rng.random((2, len(u), len(v))) < style.missing  # axis, i, j: this edge is no street
     if style.staggered:
+        # Every other edge along axis 0, like bricks.
         missing[0] |= np.add.outer(np.arange(len(u)), np.arange(len(v))) % 2 == 1
     diagonal = rng.random((len(u), len(v)))
 
@@ -276,7 +288,7 @@ def _lay_streets(rng: Generator, half_m: float, style: Style) -> _Streets:
     def half_width(axis: int, i: int, j: int) -> float:  # of the corridor along the edge that leaves node (i, j)
         line = j if axis == 0 else i
         if missing[axis, i, j]:
-            return 0.5
+            return 0.5  # blocks meet back to back, a metre apart
         return float(line_road[axis][line] / 2 + line_walk[axis][line])
 
     blocks = []
@@ -293,6 +305,7 @@ def _lay_streets(rng: Generator, half_m: float, style: Style) -> _Streets:
             north, east = half_width(0, i, j + 1), half_width(1, i + 1, j)
             if diagonal[i, j] < style.diagonal:
                 rows.append([*a, *c, 6.5, 2.5])
+                # 5.75: half of its carriageway and one sidewalk.
                 blocks.append(_inset(np.array([a, b, c]), [south, east, 5.75]))
                 blocks.append(_inset(np.array([a, c, d]), [5.75, north, west]))
             else:
@@ -316,6 +329,8 @@ def _choose_places(rng: Generator, streets: _Streets, half_m: float, count: int)
     points = np.array(candidates)
     points = points[np.abs(points).max(axis=1) < half_m]
     points = points[rng.permutation(len(points))]
+    # A photo stands off its place, so places count as near from farther away. No place has more than two such
+    # neighbours, which is what `_CROWDING_M` promises.
     crowding_m = _CROWDING_M + PHOTO_OFFSET_M
     kept = np.empty((count, 2))
     near = np.zeros(count, dtype=np.int64)
@@ -348,7 +363,7 @@ class _Painter:
         self.height_cm = np.full((cells, cells), _KERB_CM, dtype=np.uint16)
         self.material = np.full((cells, cells), GRASS, dtype=np.uint8)
         self.owner = np.zeros((cells, cells), dtype=np.int32)
-        self.rows: list[tuple] = []
+        self.rows: list[tuple] = []  # of the parcels, in the order of `parcel`; `_build` makes columns of them
         self.slots: list[tuple] = []
         self.posts: list[tuple] = []
         self.pitch: dict[int, float] = {}  # of buildings, by parcel
@@ -441,10 +456,14 @@ class _Building:
 
 
 def _paint_block(painter: _Painter, rng: Generator, block: np.ndarray, centrality: float) -> list[_Building]:
-    """Paints the lots of a block and returns its buildings, raised after the streets are laid."""
+    """Paints the lots of a block and returns its buildings, raised after the streets are laid.
+
+    A block has one use (houses, plaza, parking, ...), one distance to the street and one height, and each of its lots
+    varies them a little. `centrality` is 1 in the middle of the city and 0 at its edge.
+    """
     style = painter.style
     share = np.array([lots.share for _, lots in style.lots])
-    if style.centred:
+    if style.centred:  # the first use of the style gathers in the middle, the second at the edge
         share[:2] *= (0.3 + 1.4 * centrality, 1.7 - 1.4 * centrality)
     kind, lots = style.lots[rng.choice(len(share), p=share / share.sum())]
     setback, storeys = lots.setback_m, lots.storeys
@@ -459,6 +478,7 @@ def _paint_block(painter: _Painter, rng: Generator, block: np.ndarray, centralit
         side_middles = (lot + np.roll(lot, -1, axis=0)) / 2
         to_street_m = (block_planes[:, 2] - side_middles @ block_planes[:, :2].T).min(axis=1)
         front = int(np.argmin(to_street_m))
+        # A lot that touches no street is left open, more often than not.
         courtyard = to_street_m[front] > 2 and rng.random() < 0.7
         room = len(_inset(footprint, 2.0)) > 0 and rng.random() < 0.95
         built = levels > 0 and room and not courtyard

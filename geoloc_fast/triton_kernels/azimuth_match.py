@@ -127,6 +127,8 @@ def azimuth_match_kernel(
         if correlations is not None:
             out = correlations + (b[:, None] * columns + s) * references + r[None, :]
             tl.store(out, correlation, mask=pair_in)
+        # `rival` is the most that any shift but the best may have. If it reaches the least that the best may have,
+        # float32 cannot tell which is the best.
         better = value > best
         rival = tl.maximum(rival, tl.where(better, best + best_margin, value + value_margin))
         best_margin = tl.where(better, value_margin, best_margin)
@@ -159,6 +161,7 @@ def azimuth_match_decide_kernel(
     r = program % tiles * PAIRS + lane
     width = load_width(query_width, b, query_columns)
     open_pairs = tl.load(shift + b * references + r, mask=r < references, other=0) < 0
+    # One open pair after the other: `choose_window` takes the whole program for one.
     for _ in range(tl.sum(open_pairs.to(tl.int32), 0)):
         first = tl.min(tl.where(open_pairs, lane, PAIRS), 0)
         open_pairs = open_pairs & (lane != first)
@@ -205,6 +208,7 @@ def azimuth_match_slope_kernel(
     gain = tl.load(scale).to(tl.float32) / tau * unit
     here = slope + b * columns * all_references + r
     drawn = noise + b * noise_b + r * noise_r
+    # Three passes over the shifts: the highest logit, the sums of the softmax, the slopes.
     highest = tl.full([PAIRS], -float("inf"), tl.float32)
     for s in range(columns):
         correlation = tl.load(here + tl.cast(all_references, tl.int64) * s, mask=inside, other=0.0)
@@ -331,6 +335,7 @@ class Packed(NamedTuple):
 
 
 def _pack(items: Tensor, width: Tensor | None) -> Packed:
+    """[N, C, H, columns] as the kernels read it; columns beyond `width` are zero."""
     wide = items.flatten(1, 2).double()
     if width is not None:
         wide = torch.where(torch.arange(wide.shape[2], device=wide.device) < width[:, None, None], wide, 0.0)

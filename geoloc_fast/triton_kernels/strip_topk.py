@@ -56,6 +56,7 @@ def strip_topk_screen_kernel(
 ):  # fmt: skip
     """Bounds on the score of every pair of a tile, by one matrix product a shift; exact scoring follows for what they
     leave."""
+    # Tiles of queries follow each other, so that those which read the same rows run at the same time.
     tiles = tl.cdiv(batch, Q)
     program = tl.program_id(0).to(tl.int64)
     b = program % tiles * Q + tl.arange(0, Q)
@@ -63,6 +64,7 @@ def strip_topk_screen_kernel(
     row = local + first_row
     r_in = local < rows
     row = tl.where(r_in, row, first_row)
+    # A block of the bank holds LANES rows side by side: `terms` words of planes, then the energy of each column.
     terms = columns * words
     base = row // LANES * ((tl.cast(terms, tl.int64) + columns) * LANES) + row % LANES
     energies = (blocks + tl.cast(terms, tl.int64) * LANES + base).to(tl.pointer_type(tl.float32), bitcast=True)
@@ -80,6 +82,7 @@ def strip_topk_screen_kernel(
     top = tl.full([Q, R], -infinity, tl.float32)
     low = tl.full([Q, R], -infinity, tl.float32)
     high = tl.full([Q, R], -infinity, tl.float32)
+    # The rows of the product are pairs (query, shift): Q queries at S shifts.
     m = tl.arange(0, Q * S)
     m_query = program % tiles * Q + m // S
     for first in range(0, columns, S):
@@ -126,6 +129,8 @@ def strip_topk_screen_kernel(
         if SELECT == 0:
             c = tl.where(exists, c, -infinity)
             new_top = tl.maximum(top, tl.max(c, 1))
+            # Shifts that may have the largest correlation: c is known to e, and so is the largest so far. The score
+            # lies between the smallest and the largest that one of them may have.
             possible = c >= new_top[:, None, :] - 2.0 * e
             here_low = tl.min(tl.where(possible, here_low, infinity), 1)
             here_high = tl.max(tl.where(possible, here_high, -infinity), 1)
@@ -160,7 +165,12 @@ def strip_topk_exact_kernel(
     SELECT: tl.constexpr, BF16: tl.constexpr, PAIRS: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
     DECODED: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """keys[b, skip + row]: score and position of the pairs whose upper bound reaches the threshold."""
+    """keys[b, skip + row]: score and position of the pairs whose upper bound reaches the threshold.
+
+    A program looks at PAIRS pairs of one query at a time and works on those that are left one after the other: few are.
+    Key: the score's bits, put in the order of integers, above 2^32 - 1 - position, so that of equal scores the lowest
+    position is the largest key.
+    """
     program = tl.program_id(0)
     tiles = tl.cdiv(rows, PAIRS)
     lane = tl.arange(0, PAIRS)
@@ -180,6 +190,7 @@ def strip_topk_exact_kernel(
             open_pairs = open_pairs & (lane != first)
             position = tl.cast(task, tl.int64) % tiles * PAIRS + first
             stored, _ = row_of(blocks, position + first_row, columns, words)
+            # All threads of the program share the room of one strip: first nobody reads it any more, then it is whole.
             tl.debug_barrier()
             for k0 in range(0, values, DECODED):
                 numbers = decoded(stored, basis, k0, values, columns, words, BF16, DECODED, W)
@@ -273,6 +284,11 @@ def _rows(
     alive: Tensor | None,
     number: Tensor | None,
 ) -> Tensor:
+    """The k best rows of each query, int64 [B, k]; -1 where there are fewer.
+
+    `lower`, `upper` and `keys` have k columns for what was kept so far, then one for each row of the stretch; a
+    position is such a column. `number` is the group of each row: of a group, only the best row counts.
+    """
     count, channels, height, columns = shape
     batch, values = query.shape[0], channels * height
     words = words_a_plane(values, bf16)
@@ -315,6 +331,7 @@ def _rows(
         if number is not None:
             here = number[first : first + rows] - number[first]
             before = number[index.clamp(min=0)] - number[first]  # 0: the group goes on in this stretch
+            # Columns of `_by_group`: groups that begin in this stretch by number, those that were kept after them.
             columns_of = torch.where(before == 0, 0, stretch + place), here
             best_lower = _by_group(lower, *columns_of, k, -torch.inf)
         threshold = best_lower.topk(k).values[:, -1].contiguous()
