@@ -31,7 +31,7 @@ def main() -> None:
     given = parser.parse_args()
     model = load_model(given.model)
     confidence = Confidence.load(Confidence.path_for(given.model), model=model.fingerprint)
-    fov_deg, sizes = model.query_input.assumed_fov_deg, Sizes.around(model.place_input.panorama_size)
+    sizes = Sizes.around(model.place_input.panorama_size)
     cities = {}
     for seed, places in CITIES.items():
         city = write_recipes(
@@ -39,11 +39,11 @@ def main() -> None:
         )
         build_index(given.folder / f"{seed}.index", model, city)
         rows = city.photos.to_pylist()
-        cities[seed] = rows, [Photo(decode_image(content, "photo"), fov_deg) for content in contents(city, rows)]
-    strangers = {kind: [Photo(image, fov_deg) for image in images] for kind, images in blanks(15, seed=9).items()}
+        cities[seed] = rows, [Photo(decode_image(content, "photo")) for content in contents(city, rows)]
+    strangers = {kind: [Photo(image) for image in images] for kind, images in blanks(15, seed=9).items()}
     if given.real is not None:
         files = sorted(given.real.glob("*.jpg"))
-        strangers["real"] = [Photo(decode_image(f.read_bytes(), f.name, at_least=(1, 512)), fov_deg) for f in files]
+        strangers["real"] = [Photo(decode_image(f.read_bytes(), f.name, at_least=(1, 512))) for f in files]
     parts = []
     for seed, (rows, photos) in cities.items():
         index = PlaceIndex.open(given.folder / f"{seed}.index")

@@ -70,14 +70,14 @@ def measured(model: Model, manifest: Manifest, index: PlaceIndex) -> dict[str, A
     truth, (lat, lon) = truth_of(rows, index.keys()), index.positions()
     near, percent = Near(lat, lon, RIGHT_M), one_percent(len(index))
     reachable = np.array([near.any(*at) for at in zip(truth.lat, truth.lon, strict=True)], bool)
-    assumed, names = model.query_input.assumed_fov_deg, [layer.name for layer in model.layers]
+    names = [layer.name for layer in model.layers]
     takes = {"both": names, **{name: [name] for name in names}} if len(names) > 1 else {names[0]: names}
     found: dict[str, Any] = {}
     for way in ("assumed", "known"):
         parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in takes}
         for begin in range(0, len(rows), BATCH):
             some = slice(begin, begin + BATCH)
-            fov_deg = [assumed if way == "assumed" else row["fov_deg"] or assumed for row in rows[some]]
+            fov_deg = [None if way == "assumed" else row["fov_deg"] for row in rows[some]]
             images = [decode_image(content, "photo") for content in contents(manifest, rows[some])]
             strips = model.encode_queries([Photo(image, fov) for image, fov in zip(images, fov_deg, strict=True)])
             for name, layers in takes.items():

@@ -1,6 +1,7 @@
 """Layers of evidence: the strips that a model makes of places and queries, and that an index holds.
 
-A place has any number of rows in a layer, or none. A query has at most one strip per layer.
+A place has any number of rows in a layer, or none. A query has at most one strip per layer, or several readings: the
+strips of a photo seen with other fields of view, of which for each place the best counts.
 """
 
 from __future__ import annotations
@@ -45,11 +46,14 @@ class Rows(NamedTuple):
 
 
 class QueryStrips(NamedTuple):
-    """The strips of some queries in one layer."""
+    """The n strips of some queries in one layer."""
 
     strips: Tensor
-    """[B, C, H, Wq]"""
+    """[n, C, H, Wq]"""
     width: Tensor | None = None
-    """[B] columns that exist, default all; 0 where a query has nothing in this layer."""
+    """[n] columns that exist, default all; 0 where a query has nothing in this layer."""
     absent: Tensor | None = None
-    """[B] the score that stands in where a place has nothing in this layer; default that of the layer."""
+    """[n] the score that stands in where a place has nothing in this layer; default that of the layer."""
+    query: Tensor | None = None
+    """int64 [n] which of the queries each strip is a reading of, from 0 on, ascending, the same in all layers; default
+    one reading of each, in their order."""

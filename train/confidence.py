@@ -22,15 +22,15 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=Path, default=shipped_model())
     given = parser.parse_args()
     model = load_model(given.model)
-    fov_deg, sizes = model.query_input.assumed_fov_deg, Sizes.around(model.place_input.panorama_size)
+    sizes = Sizes.around(model.place_input.panorama_size)
     cities = {}
     for seed in range(31_000, 31_005):
         recipe = CityRecipe("city", seed, None, 200, sizes, (70.0, 110.0), TIDY)
         city = write_recipes(given.folder / str(seed), [recipe], jobs=2)
         build_index(given.folder / f"{seed}.index", model, city)
         rows = city.photos.to_pylist()
-        cities[seed] = rows, [Photo(decode_image(content, "photo"), fov_deg) for content in contents(city, rows)]
-    strangers = {kind: [Photo(image, fov_deg) for image in images] for kind, images in blanks(15).items()}
+        cities[seed] = rows, [Photo(decode_image(content, "photo")) for content in contents(city, rows)]
+    strangers = {kind: [Photo(image) for image in images] for kind, images in blanks(15).items()}
     tried = []
     for seed, (rows, photos) in cities.items():
         index = PlaceIndex.open(given.folder / f"{seed}.index")

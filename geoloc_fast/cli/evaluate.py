@@ -152,9 +152,8 @@ def fit_confidence_of_model(
     network = model_at(model, device, of=opened)
     opened.check_model(network.fingerprint)
     known = _known_photos(photos, opened.keys(), split)
-    assumed = network.query_input.assumed_fov_deg
     home, kept = _decoded(photos, known, network, use_fov)
-    strangers = {kind: [Photo(image, assumed) for image in images] for kind, images in blanks(20).items()}
+    strangers = {kind: [Photo(image) for image in images] for kind, images in blanks(20).items()}
     for number, other in enumerate(foreign or []):
         theirs = _manifest(other)
         shown, _ = _decoded(theirs, theirs.photos.to_pylist(), network, use_fov)
@@ -225,14 +224,15 @@ def _decoded(
     from geoloc_fast.images.decode import decode_image
     from geoloc_fast.models.contract import Photo
 
-    found, kept = [], []
+    found, kept, takes = [], [], network.query_input
+    widest = max(takes.readings_deg)
     for row in rows:
         if (row["fov_deg"] or 0.0) > WIDEST_PHOTO_DEG:
             continue
-        fov_deg = row["fov_deg"] if use_fov and row["fov_deg"] is not None else network.query_input.assumed_fov_deg
+        fov_deg = row["fov_deg"] if use_fov else None
         try:
             content = photos.open_image(row["image"])
-            enough = (1, pixels_across(fov_deg, network.query_input.size[1]))
+            enough = (1, pixels_across(widest if fov_deg is None else fov_deg, takes.size[1]))
             found.append(Photo(decode_image(content, row["image"], at_least=enough), fov_deg))
         except ImageError as error:
             typer.echo(f"geoloc-fast: {error}", err=True)

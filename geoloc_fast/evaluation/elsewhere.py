@@ -185,7 +185,15 @@ def located(confidence: Confidence, tried: Trials) -> dict[int, dict[str, float]
 def _encoded(model: Model, photos: Sequence[Photo], batch: int = 32) -> dict[str, QueryStrips]:
     """Strips of many photos, as those of one batch: padded to the widest."""
     parts = [model.encode_queries(photos[first : first + batch]) for first in range(0, len(photos), batch)]
-    joined = {}
+    joined: dict[str, QueryStrips] = {}
+    if not parts:
+        return joined
+    of = None
+    if any(one.query is not None for part in parts for one in part.values()):
+        own = [next(iter(part.values())) for part in parts]
+        of = torch.cat([
+            n * batch + (torch.arange(len(one.strips)) if one.query is None else one.query) for n, one in enumerate(own)
+        ])  # fmt: skip
     for name in parts[0]:
         strips, widths = [part[name].strips for part in parts], []
         for part in parts:
@@ -196,5 +204,5 @@ def _encoded(model: Model, photos: Sequence[Photo], batch: int = 32) -> dict[str
         padded = [torch.nn.functional.pad(strip, (0, widest - strip.shape[3])) for strip in strips]
         absent = [part[name].absent for part in parts]
         known = [score for score in absent if score is not None]  # all of them or none
-        joined[name] = QueryStrips(torch.cat(padded), torch.cat(widths), torch.cat(known) if known else None)
+        joined[name] = QueryStrips(torch.cat(padded), torch.cat(widths), torch.cat(known) if known else None, of)
     return joined

@@ -203,7 +203,7 @@ class Views(NamedTuple):
     rows: list[dict[str, Any]]
     """Of the photos table."""
     truth: Truth
-    fov_deg: list[float] | float | None
+    fov_deg: list[float | None] | None
     images: Callable[[], Iterator[Given]]
     photo: list[int] | None = None
     """Which photo each is a turn of, where photos are shown several times."""
@@ -229,7 +229,7 @@ def views_of(
 ) -> dict[str, Views]:
     """The ways to show these photos of the manifest, by title.
 
-    Photos are shown with the field of view that the model assumes, and with the one that is known of them. Panoramas
+    Photos are shown as if nobody knew their field of view, and with the one that is known of them. Panoramas
     have theirs: they are shown whole, or, if they go all the way round, as crops of `crop_fov_deg`, `turns` of them a
     panorama at seeded headings, and these also stretched to the field of view that the model assumes, as if nobody knew
     theirs.
@@ -239,11 +239,11 @@ def views_of(
     photos = [row for row in rows if (row["fov_deg"] or 0.0) <= WIDEST_PHOTO_DEG]
     found = {}
     if photos:
-        shown: dict[str, list[float] | float] = {"field of view assumed": assumed}
+        shown: dict[str, list[float | None] | None] = {"field of view assumed": None}
         known = [row["fov_deg"] is not None and usable_fov(row["fov_deg"]) for row in photos]
         if any(known):
             shown["field of view known"] = [
-                row["fov_deg"] if there else assumed for row, there in zip(photos, known, strict=True)
+                row["fov_deg"] if there else None for row, there in zip(photos, known, strict=True)
             ]
         for title, fov in shown.items():
             truth = truth_of(photos, ids)
@@ -327,11 +327,12 @@ def evaluate(
     groups: Mapping[str, Sequence[str]] | None = None,
     photo: Sequence[int] | None = None,
     keep: list[Answer] | None = None,
+    use_exif: bool = True,
 ) -> Evaluation:
     """Locates photos one at a time and compares with the truth.
 
     Args:
-        queries, fov_deg: as `Locator.locate` takes them.
+        queries, fov_deg, use_exif: as `Locator.locate` takes them.
         groups: names of groupings (city) to the group of each photo: ranks are counted by group too.
         photo: which photo each query is a turn of: figures are means within a photo first, intervals over photos.
         keep: a list that is given every answer, without its neighbours.
@@ -344,7 +345,7 @@ def evaluate(
         groups={name: list(labels) for name, labels in (groups or {}).items()},
         photo=None if photo is None else list(photo),
     )
-    for n, answer in enumerate(locator.locate(queries, fov_deg=fov_deg)):
+    for n, answer in enumerate(locator.locate(queries, fov_deg=fov_deg, use_exif=use_exif)):
         lat, lon = float(truth.lat[n]), float(truth.lon[n])
         reachable = near.any(lat, lon) if np.isfinite(lat) else int(truth.place[n]) in there
         result.add(answer, truth, n, reachable)
@@ -382,6 +383,7 @@ def evaluate_views(
             },
             photo=way.photo,
             keep=None if found else keep,
+            use_exif=False,  # what is known of photos the manifest says
         )
         before += len(way.rows)
     return found

@@ -68,13 +68,14 @@ def same_layers(index: Sequence[Layer], layers: Sequence[Layer]) -> tuple[Layer,
 def checked_query(
     layers: Sequence[Layer], query: Mapping[str, QueryStrips], device: torch.device
 ) -> tuple[int, dict[str, QueryStrips]]:
-    """(B, the strips on the device)"""
+    """(B, the strips on the device), of B readings"""
     known = {layer.name: layer for layer in layers}
     if not isinstance(query, Mapping) or not query or not set(query) <= set(known):
         got = sorted(query) if isinstance(query, Mapping) else type(query).__name__
         raise ValueError(f"query: expected strips by layer, of {', '.join(known)}, got {got}")
     found, batch, headed = {}, None, None
-    for name, (strips, width, absent) in query.items():
+    of = next(iter(query.values())).query
+    for name, (strips, width, absent, own) in query.items():
         checks.tensor(f"query[{name!r}]", strips, "[B, C, H, Wq]")
         if not bool(torch.isfinite(strips).all()):
             raise ValueError(f"query[{name!r}]: expected finite values, got NaN or Inf")
@@ -87,9 +88,23 @@ def checked_query(
             headed = width
         if absent is not None and (absent.shape != (batch,) or not bool(torch.isfinite(absent).all())):
             raise ValueError(f"query[{name!r}]: expected {batch} finite scores for what is absent, got {absent}")
-        found[name] = QueryStrips(strips.to(device), None if width is None else width.to(device), absent)
+        if not _readings(own, of, batch):
+            raise ValueError(
+                f"query[{name!r}] (query): expected of which query each of {batch} strips is a reading, int64 from 0 "
+                f"on, ascending, none left out, the same in every layer; got {own}"
+            )
+        found[name] = QueryStrips(strips.to(device), None if width is None else width.to(device), absent, own)
     assert batch is not None
     return batch, found
+
+
+def _readings(own: Tensor | None, of: Tensor | None, batch: int) -> bool:
+    if own is None or of is None:
+        return own is of
+    if own.dtype != torch.int64 or own.shape != (batch,) or not torch.equal(own, of):
+        return False
+    step = torch.diff(own, prepend=own.new_full((1,), -1))
+    return bool(((step == 0) | (step == 1)).all()) and bool((own[:1] == 0).all())
 
 
 def checked_places(

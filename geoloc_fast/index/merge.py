@@ -47,6 +47,7 @@ class Neighbours(NamedTuple):
     standpoint_lat: np.ndarray  # [B, k] of the row that says most for the place: of layers in which it has several
     standpoint_lon: np.ndarray  # [B, k]
     parts: np.ndarray  # [B, k, layers] float32, what each layer of the index adds to the score
+    reading: np.ndarray  # [B, k] int64, which of the query's readings says most for the place
     exact: np.ndarray  # [B] bool: no place that was not looked at can belong here
 
     @property
@@ -81,5 +82,5 @@ def merge(answers: Sequence[Neighbours], k: int) -> Neighbours:
     order = np.lexsort((found.id, np.where(missing, np.inf, -found.score)), axis=1)[:, :k]
     if found.id.shape[1] < k:
         raise ValueError(f"k: expected at most {found.id.shape[1]}, what the answers hold together, got {k}")
-    best = [np.take_along_axis(values, order, 1) for values in found[:-2]]
-    return Neighbours._make([*best, np.take_along_axis(found.parts, order[..., None], 1), found.exact])
+    best = [np.take_along_axis(v, order if v.ndim == 2 else order[..., None], 1) for v in found[:-1]]
+    return Neighbours._make([*best, found.exact])

@@ -4,7 +4,9 @@
 
 c is the cosine of the renormalised window at every shift. Layers without a heading add a constant; a layer in which the
 place or the query has nothing adds w_l * absent_l, which a query may know better than its layer. A place that has
-nothing in any layer of the query is no answer.
+nothing in any layer of the query is no answer. Of several readings of a query the best counts, each by how far it
+stands above its own sum of w_l * absent_l, since a wider photo scores less everywhere: score(p) is that of the best, as
+if it had the sum of the first.
 
 One layer that takes part alone is one call of `strip_topk` for each segment. Otherwise each layer names its best
 places, they are scored over all layers, and no place that was named by none can exceed
@@ -115,7 +117,9 @@ def nothing(batch: int, k: int, layers: int) -> Neighbours:
     none, score = np.full((batch, k), -1), np.full((batch, k), np.nan, np.float32)
     heading_and_positions = [np.full((batch, k), np.nan) for _ in range(5)]
     parts = np.full((batch, k, layers), np.nan, np.float32)
-    return Neighbours._make([none, score, none.copy(), *heading_and_positions, parts, np.ones(batch, bool)])
+    return Neighbours._make(
+        [none, score, none.copy(), *heading_and_positions, parts, np.zeros((batch, k), np.int64), np.ones(batch, bool)]
+    )
 
 
 def search(
@@ -131,7 +135,7 @@ def search(
     checks.whole("depth", depth, k, MAX_K)
     taking = tuple(own) if layers is None else same_layers(own, layers)
     batch, given = checked_query(own, query, device)
-    groups = group({name: (strips, width) for name, (strips, width, _) in given.items()}, batch)
+    groups = group({name: (one.strips, one.width) for name, one in given.items()}, batch)
     found = []
     for rows, names in groups:
         width = {name: given[name][1] for name in names}
@@ -148,13 +152,55 @@ def search(
         if len(rows) < batch:
             part = part.take(rows)
         found.append(_search(parts, Call(taking, part, select, within), k, depth))
-    if len(groups) == 1:
-        return found[0]
-    answer = nothing(batch, k, len(taking))
-    for (rows, _), part_of in zip(groups, found, strict=True):
-        for target, values in zip(answer, part_of, strict=True):
-            target[rows] = values
-    return answer
+    answer = found[0] if len(groups) == 1 else nothing(batch, k, len(taking))
+    if len(groups) > 1:
+        for (rows, _), part_of in zip(groups, found, strict=True):
+            for target, values in zip(answer, part_of, strict=True):
+                target[rows] = values
+    of = next(iter(given.values())).query
+    return answer if of is None else _best_readings(answer, of.cpu().numpy(), _stands_in(taking, given, batch), k)
+
+
+def _stands_in(layers: Sequence[Layer], given: Mapping[str, QueryStrips], batch: int) -> np.ndarray:
+    """float64 [B, layers], what each layer adds to the score of a place that has nothing in it."""
+    found = np.tile([_absent(layer) for layer in layers], (batch, 1)).astype(np.float64)
+    for n, layer in enumerate(layers):
+        own = given[layer.name].absent if layer.name in given else None
+        if own is not None:
+            found[:, n] = layer.weight * own.double().cpu().numpy()
+    return found
+
+
+def _best_readings(readings: Neighbours, of: np.ndarray, stands_in: np.ndarray, k: int) -> Neighbours:
+    """The k best places of each query, of the answers to its readings: a place with that which says most for it, equals
+    by the earlier one.
+
+    Args:
+        of: [n] the query of each reading.
+        stands_in: [n, layers] of each reading.
+    """
+    first = np.searchsorted(of, np.arange(of[-1] + 1)) if len(of) else np.zeros(0, np.int64)
+    number = np.arange(len(of)) - first[of]
+    beyond = stands_in - stands_in[first[of]]
+    score = (readings.score - beyond.sum(axis=1, keepdims=True)).astype(np.float32)
+    parts = (readings.parts - beyond[:, None]).astype(np.float32)
+    each = np.broadcast_to(number[:, None], readings.id.shape).astype(np.int64)
+    readings = readings._replace(score=score, parts=parts, reading=each)
+    most = int(number.max(initial=0)) + 1
+    side = nothing(len(first), most * k, parts.shape[2])
+    at = number[:, None] * k + np.arange(k)
+    for target, values in zip(side[:-1], readings[:-1], strict=True):
+        target[of[:, None], at] = values
+    np.logical_and.at(side.exact, of, readings.exact)
+    order = np.lexsort((side.reading, -side.score, side.id), axis=1)  # NaN last
+    again = np.zeros(order.shape, bool)
+    ids = np.take_along_axis(side.id, order, 1)
+    again[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    np.put_along_axis(again, order, again.copy(), 1)
+    side.id[again] = -1
+    for values in side[1:-1]:
+        values[side.id < 0] = -1 if values is side.shift else 0 if values is side.reading else np.nan
+    return merge([side], k)
 
 
 def _search(parts: Parts, call: Call, k: int, depth: int) -> Neighbours:
@@ -355,7 +401,8 @@ def _one_layer(
     if layer.column0_deg is None:
         shift = np.full_like(shift, -1)
     heading = _heading(layer, shift, query.centre)
-    return Neighbours(ids, score, shift, heading, lat, lon, at_lat, at_lon, parts, np.ones(len(ids), bool))
+    zeros = np.zeros_like(ids)
+    return Neighbours(ids, score, shift, heading, lat, lon, at_lat, at_lon, parts, zeros, np.ones(len(ids), bool))
 
 
 def _unique(places: np.ndarray) -> np.ndarray:
@@ -442,7 +489,8 @@ def _scored_part(
     )
     return Neighbours(
         np.where(missing, -1, segment.ids(places)), np.where(missing, np.float32(np.nan), score),
-        np.where(missing, -1, shift), heading, lat, lon, at_lat, at_lon, parts, np.ones(len(places), bool),
+        np.where(missing, -1, shift), heading, lat, lon, at_lat, at_lon, parts, np.zeros_like(places),
+        np.ones(len(places), bool),
     )  # fmt: skip
 
 

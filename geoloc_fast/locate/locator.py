@@ -76,7 +76,8 @@ class Answer:
         radius_m: the truth lies this near to the first candidate with probability 0.68; None if the candidates do not
             reach that together.
         problem: why it is unreadable.
-        fov_deg, fov_from: the horizontal field of view it was seen with, and who said so: "given", "exif" or "assumed".
+        fov_deg, fov_from: the horizontal field of view it was seen with, and who said so: "given", "exif", "assumed",
+            or "tried": of those that the model tries the one with which it fits best.
         exif_agrees: whether the position that the file claims lies within 100 m of the first candidate; None if it
             claims none. The claim has no part in the answer and is not repeated in it.
         provenance: model, index and commit.
@@ -165,6 +166,7 @@ class Locator:
         candidates: int = 5,
         batch: int = 1,
         text: str | None = None,
+        use_exif: bool = True,
     ) -> Iterator[Answer]:
         """An answer for each query, in order, as they come.
 
@@ -172,11 +174,12 @@ class Locator:
             queries: photos as paths, contents of files, uint8 [h, w, 3] arrays (RGB, upright) or `Photo`; or
                 `AzimuthColumns`; or `Text`: whatever the model takes.
             fov_deg: horizontal field of view of all photos, or of each; default (and None) what the `Photo` says, else
-                its file, else the model's assumption. Azimuth columns have their own.
+                its file, else what the model assumes or tries. Azimuth columns have their own.
             candidates: at most this many each.
             batch: queries that are encoded and searched together: faster, but the first answer comes later.
             text: a description of where they were taken, which counts beside each of them (`beside`). The confidence
                 of the photos' model says nothing of such an answer: it is "unverified".
+            use_exif: whether a file may say its field of view.
         """
         if text is not None and self.beside is None:
             raise ValueError("text: expected a locator with an index of descriptions beside it, got none")
@@ -189,18 +192,20 @@ class Locator:
             raise ValueError(f"candidates, batch: expected at least 1, got {candidates} and {batch}")
         numbered = enumerate(queries)
         while part := list(islice(numbered, batch)):
-            yield from self._batch(part, [given[n if len(given) > 1 else 0] for n, _ in part], candidates, said)
+            fov = [given[n if len(given) > 1 else 0] for n, _ in part]
+            yield from self._batch(part, fov, candidates, said, use_exif)
 
     def _batch(
-        self, queries: list[tuple[int, Given]], fov_deg: list[float | None], candidates: int, said: Neighbours | None
-    ) -> list[Answer]:
+        self, queries: list[tuple[int, Given]], fov_deg: list[float | None], candidates: int, said: Neighbours | None,
+        use_exif: bool,
+    ) -> list[Answer]:  # fmt: skip
         started = time.perf_counter()
         names = [_name(query, number) for number, query in queries]
         shown: dict[int, _Shown] = {}
         answers: dict[int, Answer] = {}
         for n, (name, (_, query)) in enumerate(zip(names, queries, strict=True)):
             try:
-                shown[n] = self._show(query, name, fov_deg[n])
+                shown[n] = self._show(query, name, fov_deg[n], use_exif)
             except ImageError as error:
                 answers[n] = Answer(name, "unreadable", problem=error.reason, provenance=self._provenance())
             except WordError as error:
@@ -237,7 +242,7 @@ class Locator:
         seconds = {stage: (ends[i + 1] - ends[i]) / len(queries) for i, stage in enumerate(stages)}
         return [replace(answers[n], seconds=seconds) for n in range(len(queries))]
 
-    def _show(self, query: Given, name: str, fov_deg: float | None) -> _Shown:
+    def _show(self, query: Given, name: str, fov_deg: float | None, use_exif: bool) -> _Shown:
         """The query as the model takes it."""
         takes = self.model.query_input
         kind = {AzimuthColumns: "columns", Text: "text"}.get(type(query), "photo")
@@ -254,9 +259,11 @@ class Locator:
                 )
             return _Shown(query, 360 * columns.shape[1] / turn, "given")
         photo = query if isinstance(query, Photo) else Photo(query)
-        return self._decode(photo.image, name, photo.fov_deg if fov_deg is None else fov_deg)
+        return self._decode(photo.image, name, photo.fov_deg if fov_deg is None else fov_deg, use_exif)
 
-    def _decode(self, image: str | os.PathLike[str] | bytes | np.ndarray, name: str, fov_deg: float | None) -> _Shown:
+    def _decode(
+        self, image: str | os.PathLike[str] | bytes | np.ndarray, name: str, fov_deg: float | None, use_exif: bool
+    ) -> _Shown:
         takes, exif = self.model.query_input, PhotoExif()
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -273,11 +280,12 @@ class Locator:
             raise ImageError(
                 name, f"{width} x {height} pixels look like a panorama; crop a view from it and use that as a photo"
             )
-        fov, source = (fov_deg, "given") if fov_deg is not None else (exif.fov_deg, "exif")
+        fov, source = (fov_deg, "given") if fov_deg is not None else (exif.fov_deg if use_exif else None, "exif")
         if fov is None or not usable_fov(fov):
-            fov, source = takes.assumed_fov_deg, "assumed"
+            fov, source = None, "tried" if takes.tried_fov_deg else "assumed"
         if not isinstance(image, np.ndarray):
-            image = decode_image(content, name, at_least=(1, pixels_across(fov, takes.size[1])))
+            widest = max(takes.readings_deg) if fov is None else fov
+            image = decode_image(content, name, at_least=(1, pixels_across(widest, takes.size[1])))
         return _Shown(Photo(image, fov), fov, source, exif)
 
     def _answer(
@@ -298,7 +306,9 @@ class Locator:
             least = judge.threshold if self.least_probability is None else self.least_probability
             status = "located" if first >= least else "unknown"
             radius = radius_m(found, judge)
-        best, agrees = found[0], None
+        best, agrees, fov_deg = found[0], None, shown.fov_deg
+        if shown.fov_from in ("assumed", "tried"):
+            fov_deg = self.model.query_input.readings_deg[int(neighbours.reading[0])]
         if shown.exif.lat is not None and best.lat is not None:
             agrees = bool(great_circle_m(best.lat, best.lon, shown.exif.lat, shown.exif.lon) <= 100.0)
         keys = self._keys([candidate.place for candidate in found[:limit]])
@@ -307,7 +317,7 @@ class Locator:
             status,
             tuple(replace(candidate, key=key) for candidate, key in zip(found, keys, strict=False)),
             radius,
-            fov_deg=None if shown.fov_deg is None else round(shown.fov_deg, 2),
+            fov_deg=None if fov_deg is None else round(fov_deg, 2),
             fov_from=shown.fov_from,
             exif_agrees=agrees,
             provenance=self._provenance(),
@@ -347,13 +357,16 @@ def usable_fov(degrees: float) -> bool:
 
 
 def share_of_turn(layers: Sequence[Layer], strips: Mapping[str, QueryStrips], batch: int) -> np.ndarray:
-    """[B] how much of the whole turn each query sees; 1 without a layer that has a heading."""
+    """[B] how much of the whole turn each query sees, in its first reading; 1 without a layer that has a heading."""
     for layer in layers:
         if layer.name in strips and layer.column0_deg is not None and layer.strip[2] > 1:
             query = strips[layer.name]
             if query.width is None:
                 return np.full(batch, query.strips.shape[3] / layer.strip[2])
-            return query.width.cpu().numpy() / layer.strip[2]
+            width = query.width.cpu().numpy()
+            if query.query is not None:
+                width = width[np.searchsorted(query.query.cpu().numpy(), np.arange(batch))]
+            return width / layer.strip[2]
     return np.ones(batch)
 
 

@@ -139,6 +139,8 @@ def add_up(photo: Neighbours, text: Neighbours, ratio: float, k: int) -> Neighbo
             theirs = np.full(count, np.nan)
         elif name == "shift":
             theirs = np.full(count, -1)
+        elif name == "reading":
+            theirs = np.zeros(count, mine.dtype)
         columns.append(np.concatenate([mine, theirs]))
     columns[Neighbours._fields.index("score")] = score.astype(np.float32)
     order = np.lexsort((columns[0], -columns[1]))[:k]

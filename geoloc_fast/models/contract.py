@@ -54,7 +54,7 @@ class Photo:
     image: str | os.PathLike[str] | bytes | np.ndarray
     """A path, the contents of a file, or uint8 [h, w, 3] RGB."""
     fov_deg: float | None = None
-    """Horizontal field of view; None: what the file says, else what the model assumes."""
+    """Horizontal field of view; None: what the file says, else what the model assumes or tries."""
 
 
 class AzimuthColumns(NamedTuple):
@@ -83,6 +83,13 @@ class QueryInput:
     """Rows and columns of a whole turn; a photo has these rows, and columns by its field of view."""
     assumed_fov_deg: float = 90.0
     """Of photos that do not say theirs."""
+    tried_fov_deg: tuple[float, ...] = ()
+    """What else such a photo may have been taken with: the model reads it with each, after the assumed one."""
+
+    @property
+    def readings_deg(self) -> tuple[float, ...]:
+        """The fields of view that a photo which does not say its own is read with."""
+        return (self.assumed_fov_deg, *self.tried_fov_deg)
 
 
 # --- places ----------------------------------------------------------------------------------------------
@@ -168,7 +175,8 @@ class Model(Protocol):
 
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
         """Strips by layer, one per query; width 0 where a query has nothing in a layer. Layers with a heading have
-        the same widths. A layer in which no query has anything may be left out."""
+        the same widths. A layer in which no query has anything may be left out. Where the model tries several fields of
+        view, a `Photo` without one has a reading for each (`QueryStrips.query`), in the order of `query_input`."""
 
 
 KINDS: dict[str, str | Callable[..., Model]] = {

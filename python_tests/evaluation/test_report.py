@@ -97,7 +97,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         order = np.array([found, *[(found + step) % PLACES for step in (1, 2, 3)]])
         score, stands = np.linspace(0.8, 0.7, 4), (lat[order], lon[order])
         neighbours = Neighbours(
-            order, score, np.zeros(4, int), np.zeros(4), *stands, *stands, score[:, None], np.True_
+            order, score, np.zeros(4, int), np.zeros(4), *stands, *stands, score[:, None], np.zeros(4, int), np.True_
         )  # fmt: skip
         answer = Answer(
             HOSTILE[n % len(HOSTILE)], "located" if sure else "unknown", (candidate,), 30.0, None, 80.0, "assumed",

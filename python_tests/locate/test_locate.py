@@ -49,7 +49,7 @@ def neighbours(rows: list[tuple[float, float, float, float]]) -> Neighbours:
     return Neighbours(
         np.append(np.arange(len(rows)), [-1, -1]), np.append(score, pad), np.append(np.zeros(len(rows), int), [-1, -1]),
         np.append(heading, pad), *[np.append(lat, pad), np.append(lon, pad)] * 2, np.append(score, pad)[:, None],
-        np.True_,
+        np.zeros(len(rows) + 2, int), np.True_,
     )  # fmt: skip
 
 
@@ -96,7 +96,8 @@ def test_candidates_across_the_antimeridian_belong_together() -> None:
     found = candidates_of(
         Neighbours(
             np.array([1, 2]), np.array([0.8, 0.8]), np.zeros(2, int), np.zeros(2),
-            *[np.zeros(2), np.array([179.99995, -179.99995])] * 2, np.full((2, 1), 0.8), np.True_,
+            *[np.zeros(2), np.array([179.99995, -179.99995])] * 2, np.full((2, 1), 0.8),
+            np.zeros(2, int), np.True_,
         )
     )  # fmt: skip
     assert len(found) == 1

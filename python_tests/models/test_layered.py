@@ -153,6 +153,25 @@ def test_a_query_knows_what_a_wrong_place_scores(model: Layered) -> None:
         assert model.encode_queries(queries)[name].absent is None
 
 
+def test_a_photo_of_unknown_field_of_view_is_read_with_several(model: Layered) -> None:
+    tries = Layered(dataclasses.replace(SMALL, cohort=6, tried_fov_deg=(60.0, 110.0)))
+    torch.manual_seed(4)
+    strips = {f"cohort_{name}": torch.randn(6, 8, 1, 32) for name in ("street", "satellite")}
+    tries.load_state_dict({**model.state_dict(), **strips})
+    assert tries.query_input.readings_deg == (90.0, 60.0, 110.0) and model.query_input.readings_deg == (90.0,)
+    photos = [picture(60, 80, seed=n) for n in range(3)]
+    found = tries.encode_queries([Photo(photos[0]), Photo(photos[1], 75.0), Photo(photos[2])])
+    apart = tries.encode_queries(
+        [*(Photo(photos[0], fov) for fov in (90.0, 60.0, 110.0)), Photo(photos[1], 75.0),
+         *(Photo(photos[2], fov) for fov in (90.0, 60.0, 110.0))]
+    )  # fmt: skip
+    for name, one in found.items():
+        assert one.query is not None and one.query.tolist() == [0, 0, 0, 1, 2, 2, 2] and apart[name].query is None
+        assert one.absent is not None and torch.equal(one.absent, apart[name].absent)
+        assert torch.equal(one.strips, apart[name].strips) and torch.equal(one.width, apart[name].width)
+        assert tries.encode_queries([Photo(photos[1], 75.0)])[name].query is None
+
+
 def test_rows_are_standpoints_and_say_where(model: Layered) -> None:
     places = batch(3, has_satellite=torch.tensor([True, False, True]), has_panorama=torch.tensor([False, True, True]))
     rows = model.encode_places(places)
@@ -318,6 +337,8 @@ def test_a_bundle_gives_the_same_model(model: Layered, tmp_path: Path) -> None:
         ({"range_m": (60, 50)}, "range_m"),
         ({"standpoints_m": ((30.0, 0.0),)}, "standpoints_m"),
         ({"weights": {"street": 1.0}}, "weights: expected a number for"),
+        ({"tried_fov_deg": (60.0,)}, "tried_fov_deg: expected angles, of a model with a cohort"),
+        ({"tried_fov_deg": (0.0,), "cohort": 4}, "tried_fov_deg: expected angles"),
     ],
 )
 def test_settings_are_checked(change: dict[str, object], message: str) -> None:

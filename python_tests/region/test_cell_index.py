@@ -229,7 +229,9 @@ def neighbours(lat: list[float], lon: list[float], score: list[float]) -> Neighb
     at, nowhere = (np.array(lat), np.array(lon)), np.full(count, np.nan)
     parts = np.zeros((count, 1), np.float32)
     shift = np.full(count, -1)
-    return Neighbours(np.arange(count), np.array(score, np.float32), shift, nowhere, *at, *at, parts, np.array(True))
+    return Neighbours(
+        np.arange(count), np.array(score, np.float32), shift, nowhere, *at, *at, parts, shift + 1, np.array(True)
+    )
 
 
 def test_spots_are_apart_and_share_one_probability() -> None:

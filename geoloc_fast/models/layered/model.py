@@ -104,6 +104,9 @@ class LayeredConfig(BundleConfig):
     """How many, by layer."""
     assumed_fov_deg: float = 90.0
     """Horizontal field of view of photos that do not say theirs."""
+    tried_fov_deg: tuple[float, ...] = ()
+    """Others that they may have been taken with. They are compared by what each scores above wrong places, so this
+    takes a cohort."""
     name: str = "layered"
     """What a person calls the model."""
     trained_on: str = "nothing"
@@ -112,7 +115,7 @@ class LayeredConfig(BundleConfig):
     """Of the backbone's weights: source, sha256, licence; of the maps: what they were fitted on."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "strides", "level_size", "polar_size", "range_m"):
+        for name in ("layers", "strides", "level_size", "polar_size", "range_m", "tried_fov_deg"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "standpoints_m", tuple((float(e), float(n)) for e, n in self.standpoints_m))
         if not self.layers or len(set(self.layers)) < len(self.layers) or not set(self.layers) <= set(LAYERS):
@@ -142,6 +145,8 @@ class LayeredConfig(BundleConfig):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name}: expected a whole number >= 0, got {value!r}")
+        if not all(0 < fov <= 360 for fov in self.tried_fov_deg) or (self.tried_fov_deg and not self.cohort):
+            raise ValueError(f"tried_fov_deg: expected angles, of a model with a cohort, got {self.tried_fov_deg!r}")
         if self.kinds and (len(self.strides) != 2 or self.strides[1] != 2 * self.strides[0]):
             raise ValueError(f"kinds: expected two strides, one twice the other, got {self.strides}")
         for name in ("weights", "absent", "deviations"):
@@ -246,7 +251,8 @@ class Layered(BundledModel):
     @property
     def query_input(self) -> QueryInput:
         """The queries that the model expects."""
-        return QueryInput(("photo", "columns"), self.config.level_size, self.config.assumed_fov_deg)
+        config = self.config
+        return QueryInput(("photo", "columns"), config.level_size, config.assumed_fov_deg, config.tried_fov_deg)
 
     @torch.inference_mode()
     def encode_places(self, batch: PlaceBatch) -> dict[str, Rows]:
@@ -276,19 +282,30 @@ class Layered(BundledModel):
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[Query]) -> dict[str, QueryStrips]:
-        """A strip per layer for each query. Each is encoded by itself, so it does not depend on the others."""
+        """A strip per layer for each reading of each query, which is encoded by itself, so it does not depend on the
+        others."""
         found = {}
-        images = [self.query_image(query) for query in queries]
+        readings = [(n, one) for n, query in enumerate(queries) for one in self._readings(query)]
+        of = torch.tensor([n for n, _ in readings]) if len(readings) > len(queries) else None
+        images = [self.query_image(one) for _, one in readings]
         with threads_for(_PER_PIXEL * sum(image[0].numel() for image, _ in images)):
             seen = [self._seen(*image) for image in images]
         for name in self.config.layers:
             parts = [self._level_strip(name, self.query_maps, of_one) for of_one in seen]
             width = torch.tensor([part.shape[1] for part in parts], dtype=torch.int64)
-            strips = torch.zeros(len(queries), self.strip_channels, 1, max((p.shape[1] for p in parts), default=1))
+            strips = torch.zeros(len(readings), self.strip_channels, 1, max((p.shape[1] for p in parts), default=1))
             for strip, part in zip(strips, parts, strict=True):
                 strip[:, 0, : part.shape[1]] = part
-            found[name] = QueryStrips(strips, width, self._absent(name, strips, width))
+            found[name] = QueryStrips(strips, width, self._absent(name, strips, width), of)
         return found
+
+    def _readings(self, query: Query) -> list[Query]:
+        """The query as it may have been taken: a photo that does not say its field of view with each that is tried."""
+        if not isinstance(query, Photo) or query.fov_deg is not None:
+            return [query]
+        return [
+            dataclasses.replace(query, fov_deg=fov) for fov in (self.config.assumed_fov_deg, *self.config.tried_fov_deg)
+        ]
 
     def _absent(self, layer: str, strips: Tensor, width: Tensor) -> Tensor | None:
         """[B] what stands in for a score of these queries: mean and deviations of those against the cohort."""
