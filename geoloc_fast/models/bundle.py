@@ -2,6 +2,9 @@
 
 The fingerprint is the sha256 of the format's name, the config and every tensor's bytes. An index, a confidence file or
 a synthetic street view names by it the model that it belongs to.
+
+A tensor that a model keeps in 8 bits lies in the file as int8 NAME and float32 NAME.scale, the step of all values that
+differ in the first index alone.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ __all__ = ["BundleConfig", "BundledModel", "fingerprint_of", "kind_of", "load_bu
 
 _FORMAT = "geoloc_fast."  # then the kind of the model
 _VERSION = "1"
+_SCALE = ".scale"
 _STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 M = TypeVar("M", bound=nn.Module)
@@ -62,6 +66,8 @@ class BundledModel(nn.Module):
     config_class: ClassVar[type[BundleConfig]]
     stored_dtype: ClassVar[torch.dtype] = torch.float32
     """What `save` stores floating-point weights as by default."""
+    stored_in_8_bits: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of weights that `save` stores in 8 bits by default."""
     config: Any
     fingerprint: str | None = None
     """sha256 of the bundle that the model was loaded from; None for a new model."""
@@ -80,9 +86,12 @@ class BundledModel(nn.Module):
         """Writes config and weights to one safetensors file, which is complete or absent. Returns its fingerprint.
 
         Args:
-            dtype: of the stored floating-point weights: float32, float16 or bfloat16. Default: `stored_dtype`.
+            dtype: of all stored floating-point weights: float32, float16 or bfloat16. Default: `stored_dtype`, and
+                `stored_in_8_bits`.
         """
-        return write_bundle(path, self.kind, self.config.to_json(), self.state_dict(), dtype or self.stored_dtype)
+        rough = self.stored_in_8_bits if dtype is None else ()
+        config = self.config.to_json()
+        return write_bundle(path, self.kind, config, self.state_dict(), dtype or self.stored_dtype, in_8_bits=rough)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:
@@ -95,21 +104,27 @@ class BundledModel(nn.Module):
 
 
 def write_bundle(
-    path: str | os.PathLike[str], kind: str, config: str, state: Mapping[str, Tensor], dtype: torch.dtype
-) -> str:
+    path: str | os.PathLike[str], kind: str, config: str, state: Mapping[str, Tensor], dtype: torch.dtype,
+    *, in_8_bits: tuple[str, ...] = (),
+) -> str:  # fmt: skip
     """Writes config and weights to one file, complete or not at all, and returns its fingerprint.
 
     Args:
         kind: of the model, "geolocalizer" for instance: `load_model` finds by it what loads the file.
         config: canonical JSON.
         dtype: what floating-point weights are stored as: float32, float16 or bfloat16.
+        in_8_bits: beginnings of the names of weights that are stored in 8 bits.
     """
     if dtype not in _STORED_DTYPES:
         raise ValueError(f"dtype: expected one of {_STORED_DTYPES}, got {dtype}")
-    tensors = {
-        name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
-        for name, value in state.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if value.ndim > 1 and value.is_floating_point() and name.startswith(in_8_bits):
+            scale = value.float().abs().amax(0, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+            tensors[name], tensors[name + _SCALE] = (value.float() / scale).round().to(torch.int8), scale
+        else:
+            tensors[name] = value.to(dtype) if value.is_floating_point() else value
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     fingerprint = _fingerprint(kind, config, tensors)
     metadata = {"format": _FORMAT + kind, "version": _VERSION, "config": config, "fingerprint": fingerprint}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
@@ -185,4 +200,9 @@ def _read(path: Path, kind: str) -> tuple[str, str, dict[str, Tensor]]:
     actual = _fingerprint(kind, config, tensors)
     if actual != fingerprint:
         raise BundleError(f"{path}: expected fingerprint {fingerprint}, got {actual}: the file was altered")
+    for name in [name for name in tensors if name.endswith(_SCALE) and name.removesuffix(_SCALE) in tensors]:
+        scale, value = tensors.pop(name), tensors[name.removesuffix(_SCALE)]
+        if value.dtype != torch.int8 or scale.shape != (1, *value.shape[1:]):
+            raise BundleError(f"{path}: expected {name} to be the steps of 8-bit values, got {list(scale.shape)}")
+        tensors[name.removesuffix(_SCALE)] = value * scale
     return config, fingerprint, tensors

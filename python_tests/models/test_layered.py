@@ -325,6 +325,21 @@ def test_a_bundle_gives_the_same_model(model: Layered, tmp_path: Path) -> None:
         load_model(tmp_path / "bad.safetensors")
 
 
+def test_maps_in_8_bits_lose_half_a_step_at_most(model: Layered, tmp_path: Path) -> None:
+    model.save(tmp_path / "m.safetensors")
+    model.save(tmp_path / "large.safetensors", dtype=torch.float16)
+    small, large = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("m", "large"))
+    loaded = Layered.load(tmp_path / "m.safetensors")
+    maps = {name: value for name, value in model.state_dict().items() if "_maps." in name and value.ndim == 2}
+    assert large - small > 0.4 * sum(value.numel() for value in maps.values())  # 8 channels share a step of four bytes
+    for name, value in loaded.state_dict().items():
+        given = model.state_dict()[name]
+        step = given.abs().amax(0) / 127 if name in maps else 2e-3 * given.abs().clamp(min=1e-4)
+        assert ((value - given).abs() <= 0.501 * step).all(), name
+    again = loaded.save(tmp_path / "again.safetensors")
+    assert again == loaded.fingerprint, "what is in 8 bits is kept as it is"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

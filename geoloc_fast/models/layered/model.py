@@ -161,6 +161,7 @@ class Layered(BundledModel):
     config: LayeredConfig
     config_class = LayeredConfig
     stored_dtype = torch.float16
+    stored_in_8_bits = ("query_maps", "place_maps", "cohort")
 
     def __init__(self, config: LayeredConfig | None = None) -> None:
         super().__init__()
