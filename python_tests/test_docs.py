@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -174,6 +175,17 @@ def test_every_room_says_where_to_begin() -> None:
         if room.parent != ROOT / "geoloc_fast" and (begin is None or not (room.parent / f"{begin[1]}.py").exists()):
             lost.append(str(room.parent.relative_to(ROOT)))
     assert not lost, "no `Begin with` that names a module: " + ", ".join(lost)
+
+
+def test_what_lies_inside_a_numbered_item_is_indented_by_four() -> None:
+    """The site ends a numbered list at a table, code or paragraph that is indented by less, and loses its numbers."""
+    lost = []
+    for page in DOCS.rglob("*.md"):
+        lines = page.read_text().splitlines()
+        for number, (before, line) in enumerate(pairwise(lines), start=2):
+            if not before.strip() and re.match(r" {3}\S", line):
+                lost.append(f"{page.relative_to(ROOT)}:{number}: {line.strip()[:40]}")
+    assert not lost, "\n".join(lost)
 
 
 def test_no_line_of_prose_is_longer_than_120() -> None:
