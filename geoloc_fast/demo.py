@@ -139,7 +139,7 @@ def summary(metrics: dict[str, Any]) -> str:
         f"{'':26}{'R@1':>8}{'R@5':>8}{'R@10':>8}   heading when right      one photo",
     ]
     for key, title in (
-        ("field_of_view_assumed", "field of view assumed"),
+        ("field_of_view_unknown", "field of view unknown"),
         ("field_of_view_known", "field of view known"),
     ):
         part = metrics[key]
@@ -148,7 +148,7 @@ def summary(metrics: dict[str, Any]) -> str:
         spread = "none right" if error["mean"] is None else f"{error['mean']:+5.1f} ± {error['std']:.1f} deg"
         lines.append(f"  {title:24}{recall}   {spread:20}{part['latency_ms']['median']:8.1f} ms")
     lines.append(f"  {'chance':24}{100 * metrics['chance_recall_at_1']:7.1f}%")
-    sure = metrics["field_of_view_assumed"].get("confidence")
+    sure = metrics["field_of_view_unknown"].get("confidence")
     if sure is not None:
         right = "" if sure["precision"] is None else f" ({100 * sure['precision']:.0f}% correctly)"
         lines.append(f'Answered {100 * sure["coverage"]:.1f}% of the photos{right}; the rest are "unknown".')

@@ -176,7 +176,7 @@ def test_it_locates_far_above_chance(demonstration: tuple[dict[str, Any], Path])
     metrics, _ = demonstration
     assert metrics["city"]["photos"] == 10
     chance = metrics["chance_recall_at_1"]
-    for key in ("field_of_view_assumed", "field_of_view_known"):
+    for key in ("field_of_view_unknown", "field_of_view_known"):
         recall = metrics[key]
         assert recall["recall_at_1"] > 5 * chance
         assert recall["recall_at_1"] <= recall["recall_at_5"] <= recall["recall_at_10"] <= 1

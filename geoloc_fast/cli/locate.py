@@ -59,7 +59,7 @@ def locate(
     near: NearOption = None,
     within: WithinOption = None,
     fov_deg: Annotated[
-        float | None, typer.Option(help="Horizontal field of view; default: from EXIF, else assumed.")
+        float | None, typer.Option(help="Horizontal field of view; default: from EXIF, else assumed or tried.")
     ] = None,
     candidates: Annotated[int, typer.Option(min=1, max=64, help="Largest number of candidates per photo.")] = 5,
     least_probability: Annotated[

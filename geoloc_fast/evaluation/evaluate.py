@@ -239,7 +239,7 @@ def views_of(
     photos = [row for row in rows if (row["fov_deg"] or 0.0) <= WIDEST_PHOTO_DEG]
     found = {}
     if photos:
-        shown: dict[str, list[float | None] | None] = {"field of view assumed": None}
+        shown: dict[str, list[float | None] | None] = {"field of view unknown": None}
         known = [row["fov_deg"] is not None and usable_fov(row["fov_deg"]) for row in photos]
         if any(known):
             shown["field of view known"] = [

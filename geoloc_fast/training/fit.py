@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ __all__ = ["FitReport", "fit_region"]
 
 COHORT = 64
 """Places, at most, that the model keeps to tell what a wrong place scores."""
+
+TRIED_FOV_DEG = (60.0, 75.0, 105.0, 120.0)
+"""What a fitted model reads photos of unknown field of view with, beside the assumed one."""
 
 FARTHEST_M = 12.0
 """Photos farther from their place are left out of the pairs with satellite images."""
@@ -60,7 +63,7 @@ class FitReport:
 
 
 def fit_region(
-    manifest: Manifest,
+    regions: Manifest | Sequence[Manifest],
     pretrained: str | os.PathLike[str],
     config: LayeredConfig | None = None,
     *,
@@ -74,7 +77,7 @@ def fit_region(
     """Fits the maps of a layered model.
 
     Args:
-        manifest: places with images, photos with `place` and `heading_deg`.
+        regions: places with images, photos with `place` and `heading_deg`; of several all pairs count alike.
         pretrained: weights of the backbone (`read_weights`): a package or a file.
         config: sizes, layers and names; its `provenance` is filled in.
         split: only photos of this split.
@@ -91,22 +94,16 @@ def fit_region(
     weights = model.backbone.load_pretrained(pretrained)
     report = FitReport(weights=model.backbone.loaded)
     features = _Features(model, cache)
-    photos = PhotoDataset(manifest, panorama_size=model.config.level_size, assumed_fov_deg=model.config.assumed_fov_deg)
-    places = PlaceDataset(
-        manifest,
-        satellite_size=model.config.satellite_px,
-        panorama_size=model.config.level_size,
-        extent_m=model.config.range_m[1],
-        column0_deg=model.config.column0_deg,
-    )
-    pairs = PairDataset(photos, places, split=split)
+    regions = [regions] if isinstance(regions, Manifest) else regions
+    pairs = [pair for region in regions for pair in _pairs(region, model.config, split)]
     moments = {layer: Moments() for layer in model.config.layers}
     seen: dict[str, list[Tensor]] = {layer: [] for layer in model.config.layers}
     spacing = max(1, len(pairs) // COHORT)
     report.pairs = dict.fromkeys(model.config.layers, 0)
     for number in range(len(pairs)):
         try:
-            sample = pairs[number]
+            dataset, row = pairs[number]
+            sample = dataset[row]
         except ImageError:
             _count(report, "an image cannot be read")
         else:
@@ -145,9 +142,24 @@ def fit_region(
     return model, report
 
 
+def _pairs(region: Manifest, config: LayeredConfig, split: str | None) -> Iterator[tuple[PairDataset, int]]:
+    """Every pair of a region: where it is to be had, and its number there."""
+    photos = PhotoDataset(region, panorama_size=config.level_size, assumed_fov_deg=config.assumed_fov_deg)
+    places = PlaceDataset(
+        region,
+        satellite_size=config.satellite_px,
+        panorama_size=config.level_size,
+        extent_m=config.range_m[1],
+        column0_deg=config.column0_deg,
+    )
+    dataset = PairDataset(photos, places, split=split)
+    return ((dataset, row) for row in range(len(dataset)))
+
+
 def _with_cohort(model: Layered, seen: dict[str, list[Tensor]]) -> Layered:
     """The model, with strips of some places, by layer, as what a wrong place looks like."""
-    twin = Layered(dataclasses.replace(model.config, cohort=min(map(len, seen.values()))))
+    cohort = min(map(len, seen.values()))
+    twin = Layered(dataclasses.replace(model.config, cohort=cohort, tried_fov_deg=TRIED_FOV_DEG if cohort else ()))
     strips = {f"cohort_{layer}": model.place_strips(layer, torch.stack(of_it)) for layer, of_it in seen.items()}
     twin.load_state_dict(
         {**model.state_dict(), **{name: found[: twin.config.cohort, :, None] for name, found in strips.items()}}

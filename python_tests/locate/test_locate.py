@@ -745,8 +745,8 @@ def test_evaluate_on_the_command_line(run: Any, city: Manifest, index: PlaceInde
     code, out, _ = run("evaluate", city.root, "--index", index.path, "--json")
     assert code == 0
     found = json.loads(out)
-    assert list(found) == ["field_of_view_assumed", "field_of_view_known"]
-    assert found["field_of_view_assumed"]["confidence"] != found["field_of_view_known"]["confidence"]
+    assert list(found) == ["field_of_view_unknown", "field_of_view_known"]
+    assert found["field_of_view_unknown"]["confidence"] != found["field_of_view_known"]["confidence"]
     metrics = found["field_of_view_known"]
     assert metrics["photos"] == PLACES
     assert metrics["places"] == len(index)
@@ -824,7 +824,7 @@ def test_the_confidence_of_a_model_of_ones_own(run: Any, city: Manifest, index: 
     assert "no probability" not in err and 0 < json.loads(out)[0]["probability"] < 1
     code, out, _ = run("evaluate", city.root, *given, "--json")
     # On the very photos it was fitted on, with halves and quarters as well, it cannot be far off.
-    assert json.loads(out)["field_of_view_assumed"]["confidence"]["calibration_error"] < 0.3
+    assert json.loads(out)["field_of_view_unknown"]["confidence"]["calibration_error"] < 0.3
     code, _, err = run("fit-confidence", city.root, *given, "--split", "val")
     assert code == 1 and "use more photos" in err
 

@@ -142,7 +142,7 @@ def test_a_toy_model_goes_all_the_way(
     code, out, _ = run(monkeypatch, capsys, "fit-confidence", manifest.root, "--index", index, *with_model, "--json")
     assert code == 0 and Confidence.path_for(bundle).exists()
     code, out, _ = run(monkeypatch, capsys, "evaluate", manifest.root, "--index", index, *with_model, "--json")
-    found = json.loads(out)["field_of_view_assumed"]
+    found = json.loads(out)["field_of_view_unknown"]
     assert code == 0 and found["recall_at_1"] > 0.6 and found["photos"] == PLACES
     assert found["heading_within_22_5_deg"] is None and found["mean_log_rank"] < 1
     assert found["photos_with_no_place_in_range"] == 0
