@@ -187,7 +187,8 @@ void prepare_pass(Search& s, int64_t begin, int64_t end, int threads) {
     }
     s.exact[job.live] = s.exact[i];
     s.answer_row[job.live] = b;
-    job.queries[job.live] = {p.query + b * values * p.padded_width, s.exact[i].width, s.exact[i].energy, 0.0f, 0.0f, 1.0f};
+    job.queries[job.live] = {
+        p.query + b * values * p.padded_width, s.exact[i].width, s.exact[i].energy, 0.0f, 0.0f, 1.0f};
     ++job.live;
   }
   const auto tile_at = GEOLOC_FAST_KERNEL_OF(s.isa, strip_topk_tile);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/azimuth_transform.h"
+#include "common/half.h"
 #include "cpu/simd.h"
 #include "cpu/strip_topk_screen.h"
 
@@ -31,15 +32,16 @@ typedef double f64x8 __attribute__((vector_size(64)));
 // Tile sizes, by what the registers hold: a tile of queries times a number of blocks takes three sums each (one if
 // there is a single plane, "flat"). With 32 registers two blocks share every broadcast of a query's value, which
 // takes loads out of the way of the multipliers; dot products have fewer operands to load and need no sharing.
-constexpr int kTile = 4, kBlocks = kLanes == 16 ? 2 : 1;
-constexpr int kDotTile = 8;
-constexpr int kFlatTile = 8, kFlatBlocks = kLanes == 16 ? 2 : 1;
-constexpr int kMostQueries = 8, kMostBlocks = 2;
-static_assert(kLanes == kStripLanes || (kBlocks == 1 && kFlatBlocks == 1), "a query's rows come in ascending order");
+constexpr int kMostBlocks = kLanes == kStripLanes ? 2 : 1, kMostQueries = 8;
+constexpr int most_blocks(Products products, bool flat) {
+  return products == Products::kBf16Dot && !flat ? 1 : kMostBlocks;
+}
+constexpr int most_queries(Products products, bool flat) { return products == Products::kBf16Dot || flat ? 8 : 4; }
+static_assert(kLanes == kStripLanes || kMostBlocks == 1, "a query's rows come in ascending order");
 
 // Queries of the tile that begins at query `first` of `live`: a power of two.
 int64_t tile_at(Products products, int64_t columns, int64_t first, int64_t live) {
-  int64_t tile = columns == 1 ? kFlatTile : products == Products::kBf16Dot ? kDotTile : kTile;
+  int64_t tile = most_queries(products, columns == 1);
   while (tile > live - first) tile /= 2;
   return tile;
 }
@@ -93,30 +95,23 @@ GEOLOC_FAST_INLINE Lanes square_root(Lanes a) {
 #endif
 }
 
-// A value for all lanes. With `kKeep` it stays in a register for its several uses, where the compiler would load it
-// for each of them.
-template <bool kKeep>
-GEOLOC_FAST_INLINE Lanes broadcast(const float* value) {
-  Lanes result = all(*value);
-#if defined(__AVX512F__)
-  if constexpr (kKeep) asm("" : "+v"(result));
-#endif
-  return result;
-}
-
 // ---------------------------------------------------------------------------------------------------------------
-// The next blocks come from memory while these are worked on. Where one tile of queries goes over a block, a sweep asks
-// for a line with every line that it reads, `stride` bytes on: many at once would hold up the reads. Where several do,
-// every sweep begins by asking for its share. Beyond the end of a bank the processor ignores the wish.
+// What comes next is fetched from memory while this is worked on. Where one tile of queries goes over a block, a sweep
+// asks, with every line that it reads, for the one kAskAhead further: many at once would hold up the reads. Where
+// several do, every sweep begins by asking for its share of the next block, which goes to the second-level cache.
+// Beyond the end of a bank the processor ignores the wish.
+constexpr int64_t kAskAhead = 8192;
 struct Ahead {
-  int64_t stride;  // 0: several tiles
+  bool line_by_line;
   const uint8_t* next;
   const uint8_t* end;
   int64_t lines;  // a sweep's share
 };
 
-GEOLOC_FAST_INLINE void ask_for(const void* from, int64_t line, int64_t stride) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + 64 * line + stride), 0, 2);
+template <int kCacheLevel>
+GEOLOC_FAST_INLINE void ask_for(const void* from, int64_t line, int64_t distance) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + 64 * line + distance), 0,
+                     4 - kCacheLevel);
 }
 
 // A number that a lambda can be compiled for.
@@ -128,8 +123,8 @@ struct Number {
 // sweep(asks): what asks line by line is compiled apart.
 template <typename Sweep>
 GEOLOC_FAST_INLINE void ahead_of(Ahead& ahead, const Sweep& sweep) {
-  if (ahead.stride != 0) return sweep(Number<1>{});
-  for (int64_t i = 0; i < ahead.lines && ahead.next < ahead.end; ++i, ahead.next += 64) ask_for(ahead.next, 0, 0);
+  if (ahead.line_by_line) return sweep(Number<1>{});
+  for (int64_t i = 0; i < ahead.lines && ahead.next < ahead.end; ++i, ahead.next += 64) ask_for<2>(ahead.next, 0, 0);
   sweep(Number<0>{});
 }
 
@@ -182,7 +177,7 @@ __attribute__((noinline)) void open_block(const ScreenJob& job, int64_t block, i
   f32x16 total = {};
   for (int64_t n = 0; n < bank.columns; ++n) {
     total += load16(energies + n * kStripLanes);
-    ask_for(energies, n, stride);
+    ask_for<2>(energies, n, stride);
   }
   store16(state.total, total);
   uint32_t odd = 0;
@@ -260,86 +255,118 @@ __attribute__((noinline)) void set_width(const ScreenJob& job, int64_t width, Bl
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Products. Every sweep adds or sets, for `kQueries` queries and `kBlocksNow` blocks, planes of the correlation:
-// planes[(block * kQueries + query) * W + plane]. `from` are the blocks' data at the part's first lane.
+// Products. A sweep adds up, for `kQueries` queries and `kBlocksNow` blocks, planes of the correlation:
+// planes[(block * kQueries + query) * W + plane].
 
-struct Decoded {  // float32 channels of a word
-  Lanes value[2];
+// Operands of one plane that a word of the bank is multiplied with, for each query.
+template <Products kProducts>
+constexpr int kValues = kProducts == Products::kBf16 ? 2 : 1;
+
+struct Decoded {
+  Lanes value[2];  // as many as kValues
 };
 
-template <bool kBf16>
+template <Products kProducts>
 GEOLOC_FAST_INLINE Decoded decode(const uint32_t* word) {
   const Words bits = load(word);
-  if constexpr (kBf16)
+  if constexpr (kProducts == Products::kBf16)
     return {{reinterpret_cast<Lanes>(bits << 16), reinterpret_cast<Lanes>(bits & 0xffff0000u)}};
   else
     return {{reinterpret_cast<Lanes>(bits), Lanes{}}};
 }
 
-int64_t run_of_words(const StripBankView& bank) { return bank.bf16 ? kChannelsInARow / 2 : kChannelsInARow; }
+// An operand for all lanes. With `kKeep` it stays in a register for its several uses, where the compiler would load it
+// for each of them.
+template <bool kKeep>
+GEOLOC_FAST_INLINE Lanes broadcast(const uint32_t* operand) {
+  Lanes result = all(*reinterpret_cast<const float*>(operand));  // whatever its bits mean
+#if defined(__AVX512F__)
+  if constexpr (kKeep) asm("" : "+v"(result));
+#endif
+  return result;
+}
 
-GEOLOC_FAST_INLINE void put(Lanes* to, Lanes value, bool add) { *to = add ? *to + value : value; }
+template <Products kProducts>
+GEOLOC_FAST_INLINE void add_product(Lanes& sum, Lanes a, Lanes b) {
+  if constexpr (kProducts == Products::kBf16Dot) {
+#if defined(__AVX512BF16__)
+    sum = reinterpret_cast<Lanes>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+#endif
+  } else {
+    sum += a * b;
+  }
+}
 
 // Chains of dependent additions are kept at six or more, by splitting the words among `kSplit` sums.
 constexpr int split_of(int chains) { return chains >= 6 ? 1 : chains >= 3 ? 2 : chains >= 2 ? 4 : 8; }
 
-// Plane 0 and, with kPlanes == 2, plane W-1: operands [channel][query][plane].
-template <bool kBf16, int kQueries, int kBlocksNow, int kPlanes, bool kAsks>
-GEOLOC_FAST_INLINE void sweep_real(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end,
-                                   const float* operands, int64_t columns, Lanes* planes, bool add, int64_t stride) {
-  constexpr int kValues = kBf16 ? 2 : 1, kSplit = split_of(kQueries * kBlocksNow * kPlanes);
-  Lanes sum[kSplit][kBlocksNow][kQueries][kPlanes] = {};
-  const int64_t last = (columns - 1) * words;
-  auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
-    Decoded in[kBlocksNow][kPlanes];
-    for (int b = 0; b < kBlocksNow; ++b) {
-      in[b][0] = decode<kBf16>(from[b] + w * kStripLanes);
-      if constexpr (kPlanes == 2) in[b][1] = decode<kBf16>(from[b] + (last + w) * kStripLanes);
-      if constexpr (kAsks)
-        for (int p = 0; p < kPlanes; ++p) ask_for(from[b], (p ? last : 0) + w, stride);
-    }
-    for (int v = 0; v < kValues; ++v)
-      for (int q = 0; q < kQueries; ++q)
-        for (int p = 0; p < kPlanes; ++p) {
-          const float* operand = operands + ((w * kValues + v) * kQueries + q) * kPlanes + p;
-          const Lanes value = broadcast<(kBlocksNow > 1)>(operand);
-          for (int b = 0; b < kBlocksNow; ++b) sum[split][b][q][p] += in[b][p].value[v] * value;
-        }
-  };
-  int64_t w = begin;
-  for (; w + kSplit <= end; w += kSplit)
+// What the sweeps over one tile of queries share. They go over the words [begin, end) of a plane.
+struct Stretch {
+  const uint32_t* const* from;  // the blocks, at the part's first lane
+  int64_t columns, words, begin, end;
+  Lanes* planes;
+
+  void put(int64_t at, Lanes value) const { planes[at] = begin > 0 ? planes[at] + value : value; }
+};
+
+// word_products(w, split) for every word, split < kSplit.
+template <int kSplit, typename WordProducts>
+GEOLOC_FAST_INLINE void over_words(const Stretch& s, const WordProducts& word_products) {
+  int64_t w = s.begin;
+  for (; w + kSplit <= s.end; w += kSplit)
 #pragma GCC unroll 8
     for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
-  for (; w < end; ++w) word_products(w, 0);
-  for (int b = 0; b < kBlocksNow; ++b)
-    for (int q = 0; q < kQueries; ++q)
-      for (int p = 0; p < kPlanes; ++p) {
-        for (int split = 1; split < kSplit; ++split) sum[0][b][q][p] += sum[split][b][q][p];
-        put(planes + (b * kQueries + q) * columns + (p ? columns - 1 : 0), sum[0][b][q][p], add);
-      }
+  for (; w < s.end; ++w) word_products(w, 0);
 }
 
-// Frequency f by three products: operands [channel][query][3].
-template <bool kBf16, int kQueries, int kBlocksNow, bool kAsks>
-GEOLOC_FAST_INLINE void sweep_three(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end, int64_t f,
-                                    const float* operands, int64_t columns, Lanes* planes, bool add, int64_t stride) {
-  constexpr int kValues = kBf16 ? 2 : 1, kSplit = split_of(kQueries * kBlocksNow * 3);
+template <int kSplit, size_t kBlocksNow, size_t kQueries>
+GEOLOC_FAST_INLINE Lanes joined(const Lanes (&sum)[kSplit][kBlocksNow][kQueries], int b, int q) {
+  Lanes total = sum[0][b][q];
+  for (int split = 1; split < kSplit; ++split) total += sum[split][b][q];
+  return total;
+}
+
+// A plane that is a frequency: 0, and W/2 for even W. Operands [word][value][query].
+template <Products kProducts, int kQueries, int kBlocksNow, bool kAsks>
+GEOLOC_FAST_INLINE void sweep_real(const Stretch& s, int64_t plane, const uint32_t* operands) {
+  constexpr int kSplit = split_of(kQueries * kBlocksNow);
+  Lanes sum[kSplit][kBlocksNow][kQueries] = {};
+  over_words<kSplit>(s, [&](int64_t w, int split) __attribute__((always_inline)) {
+    Decoded in[kBlocksNow];
+    for (int b = 0; b < kBlocksNow; ++b) {
+      in[b] = decode<kProducts>(s.from[b] + (plane * s.words + w) * kStripLanes);
+      if constexpr (kAsks) ask_for<1>(s.from[b], plane * s.words + w, kAskAhead);
+    }
+    for (int v = 0; v < kValues<kProducts>; ++v)
+      for (int q = 0; q < kQueries; ++q) {
+        const Lanes value = broadcast<(kBlocksNow > 1)>(operands + (w * kValues<kProducts> + v) * kQueries + q);
+        for (int b = 0; b < kBlocksNow; ++b) add_product<kProducts>(sum[split][b][q], in[b].value[v], value);
+      }
+  });
+  for (int b = 0; b < kBlocksNow; ++b)
+    for (int q = 0; q < kQueries; ++q) s.put((b * kQueries + q) * s.columns + plane, joined(sum, b, q));
+}
+
+// Planes `plane` and the next, the two parts of a frequency, by three products. Operands [word][value][query][3].
+template <Products kProducts, int kQueries, int kBlocksNow, bool kAsks>
+GEOLOC_FAST_INLINE void sweep_three(const Stretch& s, int64_t plane, const uint32_t* operands) {
+  constexpr int kSplit = split_of(kQueries * kBlocksNow * 3);
   Lanes k1[kSplit][kBlocksNow][kQueries] = {}, k2[kSplit][kBlocksNow][kQueries] = {},
         k3[kSplit][kBlocksNow][kQueries] = {};
-  const int64_t first = (2 * f - 1) * words, second = first + words;
-  auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
+  over_words<kSplit>(s, [&](int64_t w, int split) __attribute__((always_inline)) {
     Decoded re[kBlocksNow], im[kBlocksNow];
     for (int b = 0; b < kBlocksNow; ++b) {
-      re[b] = decode<kBf16>(from[b] + (first + w) * kStripLanes);
-      im[b] = decode<kBf16>(from[b] + (second + w) * kStripLanes);
+      re[b] = decode<kProducts>(s.from[b] + (plane * s.words + w) * kStripLanes);
+      im[b] = decode<kProducts>(s.from[b] + ((plane + 1) * s.words + w) * kStripLanes);
       if constexpr (kAsks)
-        for (int p = 0; p < 2; ++p) ask_for(from[b], first + 2 * w + p, stride);
+        for (int p = 0; p < 2; ++p) ask_for<1>(s.from[b], plane * s.words + 2 * w + p, kAskAhead);
     }
-    for (int v = 0; v < kValues; ++v) {
+    for (int v = 0; v < kValues<kProducts>; ++v) {
       Lanes sum[kBlocksNow];
       for (int b = 0; b < kBlocksNow; ++b) sum[b] = re[b].value[v] + im[b].value[v];
       for (int q = 0; q < kQueries; ++q) {
-        const float* operand = operands + ((w * kValues + v) * kQueries + q) * 3;
+        const uint32_t* operand = operands + ((w * kValues<kProducts> + v) * kQueries + q) * 3;
         const Lanes q1 = broadcast<(kBlocksNow > 1)>(operand);
         for (int b = 0; b < kBlocksNow; ++b) k1[split][b][q] += sum[b] * q1;
         const Lanes q2 = broadcast<(kBlocksNow > 1)>(operand + 1);
@@ -348,161 +375,73 @@ GEOLOC_FAST_INLINE void sweep_three(const uint32_t* const* from, int64_t words, 
         for (int b = 0; b < kBlocksNow; ++b) k3[split][b][q] += im[b].value[v] * q3;
       }
     }
-  };
-  int64_t w = begin;
-  for (; w + kSplit <= end; w += kSplit)
-#pragma GCC unroll 8
-    for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
-  for (; w < end; ++w) word_products(w, 0);
+  });
   for (int b = 0; b < kBlocksNow; ++b)
     for (int q = 0; q < kQueries; ++q) {
-      for (int split = 1; split < kSplit; ++split) {
-        k1[0][b][q] += k1[split][b][q];
-        k2[0][b][q] += k2[split][b][q];
-        k3[0][b][q] += k3[split][b][q];
-      }
-      Lanes* at = planes + (b * kQueries + q) * columns + 2 * f - 1;
-      put(at, k1[0][b][q] - k3[0][b][q], add);
-      put(at + 1, k1[0][b][q] + k2[0][b][q], add);
+      const int64_t at = (b * kQueries + q) * s.columns + plane;
+      s.put(at, joined(k1, b, q) - joined(k3, b, q));
+      s.put(at + 1, joined(k1, b, q) + joined(k2, b, q));
     }
 }
 
-template <bool kBf16, int kQueries, int kBlocksNow>
-void sweep_float(const uint32_t* const* from, int64_t words, int64_t columns, const uint32_t* operand_words,
-                 Lanes* planes, Ahead& ahead) {
-  constexpr int kValues = kBf16 ? 2 : 1;
-  const int64_t frequencies = (columns - 1) / 2, run = kChannelsInARow / kValues;
-  for (int64_t begin = 0; begin < words; begin += run) {
-    const int64_t end = words - begin < run ? words : begin + run;
-    const bool add = begin > 0;
-    const float* operands = reinterpret_cast<const float*>(operand_words);
-    const int64_t ends = 2 - columns % 2;
-    ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
-      if (ends == 2)
-        sweep_real<kBf16, kQueries, kBlocksNow, 2, asks != 0>(from, words, begin, end, operands, columns, planes, add,
-                                                              ahead.stride);
-      else
-        sweep_real<kBf16, kQueries, kBlocksNow, 1, asks != 0>(from, words, begin, end, operands, columns, planes, add,
-                                                              ahead.stride);
-    });
-    operands += words * kValues * kQueries * ends;
-    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kValues * kQueries * 3)
-      ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
-        sweep_three<kBf16, kQueries, kBlocksNow, asks != 0>(from, words, begin, end, f, operands, columns, planes, add,
-                                                            ahead.stride);
-      });
-  }
-}
-
-#if defined(__AVX512BF16__)
-template <bool kKeep>
-GEOLOC_FAST_INLINE __m512bh pair(const uint32_t* value) {
-  __m512i result = _mm512_set1_epi32(static_cast<int>(*value));
-  if constexpr (kKeep) asm("" : "+v"(result));
-  return reinterpret_cast<__m512bh>(result);
-}
-GEOLOC_FAST_INLINE __m512bh pairs(const uint32_t* words) { return reinterpret_cast<__m512bh>(load(words)); }
-GEOLOC_FAST_INLINE void add_dot(Lanes& sum, __m512bh a, __m512bh b) {
-  sum = reinterpret_cast<Lanes>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), a, b));
-}
-
-// Planes 0 and W-1: operands [word][query][plane].
-template <int kQueries, int kBlocksNow, int kPlanes, bool kAsks>
-GEOLOC_FAST_INLINE void sweep_real_dot(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end,
-                                       const uint32_t* operands, int64_t columns, Lanes* planes, bool add,
-                                       int64_t stride) {
-  constexpr int kSplit = split_of(kQueries * kBlocksNow * kPlanes);
-  Lanes sum[kSplit][kBlocksNow][kQueries][kPlanes] = {};
-  const int64_t last = (columns - 1) * words;
-  auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
-    for (int p = 0; p < kPlanes; ++p) {
-      __m512bh in[kBlocksNow];
-      for (int b = 0; b < kBlocksNow; ++b) {
-        in[b] = pairs(from[b] + ((p ? last : 0) + w) * kStripLanes);
-        if constexpr (kAsks) ask_for(from[b], (p ? last : 0) + w, stride);
-      }
-      for (int q = 0; q < kQueries; ++q) {
-        const __m512bh query = pair<(kBlocksNow > 1)>(operands + (w * kQueries + q) * kPlanes + p);
-        for (int b = 0; b < kBlocksNow; ++b) add_dot(sum[split][b][q][p], in[b], query);
-      }
-    }
-  };
-  int64_t w = begin;
-  for (; w + kSplit <= end; w += kSplit)
-#pragma GCC unroll 8
-    for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
-  for (; w < end; ++w) word_products(w, 0);
-  for (int b = 0; b < kBlocksNow; ++b)
-    for (int q = 0; q < kQueries; ++q)
-      for (int p = 0; p < kPlanes; ++p) {
-        for (int split = 1; split < kSplit; ++split) sum[0][b][q][p] += sum[split][b][q][p];
-        put(planes + (b * kQueries + q) * columns + (p ? columns - 1 : 0), sum[0][b][q][p], add);
-      }
-}
-
-// Frequency f: operands [word][query][2]. The instruction cannot subtract, so the two halves of the imaginary part
-// have sums of their own.
+// The same of one block by dot products of two channels. Operands [word][query][2]. The instruction cannot subtract, so
+// the two halves of the imaginary part have sums of their own.
 template <int kQueries, bool kAsks>
-GEOLOC_FAST_INLINE void sweep_four_dot(const uint32_t* from, int64_t words, int64_t begin, int64_t end, int64_t f,
-                                       const uint32_t* operands, int64_t columns, Lanes* planes, bool add,
-                                       int64_t stride) {
+GEOLOC_FAST_INLINE void sweep_four(const Stretch& s, int64_t plane, const uint32_t* operands) {
   constexpr int kSplit = split_of(kQueries * 3);
-  Lanes re[kSplit][kQueries] = {}, plus[kSplit][kQueries] = {}, minus[kSplit][kQueries] = {};
-  const int64_t first = (2 * f - 1) * words, second = first + words;
-  auto word_products = [&](int64_t w, int split) __attribute__((always_inline)) {
-    const __m512bh in_re = pairs(from + (first + w) * kStripLanes), in_im = pairs(from + (second + w) * kStripLanes);
+  constexpr Products kDot = Products::kBf16Dot;
+  Lanes re[kSplit][1][kQueries] = {}, plus[kSplit][1][kQueries] = {}, minus[kSplit][1][kQueries] = {};
+  over_words<kSplit>(s, [&](int64_t w, int split) __attribute__((always_inline)) {
+    const Lanes in_re = decode<kDot>(s.from[0] + (plane * s.words + w) * kStripLanes).value[0];
+    const Lanes in_im = decode<kDot>(s.from[0] + ((plane + 1) * s.words + w) * kStripLanes).value[0];
     if constexpr (kAsks)
-      for (int p = 0; p < 2; ++p) ask_for(from, first + 2 * w + p, stride);
+      for (int p = 0; p < 2; ++p) ask_for<1>(s.from[0], plane * s.words + 2 * w + p, kAskAhead);
     for (int q = 0; q < kQueries; ++q) {
       const uint32_t* operand = operands + (w * kQueries + q) * 2;
-      const __m512bh query_re = pair<false>(operand), query_im = pair<false>(operand + 1);
-      add_dot(re[split][q], in_re, query_re);
-      add_dot(plus[split][q], in_im, query_re);
-      add_dot(minus[split][q], in_re, query_im);
-      add_dot(re[split][q], in_im, query_im);
+      const Lanes query_re = broadcast<false>(operand), query_im = broadcast<false>(operand + 1);
+      add_product<kDot>(re[split][0][q], in_re, query_re);
+      add_product<kDot>(plus[split][0][q], in_im, query_re);
+      add_product<kDot>(minus[split][0][q], in_re, query_im);
+      add_product<kDot>(re[split][0][q], in_im, query_im);
     }
-  };
-  int64_t w = begin;
-  for (; w + kSplit <= end; w += kSplit)
-#pragma GCC unroll 8
-    for (int split = 0; split < kSplit; ++split) word_products(w + split, split);
-  for (; w < end; ++w) word_products(w, 0);
+  });
   for (int q = 0; q < kQueries; ++q) {
-    for (int split = 1; split < kSplit; ++split) {
-      re[0][q] += re[split][q];
-      plus[0][q] += plus[split][q];
-      minus[0][q] += minus[split][q];
-    }
-    put(planes + q * columns + 2 * f - 1, re[0][q], add);
-    put(planes + q * columns + 2 * f, plus[0][q] - minus[0][q], add);
+    s.put(q * s.columns + plane, joined(re, 0, q));
+    s.put(q * s.columns + plane + 1, joined(plus, 0, q) - joined(minus, 0, q));
   }
 }
 
-template <int kQueries>
-__attribute__((noinline)) void sweep_dot(const uint32_t* from, int64_t words, int64_t columns,
-                                         const uint32_t* all_operands, Lanes* planes, Ahead& ahead) {
-  const int64_t frequencies = (columns - 1) / 2, run = kChannelsInARow / 2;
+int64_t run_of_words(const StripBankView& bank) { return bank.bf16 ? kChannelsInARow / 2 : kChannelsInARow; }
+
+// All planes, in the order of memory.
+template <Products kProducts, int kQueries, int kBlocksNow>
+__attribute__((noinline)) void sweep_planes(const StripBankView& bank, const uint32_t* const* from,
+                                            const uint32_t* all_operands, Lanes* planes, Ahead& ahead) {
+  const int64_t columns = bank.columns, words = bank.words, run = run_of_words(bank);
+  const int64_t line = words * kValues<kProducts> * kQueries;  // operands of a plane that is a frequency
   for (int64_t begin = 0; begin < words; begin += run) {
-    const int64_t end = words - begin < run ? words : begin + run;
-    const bool add = begin > 0;
+    const Stretch s{from, columns, words, begin, words - begin < run ? words : begin + run, planes};
     const uint32_t* operands = all_operands;
-    const int64_t ends = 2 - columns % 2;
-    ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
-      if (ends == 2)
-        sweep_real_dot<kQueries, 1, 2, asks != 0>(&from, words, begin, end, operands, columns, planes, add,
-                                                  ahead.stride);
-      else
-        sweep_real_dot<kQueries, 1, 1, asks != 0>(&from, words, begin, end, operands, columns, planes, add,
-                                                  ahead.stride);
-    });
-    operands += words * kQueries * ends;
-    for (int64_t f = 1; f <= frequencies; ++f, operands += words * kQueries * 2)
+    auto real = [&](int64_t plane) {
       ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
-        sweep_four_dot<kQueries, asks != 0>(from, words, begin, end, f, operands, columns, planes, add, ahead.stride);
+        sweep_real<kProducts, kQueries, kBlocksNow, asks != 0>(s, plane, operands);
       });
+    };
+    real(0);
+    operands += line;
+    for (int64_t plane = 1; plane + 1 < columns; plane += 2)
+      ahead_of(ahead, [&](auto asks) __attribute__((always_inline)) {
+        if constexpr (kProducts == Products::kBf16Dot) {
+          sweep_four<kQueries, asks != 0>(s, plane, operands);
+          operands += 2 * line;
+        } else {
+          sweep_three<kProducts, kQueries, kBlocksNow, asks != 0>(s, plane, operands);
+          operands += 3 * line;
+        }
+      });
+    if (columns % 2 == 0) real(columns - 1);
   }
 }
-#endif
 
 // ---------------------------------------------------------------------------------------------------------------
 // From the planes of a pair's correlation to its bounds.
@@ -661,210 +600,69 @@ void finish_tile(const ScreenRun& run, int64_t first, int queries, BlockState* b
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// A tile of queries against one or two blocks.
+// Tiles of queries against one or two blocks.
 
-template <bool kBf16, int kQueries>
-void sweep_blocks(ScreenRun& run, const uint32_t* const* from, int count, const uint32_t* operands) {
-  const StripBankView& bank = run.job.bank;
-  Lanes* planes = run.scratch.planes;
-  if (count == 2 && kBlocks == 2)
-    sweep_float<kBf16, kQueries, kBlocks>(from, bank.words, bank.columns, operands, planes, run.ahead);
-  else
-    for (int b = 0; b < count; ++b, planes += kQueries * bank.columns)
-      sweep_float<kBf16, kQueries, 1>(from + b, bank.words, bank.columns, operands, planes, run.ahead);
+// sweep(Number) for a tile of `tile` queries, at most kMost.
+template <int kMost, typename Sweep>
+GEOLOC_FAST_INLINE void for_tile(int64_t tile, const Sweep& sweep) {
+  if (tile == kMost) return sweep(Number<kMost>{});
+  if constexpr (kMost > 1) for_tile<kMost / 2>(tile, sweep);
 }
 
-template <bool kBf16>
-void sweep_tile(ScreenRun& run, int64_t tile, const uint32_t* const* from, int count, const uint32_t* operands) {
-  switch (tile) {
-    case 4: return sweep_blocks<kBf16, 4>(run, from, count, operands);
-    case 2: return sweep_blocks<kBf16, 2>(run, from, count, operands);
-    default: return sweep_blocks<kBf16, 1>(run, from, count, operands);
-  }
-}
-
-#if defined(__AVX512BF16__)
-void sweep_tile_dot(ScreenRun& run, int64_t tile, const uint32_t* const* from, int count, const uint32_t* operands) {
-  const int64_t words = run.job.bank.words, columns = run.job.bank.columns;
-  Lanes* planes = run.scratch.planes;
-  for (int b = 0; b < count; ++b, planes += tile * columns) switch (tile) {
-      case 8: sweep_dot<8>(from[b], words, columns, operands, planes, run.ahead); break;
-      case 4: sweep_dot<4>(from[b], words, columns, operands, planes, run.ahead); break;
-      case 2: sweep_dot<2>(from[b], words, columns, operands, planes, run.ahead); break;
-      default: sweep_dot<1>(from[b], words, columns, operands, planes, run.ahead); break;
-    }
-}
-#endif
-
+template <Products kProducts>
 void sweep_spectral(ScreenRun& run, const uint32_t* const* from, BlockState* blocks, int count, int part) {
   const ScreenJob& job = run.job;
   for (int64_t first = 0, tile; first < job.live; first += tile) {
-    tile = tile_at(job.products, job.bank.columns, first, job.live);
+    tile = tile_at(kProducts, job.bank.columns, first, job.live);
     const uint32_t* operands = job.operands + first * job.operand_words;
-#if defined(__AVX512BF16__)
-    if (job.products == Products::kBf16Dot)
-      sweep_tile_dot(run, tile, from, count, operands);
-    else
-#endif
-        if (job.bank.bf16)
-      sweep_tile<true>(run, tile, from, count, operands);
-    else
-      sweep_tile<false>(run, tile, from, count, operands);
+    for_tile<most_queries(kProducts, false)>(tile, [&](auto queries) __attribute__((always_inline)) {
+      constexpr int kBlocks = most_blocks(kProducts, false);
+      if (count == kBlocks)
+        sweep_planes<kProducts, queries, kBlocks>(job.bank, from, operands, run.scratch.planes, run.ahead);
+      else
+        sweep_planes<kProducts, queries, 1>(job.bank, from, operands, run.scratch.planes, run.ahead);
+    });
     finish_tile(run, first, static_cast<int>(tile), blocks, count, part);
   }
 }
 
 // W = 1: a matrix product. A run of words of the blocks stays in the first-level cache for all tiles.
-template <Products kProducts, int kQueries, int kBlocksNow, bool kAsks>
-void sweep_flat_run(const uint32_t* const* from, int64_t words, int64_t begin, int64_t end, const uint32_t* operands,
-                    Lanes* planes, int64_t stride) {
-#if defined(__AVX512BF16__)
-  if constexpr (kProducts == Products::kBf16Dot)
-    return sweep_real_dot<kQueries, kBlocksNow, 1, kAsks>(from, words, begin, end, operands, 1, planes, begin > 0,
-                                                          stride);
-#endif
-  sweep_real<kProducts != Products::kFp32, kQueries, kBlocksNow, 1, kAsks>(
-      from, words, begin, end, reinterpret_cast<const float*>(operands), 1, planes, begin > 0, stride);
-}
-
 template <Products kProducts, int kBlocksNow>
-void sweep_flat(ScreenRun& run, const uint32_t* const* from) {
+void sweep_flat(ScreenRun& run, const uint32_t* const* from, BlockState* blocks, int part) {
   const ScreenJob& job = run.job;
   const int64_t words = job.bank.words, length = run_of_words(job.bank);
-  for (int64_t begin = 0; begin < words; begin += length) {
-    const int64_t end = words - begin < length ? words : begin + length;
+  Lanes* const all_planes = run.scratch.planes;
+  for (int64_t begin = 0; begin < words; begin += length)
     for (int64_t first = 0, tile; first < job.live; first += tile) {
-      tile = tile_at(job.products, 1, first, job.live);
-      const uint32_t* operands = job.operands + first * job.operand_words;
-      Lanes* planes = run.scratch.planes + first * kBlocksNow;
+      tile = tile_at(kProducts, 1, first, job.live);
+      const Stretch s{
+          from, 1, words, begin, words - begin < length ? words : begin + length, all_planes + first * kBlocksNow};
       ahead_of(run.ahead, [&](auto asks) __attribute__((always_inline)) {
-        auto sweep = [&](auto queries) __attribute__((always_inline)) {
-          sweep_flat_run<kProducts, queries, kBlocksNow, asks != 0>(from, words, begin, end, operands, planes,
-                                                                    run.ahead.stride);
-        };
-        switch (tile) {
-          case 8: return sweep(Number<8>{});
-          case 4: return sweep(Number<4>{});
-          case 2: return sweep(Number<2>{});
-          default: return sweep(Number<1>{});
-        }
+        for_tile<most_queries(kProducts, true)>(tile, [&](auto queries) __attribute__((always_inline)) {
+          sweep_real<kProducts, queries, kBlocksNow, asks != 0>(s, 0, job.operands + first * job.operand_words);
+        });
       });
     }
-  }
-}
-
-template <Products kProducts>
-void sweep_flat_blocks(ScreenRun& run, const uint32_t* const* from, BlockState* blocks, int count, int part) {
-  if (count == kFlatBlocks)
-    sweep_flat<kProducts, kFlatBlocks>(run, from);
-  else
-    sweep_flat<kProducts, 1>(run, from);
-  const ScreenJob& job = run.job;
-  Lanes* const all_planes = run.scratch.planes;
   for (int64_t first = 0, tile; first < job.live; first += tile) {
-    tile = tile_at(job.products, 1, first, job.live);
-    finish_all<1>(run, first, static_cast<int>(tile), blocks, count, part);
-    run.scratch.planes += tile * count;
+    tile = tile_at(kProducts, 1, first, job.live);
+    finish_all<1>(run, first, static_cast<int>(tile), blocks, kBlocksNow, part);
+    run.scratch.planes += tile * kBlocksNow;
   }
   run.scratch.planes = all_planes;
 }
 
-}  // namespace
-
-int64_t strip_topk_tile(Products products, int64_t columns, int64_t first, int64_t live) {
-  return tile_at(products, columns, first, live);
-}
-
-int64_t strip_topk_scratch(int64_t columns, int64_t pass) {
-  const int64_t lines = planes_of_scratch(columns, pass) + columns + lines_of_inverse(columns);
-  const int64_t screen = 4 * kLanes * lines + (kMostBlocks + 2) * columns * kStripLanes * 4;
-  const int64_t operands = 64 * (3 * columns + 2 + transform_scratch(columns));
-  return ((screen > operands ? screen : operands) + 63) / 64 * 64;
-}
-
-void strip_topk_operands(const ScreenJob& job, int64_t i, int64_t first, int64_t tile, void* scratch) {
+template <Products kProducts>
+void screen(const ScreenJob& job, int slot, int64_t begin, int64_t end, const float* threshold, void* memory) {
   const StripBankView& bank = job.bank;
-  ScreenQuery& query = job.queries[i];
-  const int64_t columns = bank.columns, member = i - first;
-  const int64_t per_word = bank.bf16 ? 2 : 1, channels = bank.words * per_word;
-  const int64_t real_planes = columns == 1 ? 1 : 2 - columns % 2, frequencies = (columns - real_planes) / 2;
-  const double scale = query.energy > 0.0 ? 1.0 / std::sqrt(query.energy) : 0.0;
-  const double middle = std::sqrt(2.0 / static_cast<double>(columns)),
-               ends = std::sqrt(1.0 / static_cast<double>(columns));
-  f64x8 *in = static_cast<f64x8*>(scratch), *re = in + columns, *im = re + columns / 2 + 1;  // 8 channels
-  uint32_t* operands = job.operands + first * job.operand_words;
-  double residual = 0.0;
-  for (int64_t c = 0; c < channels; ++c) {
-    const int64_t lane = c % 8;
-    if (lane == 0) {
-      for (int64_t x = 0; x < columns; ++x) in[x] = f64x8{};
-      for (int64_t j = 0; j < 8 && c + j < bank.values; ++j)
-        for (int64_t x = 0; x < query.width; ++x) in[x][j] = query.values[(c + j) * job.padded_width + x] * scale;
-      forward_any(columns, in, 1, re, im, job.circle, columns, im + columns / 2 + 1);
-    }
-    const double plane_first = re[0][lane] * ends, plane_last = re[columns / 2][lane] * ends;
-    if (job.products == Products::kBf16Dot) {
-      auto half = [&](int64_t word, double value) {
-        const float single = static_cast<float>(value);
-        uint32_t bits;
-        std::memcpy(&bits, &single, sizeof bits);
-        bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        const uint16_t stored = static_cast<uint16_t>(bits);
-        std::memcpy(reinterpret_cast<uint8_t*>(operands + word) + (c % 2) * 2, &stored, sizeof stored);
-        bits <<= 16;
-        float rounded;
-        std::memcpy(&rounded, &bits, sizeof rounded);
-        residual += (value - rounded) * (value - rounded);
-      };
-      const int64_t w = c / 2;
-      half((w * tile + member) * real_planes, plane_first);
-      if (real_planes == 2) half((w * tile + member) * 2 + 1, plane_last);
-      for (int64_t f = 1; f <= frequencies; ++f) {
-        const int64_t at = bank.words * tile * (real_planes + 2 * (f - 1)) + (w * tile + member) * 2;
-        half(at, re[f][lane] * middle);
-        half(at + 1, im[f][lane] * middle);
-      }
-    } else {
-      auto whole = [&](int64_t word, double value) {
-        const float rounded = static_cast<float>(value);
-        std::memcpy(operands + word, &rounded, sizeof rounded);
-      };
-      whole((c * tile + member) * real_planes, plane_first);
-      if (real_planes == 2) whole((c * tile + member) * 2 + 1, plane_last);
-      for (int64_t f = 1; f <= frequencies; ++f) {
-        const int64_t at = channels * tile * (real_planes + 3 * (f - 1)) + (c * tile + member) * 3;
-        const double query_re = re[f][lane] * middle, query_im = -im[f][lane] * middle;  // of the conjugate
-        whole(at, query_re);
-        whole(at + 1, query_im - query_re);
-        whole(at + 2, query_re + query_im);
-      }
-    }
-  }
-  const bool zero = !(query.energy > 0.0);
-  query.epsilon = zero ? 0.0f : job.epsilon + static_cast<float>(1.1 * std::sqrt(residual));
-  query.slack = zero ? 0.0f : kScoreSlack;
-  query.gain = 1.0f;
-  if (job.dot && !zero) {
-    const double norm = std::sqrt(query.energy);
-    const bool usual = norm >= 0x1p-100 && norm <= 0x1p100;
-    query.epsilon += kScoreSlack;
-    query.slack = usual ? 0.0f : INFINITY;
-    query.gain = usual ? static_cast<float>(norm) : 1.0f;
-  }
-}
-
-void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t end, const float* threshold,
-                       void* memory) {
-  const StripBankView& bank = job.bank;
-  const bool flat = bank.columns == 1, dot = job.products == Products::kBf16Dot;
-  const int at_once = flat ? kFlatBlocks : dot ? 1 : kBlocks;
+  const bool flat = bank.columns == 1;
+  const int at_once = most_blocks(kProducts, flat);
   const int64_t stride = at_once * bank.block_bytes;
   ScreenRun run{job, slot, threshold, scratch_at(memory, bank.columns, job.pass), {}};
   int64_t sweeps = 0;
-  for (int64_t first = 0; first < job.live; ++sweeps) first += tile_at(job.products, bank.columns, first, job.live);
-  if (sweeps == 1) run.ahead.stride = stride;
+  for (int64_t first = 0; first < job.live; ++sweeps) first += tile_at(kProducts, bank.columns, first, job.live);
+  run.ahead.line_by_line = sweeps == 1;
   sweeps *= kStripLanes / kLanes;
-  sweeps *= flat ? (bank.words + run_of_words(bank) - 1) / run_of_words(bank) : (bank.columns + 1) / 2;
+  sweeps *= flat ? (bank.words + run_of_words(bank) - 1) / run_of_words(bank) : bank.columns / 2 + 1;
   BlockState blocks[kMostBlocks];
   for (int64_t block = begin; block < end; block += at_once) {
     const int count = static_cast<int>(end - block < at_once ? end - block : at_once);
@@ -884,14 +682,89 @@ void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t en
       const uint32_t* from[kMostBlocks];
       for (int b = 0; b < count; ++b) from[b] = reinterpret_cast<const uint32_t*>(blocks[b].data) + part * kLanes;
       if (!flat)
-        sweep_spectral(run, from, blocks, count, part);
-      else if (dot)
-        sweep_flat_blocks<Products::kBf16Dot>(run, from, blocks, count, part);
-      else if (bank.bf16)
-        sweep_flat_blocks<Products::kBf16>(run, from, blocks, count, part);
+        sweep_spectral<kProducts>(run, from, blocks, count, part);
+      else if (count == kMostBlocks)
+        sweep_flat<kProducts, kMostBlocks>(run, from, blocks, part);
       else
-        sweep_flat_blocks<Products::kFp32>(run, from, blocks, count, part);
+        sweep_flat<kProducts, 1>(run, from, blocks, part);
     }
+  }
+}
+
+}  // namespace
+
+int64_t strip_topk_tile(Products products, int64_t columns, int64_t first, int64_t live) {
+  return tile_at(products, columns, first, live);
+}
+
+int64_t strip_topk_scratch(int64_t columns, int64_t pass) {
+  const int64_t lines = planes_of_scratch(columns, pass) + columns + lines_of_inverse(columns);
+  const int64_t screen = 4 * kLanes * lines + (kMostBlocks + 2) * columns * kStripLanes * 4;
+  const int64_t operands = 64 * (3 * columns + 2 + transform_scratch(columns));
+  return ((screen > operands ? screen : operands) + 63) / 64 * 64;
+}
+
+void strip_topk_operands(const ScreenJob& job, int64_t i, int64_t first, int64_t tile, void* scratch) {
+  const StripBankView& bank = job.bank;
+  ScreenQuery& query = job.queries[i];
+  const bool dot = job.products == Products::kBf16Dot;
+  const int64_t columns = bank.columns, member = i - first;
+  const int64_t channels = bank.words * (bank.bf16 ? 2 : 1), frequencies = (columns - 1) / 2;
+  const int64_t rows = dot ? bank.words : channels, numbers = dot ? 2 : 3;  // of a frequency that is two planes
+  const double scale = query.energy > 0.0 ? 1.0 / std::sqrt(query.energy) : 0.0;
+  const double middle = std::sqrt(2.0 / static_cast<double>(columns)),
+               ends = std::sqrt(1.0 / static_cast<double>(columns));
+  f64x8 *in = static_cast<f64x8*>(scratch), *re = in + columns, *im = re + columns / 2 + 1;  // 8 channels
+  uint32_t* operands = job.operands + first * job.operand_words;
+  double residual = 0.0;
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t lane = c % 8, row = (dot ? c / 2 : c) * tile + member;
+    if (lane == 0) {
+      for (int64_t x = 0; x < columns; ++x) in[x] = f64x8{};
+      for (int64_t j = 0; j < 8 && c + j < bank.values; ++j)
+        for (int64_t x = 0; x < query.width; ++x) in[x][j] = query.values[(c + j) * job.padded_width + x] * scale;
+      forward_any(columns, in, 1, re, im, job.circle, columns, im + columns / 2 + 1);
+    }
+    auto put = [&](int64_t at, double value) {
+      const float single = static_cast<float>(value);
+      if (!dot) return void(std::memcpy(operands + at, &single, sizeof single));
+      const BFloat16 half = from_float<BFloat16>(single);
+      std::memcpy(reinterpret_cast<uint16_t*>(operands + at) + c % 2, &half, sizeof half);
+      residual += (value - to_float(half)) * (value - to_float(half));
+    };
+    put(row, re[0][lane] * ends);
+    int64_t at = rows * tile;
+    for (int64_t f = 1; f <= frequencies; ++f, at += numbers * rows * tile) {
+      const double query_re = re[f][lane] * middle, query_im = im[f][lane] * middle;
+      put(at + row * numbers, query_re);
+      put(at + row * numbers + 1, dot ? query_im : -query_im - query_re);  // d - c of the conjugate c + i d
+      if (!dot) put(at + row * numbers + 2, query_re - query_im);
+    }
+    if (columns % 2 == 0) put(at + row, re[columns / 2][lane] * ends);
+  }
+  const bool zero = !(query.energy > 0.0);
+  query.epsilon = zero ? 0.0f : job.epsilon + static_cast<float>(1.1 * std::sqrt(residual));
+  query.slack = zero ? 0.0f : kScoreSlack;
+  query.gain = 1.0f;
+  if (job.dot && !zero) {
+    const double norm = std::sqrt(query.energy);
+    const bool usual = norm >= 0x1p-100 && norm <= 0x1p100;
+    query.epsilon += kScoreSlack;
+    query.slack = usual ? 0.0f : INFINITY;
+    query.gain = usual ? static_cast<float>(norm) : 1.0f;
+  }
+}
+
+void strip_topk_screen(const ScreenJob& job, int slot, int64_t begin, int64_t end, const float* threshold,
+                       void* memory) {
+  switch (job.products) {
+    case Products::kFp32: return screen<Products::kFp32>(job, slot, begin, end, threshold, memory);
+    case Products::kBf16: return screen<Products::kBf16>(job, slot, begin, end, threshold, memory);
+    case Products::kBf16Dot:
+#if defined(__AVX512BF16__)
+      return screen<Products::kBf16Dot>(job, slot, begin, end, threshold, memory);
+#endif
+      return;
   }
 }
 
