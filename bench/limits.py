@@ -1,4 +1,4 @@
-"""The machine's limits, measured by `limits.cpp` built for this machine."""
+"""The machine's limits, measured by `limits.cpp` built for this machine. For `run.py`, which compares with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Results of tables.jsonl: one JSON object a line with a `name`; of several lines of one name the last counts."""
+"""Results of tables.jsonl: one JSON object a line with a `name`; of several lines of one name the last counts.
+
+For the scripts that print tables: `paper_tables.py`, `street_view_table.py`.
+"""
 
 from __future__ import annotations
 

@@ -51,6 +51,10 @@ def to_cylindrical(photo: np.ndarray, fov_deg: float, *, size: tuple[int, int] =
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected (rows, columns) of a panorama, both positive, got {size}")
     rows, degrees = size[0], 360.0 / size[1]
+    if fov_deg is None:
+        raise TypeError(
+            "fov_deg: expected degrees, got None; a photo that does not say its own takes `assumed_fov_deg`"
+        )
     if not 0.5 * degrees < fov_deg <= WIDEST_PHOTO_DEG:  # refuses NaN too
         raise ValueError(
             f"fov_deg: expected more than half a column ({0.5 * degrees:g}) and at most 170 degrees, got {fov_deg}"

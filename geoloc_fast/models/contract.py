@@ -47,8 +47,8 @@ __all__ = [
 class Photo:
     """A perspective photo.
 
-    A `Locator` takes any of these images and decodes them; `Model.encode_queries` is given arrays, upright, with the
-    field of view that they are to be seen with.
+    A `Locator` takes any of these images and decodes them; `Model.encode_queries` is given arrays, upright. Their field
+    of view is None where neither a person nor the file says it: the model then takes what `query_input` says.
     """
 
     image: str | os.PathLike[str] | bytes | np.ndarray

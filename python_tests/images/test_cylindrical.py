@@ -99,5 +99,7 @@ def test_bad_inputs_are_named() -> None:
     for fov_deg in (0.0, -90.0, 0.5, 171.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="fov_deg: expected"):
             to_cylindrical(photo, fov_deg)
+    with pytest.raises(TypeError, match=r"fov_deg: expected degrees, got None; .* takes `assumed_fov_deg`"):
+        to_cylindrical(photo, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="size: expected"):
         to_cylindrical(photo, 90, size=(0, 256))
