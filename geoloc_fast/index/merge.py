@@ -46,7 +46,7 @@ class Neighbours(NamedTuple):
     lon: np.ndarray  # [B, k]
     standpoint_lat: np.ndarray  # [B, k] of the row that says most for the place: of layers in which it has several
     standpoint_lon: np.ndarray  # [B, k]
-    parts: np.ndarray  # [B, k, layers] float32, what each layer of the index adds to the score
+    parts: np.ndarray  # [B, k, layers] float32, what each layer adds to the score of this reading
     reading: np.ndarray  # [B, k] int64, which of the query's readings says most for the place
     exact: np.ndarray  # [B] bool: no place that was not looked at can belong here
 

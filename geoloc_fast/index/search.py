@@ -4,9 +4,12 @@
 
 c is the cosine of the renormalised window at every shift. Layers without a heading add a constant; a layer in which the
 place or the query has nothing adds w_l * absent_l, which a query may know better than its layer. A place that has
-nothing in any layer of the query is no answer. Of several readings of a query the best counts, each by how far it
-stands above its own sum of w_l * absent_l, since a wider photo scores less everywhere: score(p) is that of the best, as
-if it had the sum of the first.
+nothing in any layer of the query is no answer.
+
+Of several readings r of a query the best counts. A wider photo scores less everywhere, so each is measured from its own
+`_COMMON`-th place, and the sum is that of the first reading:
+
+    score(p) = max over r of  score_r(p) - score_r(r's 16th place) + score_1(1's 16th place)
 
 One layer that takes part alone is one call of `strip_topk` for each segment. Otherwise each layer names its best
 places, they are scored over all layers, and no place that was named by none can exceed
@@ -47,6 +50,7 @@ __all__ = ["Call", "Lists", "Parts", "Query", "Segments", "search"]
 _FIRST_DEPTH = 64
 _DEEPER = 4
 _ONE_DEPTH = 256  # of the only lists, where rows are not searched
+_COMMON = 16  # the place from which a reading's scores are measured: near the best of the wrong ones
 _RESCORED = 96  # places that are then scored with all their rows, and more if more are asked for
 _VALUES_AT_ONCE = 1 << 24
 _ROUNDING = 1e-6  # between a score and the same window's value in a curve
@@ -135,6 +139,8 @@ def search(
     checks.whole("depth", depth, k, MAX_K)
     taking = tuple(own) if layers is None else same_layers(own, layers)
     batch, given = checked_query(own, query, device)
+    of = next(iter(given.values())).query
+    wanted, k = k, k if of is None else max(k, _COMMON)
     groups = group({name: (one.strips, one.width) for name, one in given.items()}, batch)
     found = []
     for rows, names in groups:
@@ -157,38 +163,26 @@ def search(
         for (rows, _), part_of in zip(groups, found, strict=True):
             for target, values in zip(answer, part_of, strict=True):
                 target[rows] = values
-    of = next(iter(given.values())).query
-    return answer if of is None else _best_readings(answer, of.cpu().numpy(), _stands_in(taking, given, batch), k)
+    return answer if of is None else _best_readings(answer, of.cpu().numpy(), wanted)
 
 
-def _stands_in(layers: Sequence[Layer], given: Mapping[str, QueryStrips], batch: int) -> np.ndarray:
-    """float64 [B, layers], what each layer adds to the score of a place that has nothing in it."""
-    found = np.tile([_absent(layer) for layer in layers], (batch, 1)).astype(np.float64)
-    for n, layer in enumerate(layers):
-        own = given[layer.name].absent if layer.name in given else None
-        if own is not None:
-            found[:, n] = layer.weight * own.double().cpu().numpy()
-    return found
-
-
-def _best_readings(readings: Neighbours, of: np.ndarray, stands_in: np.ndarray, k: int) -> Neighbours:
+def _best_readings(readings: Neighbours, of: np.ndarray, k: int) -> Neighbours:
     """The k best places of each query, of the answers to its readings: a place with that which says most for it, equals
     by the earlier one.
 
     Args:
         of: [n] the query of each reading.
-        stands_in: [n, layers] of each reading.
     """
     first = np.searchsorted(of, np.arange(of[-1] + 1)) if len(of) else np.zeros(0, np.int64)
-    number = np.arange(len(of)) - first[of]
-    beyond = stands_in - stands_in[first[of]]
-    score = (readings.score - beyond.sum(axis=1, keepdims=True)).astype(np.float32)
-    parts = (readings.parts - beyond[:, None]).astype(np.float32)
+    number, length = np.arange(len(of)) - first[of], readings.id.shape[1]
+    common = np.minimum(_COMMON, np.maximum((readings.id >= 0).sum(axis=1), 1)) - 1  # the last where there are fewer
+    common = np.take_along_axis(readings.score.astype(np.float64), common[:, None], 1)
+    beyond = common - common[first[of]]
     each = np.broadcast_to(number[:, None], readings.id.shape).astype(np.int64)
-    readings = readings._replace(score=score, parts=parts, reading=each)
+    readings = readings._replace(score=(readings.score - beyond).astype(np.float32), reading=each)
     most = int(number.max(initial=0)) + 1
-    side = nothing(len(first), most * k, parts.shape[2])
-    at = number[:, None] * k + np.arange(k)
+    side = nothing(len(first), most * length, readings.parts.shape[2])
+    at = number[:, None] * length + np.arange(length)
     for target, values in zip(side[:-1], readings[:-1], strict=True):
         target[of[:, None], at] = values
     np.logical_and.at(side.exact, of, readings.exact)

@@ -159,7 +159,7 @@ def _pairs(region: Manifest, config: LayeredConfig, split: str | None) -> Iterat
 def _with_cohort(model: Layered, seen: dict[str, list[Tensor]]) -> Layered:
     """The model, with strips of some places, by layer, as what a wrong place looks like."""
     cohort = min(map(len, seen.values()))
-    twin = Layered(dataclasses.replace(model.config, cohort=cohort, tried_fov_deg=TRIED_FOV_DEG if cohort else ()))
+    twin = Layered(dataclasses.replace(model.config, cohort=cohort, tried_fov_deg=TRIED_FOV_DEG))
     strips = {f"cohort_{layer}": model.place_strips(layer, torch.stack(of_it)) for layer, of_it in seen.items()}
     twin.load_state_dict(
         {**model.state_dict(), **{name: found[: twin.config.cohort, :, None] for name, found in strips.items()}}

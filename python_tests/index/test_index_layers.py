@@ -260,37 +260,40 @@ def test_one_row_of_a_place_says_nothing_of_the_standpoint(tmp_path: Path) -> No
 
 
 def test_of_several_readings_the_best_counts(tmp_path: Path) -> None:
-    """Each by what it scores above its own stand-in, as if it had that of the first; equals by the earlier one."""
+    """Each measured from its own 16th place, as if that scored as much as that of the first; equals by the earlier."""
     layers = (STREET, SATELLITE, TEXT)
     of = world(layers, 60, seed=41)
     owner = torch.tensor([0, 0, 0, 1, 2, 2])
-    query = {}
-    for name, strips in queries(of, 6, seed=7).items():
+    query = queries(of, 6, seed=7)
+    for strips in query.values():
+        assert strips.width is not None
         strips.strips[2], strips.width[2] = strips.strips[1], strips.width[1]  # the third as the second
-        stands_in = torch.tensor([0.3, 0.1, 0.1, 0.2, 0.2, 0.25]) + (0.1 if name == "text" else 0.0)
-        query[name] = strips._replace(absent=stands_in)
     with make(tmp_path / "index", of, (25, 35)) as index:
-        found = index.search({n: one._replace(query=owner) for n, one in query.items()}, 60, layers=layers)
         apart = index.search(query, 60, layers=layers)
-        above = sum(layer.weight * query[layer.name].absent.double() for layer in layers).numpy()
-        for b, own in enumerate(([0, 1, 2], [3], [4, 5])):
-            best: dict[int, tuple[float, int]] = {}
-            for reading, row in enumerate(own):
-                for place, score in zip(apart.id[row].tolist(), apart.score[row].tolist(), strict=True):
-                    shown = score - (above[row] - above[own[0]])
-                    if place >= 0 and (place not in best or shown > best[place][0] + 1e-9):
-                        best[place] = shown, reading
-            expected = sorted(best, key=lambda place: (-best[place][0], place))
-            count = len(expected)
-            assert found.id[b, :count].tolist() == expected and (found.id[b, count:] == -1).all()
-            assert found.score[b, :count] == pytest.approx([best[place][0] for place in expected], abs=1e-6)
-            assert found.reading[b, :count].tolist() == [best[place][1] for place in expected]
-            assert found.parts[b, :count].sum(axis=1) == pytest.approx(found.score[b, :count], abs=1e-5)
-            for n in range(0, count, 7):
-                row = own[found.reading[b, n]]
-                (at,) = np.flatnonzero(apart.id[row] == found.id[b, n])
-                assert found.heading_deg[b, n] == pytest.approx(apart.heading_deg[row, at], nan_ok=True)
-        assert set(found.reading[0]) == {0, 1} and set(found.reading[2]) == {0, 1} and not found.reading[1].any()
+        for k in (60, 3):
+            found = index.search({n: one._replace(query=owner) for n, one in query.items()}, k, layers=layers)
+            for b, own in enumerate(([0, 1, 2], [3], [4, 5])):
+                best: dict[int, tuple[float, int]] = {}
+                for reading, row in enumerate(own):
+                    for place, score in zip(apart.id[row].tolist(), apart.score[row].tolist(), strict=True):
+                        shown = score - (float(apart.score[row, 15]) - float(apart.score[own[0], 15]))
+                        if place >= 0 and (place not in best or shown > best[place][0] + 1e-9):
+                            best[place] = shown, reading
+                expected = sorted(best, key=lambda place: (-best[place][0], place))[:k]
+                count = len(expected)
+                assert found.id[b, :count].tolist() == expected and (found.id[b, count:] == -1).all()
+                assert found.score[b, :count] == pytest.approx([best[place][0] for place in expected], abs=1e-6)
+                assert found.reading[b, :count].tolist() == [best[place][1] for place in expected]
+                for n in range(count):
+                    row = own[found.reading[b, n]]
+                    (at,) = np.flatnonzero(apart.id[row] == found.id[b, n])
+                    assert found.heading_deg[b, n] == pytest.approx(apart.heading_deg[row, at], nan_ok=True)
+                    assert found.parts[b, n] == pytest.approx(apart.parts[row, at])
+            if k == 60:
+                assert set(found.reading[0]) == set(found.reading[2]) == {0, 1} and not found.reading[1].any()
+        box = Box(48.0, 11.0, 48.01, 11.1)  # fewer than 16 places
+        few = index.search({n: one._replace(query=owner) for n, one in query.items()}, 9, layers=layers, within=box)
+        assert 0 < (few.id[0] >= 0).sum() < 16 and np.isfinite(few.score[few.id >= 0]).all()
         for wrong in ([0, 0, 0, 1, 3, 3], [1, 1, 1, 2, 2, 2], [0, 1, 0, 1, 2, 2], [0, 1, 2], [0.0] * 6):
             with pytest.raises(ValueError, match=r"query\['street'\] \(query\): expected of which query"):
                 index.search({n: one._replace(query=torch.tensor(wrong)) for n, one in query.items()}, 3)

@@ -105,8 +105,7 @@ class LayeredConfig(BundleConfig):
     assumed_fov_deg: float = 90.0
     """Horizontal field of view of photos that do not say theirs."""
     tried_fov_deg: tuple[float, ...] = ()
-    """Others that they may have been taken with. They are compared by what each scores above wrong places, so this
-    takes a cohort."""
+    """Others that they may have been taken with."""
     name: str = "layered"
     """What a person calls the model."""
     trained_on: str = "nothing"
@@ -145,8 +144,8 @@ class LayeredConfig(BundleConfig):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name}: expected a whole number >= 0, got {value!r}")
-        if not all(0 < fov <= 360 for fov in self.tried_fov_deg) or (self.tried_fov_deg and not self.cohort):
-            raise ValueError(f"tried_fov_deg: expected angles, of a model with a cohort, got {self.tried_fov_deg!r}")
+        if not all(0 < fov <= 360 for fov in self.tried_fov_deg):
+            raise ValueError(f"tried_fov_deg: expected angles, got {self.tried_fov_deg!r}")
         if self.kinds and (len(self.strides) != 2 or self.strides[1] != 2 * self.strides[0]):
             raise ValueError(f"kinds: expected two strides, one twice the other, got {self.strides}")
         for name in ("weights", "absent", "deviations"):
