@@ -30,9 +30,7 @@ def cluster_start(
     from geoloc_fast.cluster import operate
 
     with arguments():
-        node = operate.start(
-            host=host or operate.LOOPBACK, port=port, join=join, label=label, cpus=cpus, gpus=gpus
-        )  # fmt: skip
+        node = operate.start(host=host or operate.LOOPBACK, port=port, join=join, label=label, cpus=cpus, gpus=gpus)
     what = "joined" if join else "started"
     text = f"{what} ray://{node['address']}; the token is {operate.token_file()}; `geoloc-fast cluster stop` ends it"
     say(
@@ -53,7 +51,8 @@ def cluster_status(
     """
     from geoloc_fast.cluster import operate
 
-    found = operate.status(address)
+    with arguments():
+        found = operate.status(address)
     lines = [f"ray://{found['address']}, started here: {', '.join(found['here']) or 'nothing'}"]
     for node in found["nodes"]:
         state, label = "alive" if node["alive"] else "lost", node["label"] or "-"

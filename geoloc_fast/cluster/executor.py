@@ -18,11 +18,11 @@ import torch
 
 from geoloc_fast.errors import ClusterError
 
-__all__ = ["Executor", "Host", "Worker", "connect"]
+__all__ = ["Executor", "Host", "Worker", "connect", "host_and_port"]
 
 _LOCAL = re.compile(r"local(?::([1-9]\d{0,3}))?")
-_RAY = re.compile(r"ray://(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d{1,5})")
-_EXPECTED = "cluster: expected local, local:N or ray://HOST:PORT"
+_RAY = "ray://"
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d{1,5})")
 
 
 class Worker(Protocol):
@@ -68,12 +68,17 @@ def connect(where: str) -> Executor:
         from geoloc_fast.cluster.local import LocalExecutor
 
         return LocalExecutor(int(match[1] or len(os.sched_getaffinity(0))))
-    match = _RAY.fullmatch(where)
-    if match is None or not 0 < int(match[2]) < 1 << 16:
-        raise ValueError(f"{_EXPECTED}, got {where!r}")
+    if not where.startswith(_RAY) or (found := host_and_port(where.removeprefix(_RAY))) is None:
+        raise ValueError(f"cluster: expected local, local:N or ray://HOST:PORT, got {where!r}")
     from geoloc_fast.cluster.on_ray import RayExecutor
 
-    return RayExecutor(match[1].strip("[]"), int(match[2]))
+    return RayExecutor(*found)
+
+
+def host_and_port(text: str) -> tuple[str, int] | None:
+    """(host, port) of "HOST:PORT"; None if it is none."""
+    match = _ADDRESS.fullmatch(text)
+    return (match[1].strip("[]"), int(match[2])) if match and 0 < int(match[2]) < 1 << 16 else None
 
 
 class Host:

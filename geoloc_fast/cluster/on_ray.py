@@ -15,7 +15,7 @@ from typing import Any
 from geoloc_fast.cluster.executor import Host
 from geoloc_fast.errors import ClusterError, WorkerLostError
 
-__all__ = ["LABEL", "RayExecutor", "imported", "joined"]
+__all__ = ["LABEL", "RayExecutor", "imported", "joined", "knock"]
 
 LABEL = "geoloc-fast"  # of machines: `cluster start --label west` gives geoloc-fast=west
 _KNOCK_S = 3.0
@@ -39,12 +39,7 @@ def joined(host: str, port: int) -> Any:
         if ray.get_runtime_context().gcs_address != address:
             raise ClusterError(f"ray://{address}: this program is in the cluster of another head already")
         return ray
-    try:
-        socket.create_connection((host, port), _KNOCK_S).close()
-    except OSError as error:
-        raise ClusterError(
-            f"ray://{address}: nothing answers there ({error}); start a head with `geoloc-fast cluster start`"
-        ) from error
+    knock(host, port)
     try:
         ray.init(address, namespace="geoloc_fast", log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises what comes up
@@ -54,6 +49,16 @@ def joined(host: str, port: int) -> Any:
             "cluster (`geoloc-fast cluster start --join`) and have its token (~/.ray/auth_token)"
         ) from error
     return ray
+
+
+def knock(host: str, port: int) -> None:
+    """ClusterError if nothing answers: Ray itself would try for half a minute."""
+    try:
+        socket.create_connection((host, port), _KNOCK_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"ray://{host}:{port}: nothing answers there ({error}); start a head with `geoloc-fast cluster start`"
+        ) from error
 
 
 class RayWorker:

@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from geoloc_fast.cluster.on_ray import LABEL, imported, joined
+from geoloc_fast.cluster.executor import host_and_port
+from geoloc_fast.cluster.on_ray import LABEL, imported, joined, knock
 from geoloc_fast.errors import ClusterError
 from geoloc_fast.files import write_atomically
 
@@ -33,6 +34,11 @@ _STOP_S = 20.0
 # A lost machine is noticed after about five seconds; Ray waits for half a minute by itself. Not sooner: a machine that
 # is only busy would be given up.
 _DETECTION = {"period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 4, "initial_delay_ms": 5000}
+_SETTINGS = {
+    **{f"RAY_health_check_{key}": str(value) for key, value in _DETECTION.items()},
+    "RAY_worker_niceness": "0",  # Ray's own is 15: searches would stand behind everything else
+    "RAY_prestart_worker_first_driver": "0",  # a process a CPU that waits for work: what runs here are a few actors
+}
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
@@ -61,6 +67,8 @@ def start(
     imported()
     if label is not None and _LABEL.fullmatch(label) is None:
         raise ValueError(f"label: expected letters, digits, '-', '_' and '.', got {label!r}")
+    if join is not None:
+        knock(*_address("join", join))
     folder = folder or state_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -82,14 +90,15 @@ def _started(
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address", host, "--object-store-memory", str(object_store_mb << 20)]
     command += ["--address", join] if join else ["--head", "--port", str(port), "--include-dashboard", "false"]
+    # Neither what makes a cluster grow nor what sends the logs of its workers around: two processes fewer a machine.
+    command += ["--no-monitor", "--include-log-monitor", "false"]
     command += ["--temp-dir", temporary] if temporary else []
     command += ["--num-cpus", str(cpus)] if cpus is not None else []
     command += ["--num-gpus", str(gpus)] if gpus is not None else []
     command += ["--labels", f"{LABEL}={label}"] if label else []
     if host == LOOPBACK:  # several nodes of one machine must not choose the same ports
         command += ["--min-worker-port", "0", "--max-worker-port", "0"]
-    env = {**{f"RAY_health_check_{key}": str(value) for key, value in _DETECTION.items()}, **os.environ}
-    env.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: searches would stand behind everything else
+    env = {**_SETTINGS, **os.environ}
     env |= {"RAY_AUTH_MODE": env.get("RAY_AUTH_MODE", "token"), "RAY_USAGE_STATS_ENABLED": "0"}
     output = folder / f"{name}.log"
     with open(output, "wb") as log:
@@ -102,13 +111,17 @@ def _started(
     }  # fmt: skip
     write_atomically(folder / f"{name}.json", json.dumps(node))
     until = time.monotonic() + _START_S
-    while b"Ray runtime started" not in output.read_bytes():
-        if process.poll() is not None or time.monotonic() > until:
-            text = output.read_text(errors="replace").strip().splitlines()
-            _end(folder, node)
-            said = text[-1] if text else "it said nothing"
-            raise ClusterError(f"{address}: Ray did not start ({said:.200}); see {output}")
-        time.sleep(0.1)
+    try:
+        while b"Ray runtime started" not in output.read_bytes():
+            if process.poll() is not None or time.monotonic() > until:
+                text = output.read_text(errors="replace").strip().splitlines()
+                kept = output.replace(folder / "failed.log")
+                said = text[-1] if text else "it said nothing"
+                raise ClusterError(f"{address}: Ray did not start ({said:.200}); see {kept}")
+            time.sleep(0.1)
+    except BaseException:  # Ctrl-C too leaves nothing that runs
+        _end(folder, node)
+        raise
     return node
 
 
@@ -119,9 +132,8 @@ def status(address: str | None = None, folder: Path | None = None) -> dict[str, 
     if address is None:
         if not here:
             raise ClusterError("no head or node of a cluster runs here; `geoloc-fast cluster start` starts one")
-        address = here[0]["address"]
-    host, _, port = address.rpartition(":")
-    ray = joined(host.strip("[]"), int(port))
+        address = str(here[0]["address"])
+    ray = joined(*_address("address", address))
     nodes = [
         {
             "address": node["NodeManagerAddress"],
@@ -193,7 +205,15 @@ def _lives(pid: int) -> bool:
 def _forget(folder: Path, node: dict[str, Any]) -> None:
     if node.get("temporary"):
         shutil.rmtree(node["temporary"], ignore_errors=True)
-    (folder / f"{Path(str(node['name'])).name}.json").unlink(missing_ok=True)
+    for suffix in ("log", "json"):
+        (folder / f"{Path(str(node['name'])).name}.{suffix}").unlink(missing_ok=True)
+
+
+def _address(name: str, text: str) -> tuple[str, int]:
+    found = host_and_port(text)
+    if found is None:
+        raise ValueError(f"{name}: expected HOST:PORT, got {text!r}")
+    return found
 
 
 def _token(make: bool) -> None:

@@ -31,6 +31,7 @@ def head(home: Path) -> Iterator[str]:
     operate.start(port=port, cpus=2)
     yield f"ray://{operate.LOOPBACK}:{port}"
     operate.stop()
+    assert [path.name for path in operate.state_folder().iterdir()] == ["lock"]
 
 
 @pytest.fixture(scope="module", params=["local:2", pytest.param("ray", marks=WITH_RAY)])

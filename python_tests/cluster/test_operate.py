@@ -34,9 +34,16 @@ def test_a_head_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
     assert "ClusterError" in done.stderr and "nothing answers there" in done.stderr.splitlines()[-1]
     with pytest.raises(ClusterError, match="no head or node of a cluster runs here"):
         operate.status(folder=tmp_path)
+    with pytest.raises(ClusterError, match="nothing answers there"):
+        operate.start(join=f"{operate.LOOPBACK}:{free_port()}", folder=tmp_path)
     assert operate.stop(folder=tmp_path) == []
     with pytest.raises(ValueError, match="label: expected letters"):
         operate.start(label="a b", folder=tmp_path)
+    with pytest.raises(ValueError, match="join: expected HOST:PORT, got 'head'"):
+        operate.start(join="head", folder=tmp_path)
+    wrong = CliRunner().invoke(app, ["cluster", "status", "head"])
+    assert wrong.exit_code == 2 and "address: expected HOST:PORT, got 'head'" in wrong.output
+    assert not any(tmp_path.iterdir())
 
 
 @WITH_RAY
