@@ -125,8 +125,8 @@ def test_a_program_with_one_sync_or_one_check_less_is_found_out(
     assert found["failed"], found["said"]
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.slow)])
-def test_readers_see_whole_commits_while_one_process_writes(tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize(("seconds", "readers"), [(1.5, 2), pytest.param(60.0, 4, marks=pytest.mark.slow)])
+def test_readers_see_whole_commits_while_one_process_writes(tmp_path: Path, seconds: float, readers: int) -> None:
     with PlaceIndex.create(tmp_path / "index", model=MODEL, layers=LAYERS) as index:
         add(index, 10, 0)
     command = [sys.executable, str(CHILD)]
@@ -134,7 +134,7 @@ def test_readers_see_whole_commits_while_one_process_writes(tmp_path: Path, seco
         subprocess.Popen(
             [*command, role, str(tmp_path), str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for role in ("writer", "reader", "reader", "reader", "reader")
+        for role in ("writer", *["reader"] * readers)
     ]
     for process in processes:
         stdout, stderr = process.communicate(timeout=seconds + 120)
