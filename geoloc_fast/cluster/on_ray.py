@@ -25,6 +25,7 @@ def imported() -> Any:
     """The module; ClusterError if it is not installed."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a call after the end starts a cluster of its own
     try:
         import ray
     except ImportError as error:
@@ -72,6 +73,9 @@ class RayWorker:
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         lost = (self._ray.exceptions.RayActorError, self._ray.exceptions.ActorUnavailableError)
+        if not self._ray.is_initialized():
+            future.set_exception(WorkerLostError(f"{self.name}: this program has left the cluster"))
+            return future
 
         def done(answered: Future[Any]) -> None:
             error = answered.exception()

@@ -90,23 +90,25 @@ def run(index: ShardedIndex, answers: Answers, kill: Callable[[], str], searches
 
     thread = threading.Thread(target=killing)
     thread.start()
-    for seed in range(searches):
-        began = time.monotonic()
-        found["searches"] += 1
-        try:
-            answer = index.search(query(seed), 10)
-        except MissingShardsError:
-            found["refused"] += 1
-            answer = None
-        seconds.append(time.monotonic() - began)
-        if answer is None:
-            continue
-        assert isinstance(answer.coverage, Coverage)
-        found["whole" if answer.coverage.complete else "partial, said"] += 1
-        found["wrong"] += not answers.right(answer, seed)
-        time.sleep(max(0.0, 0.1 - seconds[-1]))
-    stop.set()
-    thread.join()
+    try:
+        for seed in range(searches):
+            began = time.monotonic()
+            found["searches"] += 1
+            try:
+                answer = index.search(query(seed), 10)
+            except MissingShardsError:
+                found["refused"] += 1
+                answer = None
+            seconds.append(time.monotonic() - began)
+            if answer is None:
+                continue
+            assert isinstance(answer.coverage, Coverage)
+            found["whole" if answer.coverage.complete else "partial, said"] += 1
+            found["wrong"] += not answers.right(answer, seed)
+            time.sleep(max(0.0, 0.1 - seconds[-1]))
+    finally:
+        stop.set()
+        thread.join()
     found["median ms"] = round(1000 * float(np.median(seconds)))
     found["99 % ms"] = round(1000 * float(np.quantile(seconds, 0.99)))
     found["slowest ms"] = round(1000 * max(seconds))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from geoloc_fast.cli.run import app
 from geoloc_fast.cluster import connect, operate
-from geoloc_fast.errors import ClusterError
+from geoloc_fast.errors import ClusterError, WorkerLostError
 
 
 def test_without_ray_one_line_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +44,16 @@ def test_a_head_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["cluster", "status", "head"])
     assert wrong.exit_code == 2 and "address: expected HOST:PORT, got 'head'" in wrong.output
     assert not any(tmp_path.iterdir())
+
+
+@WITH_RAY
+def test_a_call_after_the_end_starts_nothing(head: str) -> None:
+    """Ray by itself would start a cluster of its own for it, on this machine, and leave it there."""
+    executor = connect(head)
+    worker = executor.start("late", "builtins:dict")
+    executor.close()
+    with pytest.raises(WorkerLostError, match="has left the cluster"):
+        worker.call("keys").result(60)
 
 
 @WITH_RAY
