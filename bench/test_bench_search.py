@@ -48,6 +48,7 @@ class Case(NamedTuple):
 
 CASES = {
     "one query, Wq=5, 100k strips 16x4x16": Case((16, 4), 16, 5, 1, 100_000),
+    "one query, Wq=8, 100k strips 64x1x32": Case((64, 1), 32, 8, 1, 100_000),
     "64 queries, Wq=16, 100k strips 16x4x16": Case((16, 4), 16, 16, 64, 100_000),
     "16 queries, Wq=64, 20k strips 16x4x64": Case((16, 4), 64, 64, 16, 20_000),
     "64 queries, Wq=64, 20k strips 16x4x64": Case((16, 4), 64, 64, 64, 20_000),

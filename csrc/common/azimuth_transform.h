@@ -58,9 +58,12 @@ constexpr double quarter_cosine(int i) {  // of 2 pi i / 64, i <= 16
 constexpr double cosine_of_64(int i) { return i <= 16 ? quarter_cosine(i) : -quarter_cosine(32 - i); }
 constexpr double sine_of_64(int i) { return i <= 16 ? quarter_cosine(16 - i) : quarter_cosine(i - 16); }
 
-// W a power of two up to 64, written out.
-template <int kColumns, typename Scalar, typename Vector>
-GEOLOC_FAST_INLINE void inverse_fixed(const Vector* re, const Vector* im, Vector* out, int stride) {
+// W a power of two up to 64, written out; im[0] and im[W/2] are not touched. With kTimes = 2 a frequency f < W/2 counts
+// for its mirror image W - f too, so that the inverse of the forward is W times the input. With `circle` of kPoints
+// it has the very bits of inverse_any.
+template <int kColumns, typename Scalar, int kTimes = 1, int kPoints = 0, typename Vector>
+GEOLOC_FAST_INLINE void inverse_fixed(const Vector* re, const Vector* im, Vector* out, int stride,
+                                      [[maybe_unused]] const Scalar* circle = nullptr) {
   if constexpr (kColumns == 1) {
     out[0] = re[0];
   } else if constexpr (kColumns == 2) {
@@ -73,17 +76,47 @@ GEOLOC_FAST_INLINE void inverse_fixed(const Vector* re, const Vector* im, Vector
     odd_re[0] = re[0] - re[kHalf];
     GEOLOC_FAST_UNROLL
     for (int f = 1; f < kQuarter; ++f) {
-      const Scalar c = static_cast<Scalar>(cosine_of_64(f * kStep)), s = static_cast<Scalar>(sine_of_64(f * kStep));
+      const Scalar c = kPoints ? circle[f * (kPoints / kColumns)] : static_cast<Scalar>(cosine_of_64(f * kStep));
+      const Scalar s =
+          kPoints ? circle[f * (kPoints / kColumns) + kPoints] : static_cast<Scalar>(sine_of_64(f * kStep));
       even_re[f] = re[f] + re[kHalf - f];
       even_im[f] = im[f] - im[kHalf - f];
       const Vector difference_re = re[f] - re[kHalf - f], difference_im = im[f] + im[kHalf - f];
       odd_re[f] = difference_re * c - difference_im * s;
       odd_im[f] = difference_re * s + difference_im * c;
     }
-    even_re[kQuarter] = re[kQuarter];
-    odd_re[kQuarter] = -im[kQuarter];
-    inverse_fixed<kHalf, Scalar>(even_re, even_im, out, 2 * stride);
-    inverse_fixed<kHalf, Scalar>(odd_re, odd_im, out + stride, 2 * stride);
+    even_re[kQuarter] = re[kQuarter] * static_cast<Scalar>(kTimes);
+    odd_re[kQuarter] = im[kQuarter] * static_cast<Scalar>(-kTimes);
+    inverse_fixed<kHalf, Scalar, kTimes, kPoints>(even_re, even_im, out, 2 * stride, circle);
+    inverse_fixed<kHalf, Scalar, kTimes, kPoints>(odd_re, odd_im, out + stride, 2 * stride, circle);
+  }
+}
+
+template <int kColumns, typename Scalar, typename Vector>
+GEOLOC_FAST_INLINE void forward_fixed(const Vector* in, int stride, Vector* re, Vector* im) {
+  if constexpr (kColumns == 1) {
+    re[0] = in[0];
+  } else if constexpr (kColumns == 2) {
+    re[0] = in[0] + in[stride];
+    re[1] = in[0] - in[stride];
+  } else {
+    constexpr int kHalf = kColumns / 2, kQuarter = kColumns / 4, kStep = 64 / kColumns;
+    Vector even_re[kQuarter + 1], even_im[kQuarter + 1], odd_re[kQuarter + 1], odd_im[kQuarter + 1];
+    forward_fixed<kHalf, Scalar>(in, 2 * stride, even_re, even_im);
+    forward_fixed<kHalf, Scalar>(in + stride, 2 * stride, odd_re, odd_im);
+    re[0] = even_re[0] + odd_re[0];
+    re[kHalf] = even_re[0] - odd_re[0];
+    GEOLOC_FAST_UNROLL
+    for (int f = 1; f < kQuarter; ++f) {
+      const Scalar c = static_cast<Scalar>(cosine_of_64(f * kStep)), s = static_cast<Scalar>(sine_of_64(f * kStep));
+      const Vector turned_re = odd_re[f] * c + odd_im[f] * s, turned_im = odd_im[f] * c - odd_re[f] * s;
+      re[f] = even_re[f] + turned_re;
+      im[f] = even_im[f] + turned_im;
+      re[kHalf - f] = even_re[f] - turned_re;
+      im[kHalf - f] = turned_im - even_im[f];
+    }
+    re[kQuarter] = even_re[kQuarter];
+    im[kQuarter] = -odd_re[kQuarter];
   }
 }
 

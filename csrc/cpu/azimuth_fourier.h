@@ -7,91 +7,11 @@
 // spectra are multiplied number by number there and as complex numbers elsewhere.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "common/azimuth_transform.h"
 #include "cpu/azimuth_plan.h"
 #include "cpu/lanes.h"
 
 namespace geoloc_fast::cpu::GEOLOC_FAST_ISA {
-
-// cos(2 pi k / 64), k = 0 .. 16
-constexpr double kCos64[17] = {1.0,
-                               0.99518472667219693,
-                               0.98078528040323043,
-                               0.95694033573220882,
-                               0.92387953251128674,
-                               0.88192126434835505,
-                               0.83146961230254524,
-                               0.77301045336273699,
-                               0.70710678118654757,
-                               0.63439328416364549,
-                               0.55557023301960229,
-                               0.47139673682599781,
-                               0.38268343236508978,
-                               0.29028467725446233,
-                               0.19509032201612833,
-                               0.098017140329560604,
-                               0.0};
-
-// W a power of two up to 64: decimation in time, unrolled at compile time. re, im hold N/2 + 1 values; im[0] and
-// im[N/2] are not touched.
-template <int N>
-struct Fourier {
-  static constexpr float cosine(int k) { return static_cast<float>(kCos64[k * (64 / N)]); }
-  static constexpr float sine(int k) { return static_cast<float>(kCos64[16 - k * (64 / N)]); }
-
-  template <int Step>
-  GEOLOC_FAST_INLINE void forward(const f32x16* x, f32x16* re, f32x16* im) {
-    if constexpr (N == 1) {
-      re[0] = x[0];
-    } else if constexpr (N == 2) {
-      re[0] = x[0] + x[Step];
-      re[1] = x[0] - x[Step];
-    } else {
-      f32x16 even_re[N / 4 + 1], even_im[N / 4 + 1], odd_re[N / 4 + 1], odd_im[N / 4 + 1];
-      Fourier<N / 2>::template forward<2 * Step>(x, even_re, even_im);
-      Fourier<N / 2>::template forward<2 * Step>(x + Step, odd_re, odd_im);
-      re[0] = even_re[0] + odd_re[0];
-      re[N / 2] = even_re[0] - odd_re[0];
-#pragma GCC unroll 16
-      for (int k = 1; k < N / 4; ++k) {
-        const f32x16 turned_re = odd_re[k] * cosine(k) + odd_im[k] * sine(k);
-        const f32x16 turned_im = odd_im[k] * cosine(k) - odd_re[k] * sine(k);
-        re[k] = even_re[k] + turned_re;
-        im[k] = even_im[k] + turned_im;
-        re[N / 2 - k] = even_re[k] - turned_re;
-        im[N / 2 - k] = turned_im - even_im[k];
-      }
-      re[N / 4] = even_re[N / 4];
-      im[N / 4] = -odd_re[N / 4];
-    }
-  }
-
-  template <int Step>
-  GEOLOC_FAST_INLINE void inverse(const f32x16* re, const f32x16* im, f32x16* x) {
-    if constexpr (N == 1) {
-      x[0] = re[0];
-    } else if constexpr (N == 2) {
-      x[0] = re[0] + re[1];
-      x[Step] = re[0] - re[1];
-    } else {
-      f32x16 even_re[N / 4 + 1], even_im[N / 4 + 1], odd_re[N / 4 + 1], odd_im[N / 4 + 1];
-      even_re[0] = re[0] + re[N / 2];
-      odd_re[0] = re[0] - re[N / 2];
-#pragma GCC unroll 16
-      for (int k = 1; k < N / 4; ++k) {
-        even_re[k] = re[k] + re[N / 2 - k];
-        even_im[k] = im[k] - im[N / 2 - k];
-        const f32x16 away_re = re[k] - re[N / 2 - k];
-        const f32x16 away_im = im[k] + im[N / 2 - k];
-        odd_re[k] = away_re * cosine(k) - away_im * sine(k);
-        odd_im[k] = away_re * sine(k) + away_im * cosine(k);
-      }
-      even_re[N / 4] = re[N / 4] + re[N / 4];
-      odd_re[N / 4] = -(im[N / 4] + im[N / 4]);
-      Fourier<N / 2>::template inverse<2 * Step>(even_re, even_im, x);
-      Fourier<N / 2>::template inverse<2 * Step>(odd_re, odd_im, x + Step);
-    }
-  }
-};
 
 // Where the vectors of a transform lie: column x at values + x * value_stride, slot f at
 // slots + f * slot_stride, its second number `second` further.
@@ -104,7 +24,7 @@ static void forward_fast(const float* values, float* out, const TransformLayout&
   f32x16 x[N], re[N / 2 + 1], im[N / 2 + 1];
 #pragma GCC unroll 64
   for (int i = 0; i < N; ++i) x[i] = load16(values + i * at.value_stride);
-  Fourier<N>::template forward<1>(x, re, im);
+  forward_fixed<N, float>(x, 1, re, im);
   store16(out, re[0]);
   store16(out + at.second, N > 1 ? re[N / 2] : f32x16{});
 #pragma GCC unroll 32
@@ -134,7 +54,7 @@ static void inverse_fast(const float* in, float* values, const TransformLayout& 
     re[f] = load16(in + f * at.slot_stride);
     im[f] = load16(in + f * at.slot_stride + at.second);
   }
-  Fourier<N>::template inverse<1>(re, im, x);
+  inverse_fixed<N, float, 2>(re, im, x, 1);
 #pragma GCC unroll 64
   for (int i = 0; i < N; ++i) store16(values + i * at.value_stride, x[i]);
 }

@@ -5,6 +5,7 @@
 // For kernel sources only.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "common/half.h"
 #include "cpu/azimuth_plan.h"
 #include "cpu/lanes.h"
 
@@ -17,21 +18,14 @@ struct Packed {
   float inverse;  // 1 / unit
 };
 
-struct Half {
-  uint16_t bits;
-};
-struct Brain {
-  uint16_t bits;
-};
-
 GEOLOC_FAST_INLINE f32x16 load16_floats(const float* from) { return load16(from); }
 GEOLOC_FAST_INLINE u32x16 load16_words(const uint16_t* from) {
   return __builtin_convertvector(*reinterpret_cast<const u16x16_unaligned*>(from), u32x16);
 }
-GEOLOC_FAST_INLINE f32x16 load16_floats(const Brain* from) {
+GEOLOC_FAST_INLINE f32x16 load16_floats(const BFloat16* from) {
   return reinterpret_cast<f32x16>(load16_words(&from->bits) << 16);
 }
-GEOLOC_FAST_INLINE f32x16 load16_floats(const Half* from) {
+GEOLOC_FAST_INLINE f32x16 load16_floats(const Float16* from) {
   const u32x16 words = load16_words(&from->bits);
   const u32x16 magnitude = words & 0x7fffu;
   // Times 2^112 moves the exponent bias from 15 to 127 and is exact for subnormals too.
@@ -40,20 +34,6 @@ GEOLOC_FAST_INLINE f32x16 load16_floats(const Half* from) {
   const u32x16 bits = special ? (magnitude << 13 | 0x7f800000u) : reinterpret_cast<u32x16>(scaled);
   return reinterpret_cast<f32x16>(bits | (words & 0x8000u) << 16);
 }
-GEOLOC_FAST_INLINE float float_of_bits(uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
-}
-GEOLOC_FAST_INLINE float load_float(const float* from) { return *from; }
-GEOLOC_FAST_INLINE float load_float(const Brain* from) { return float_of_bits(uint32_t{from->bits} << 16); }
-GEOLOC_FAST_INLINE float load_float(const Half* from) {
-  const uint32_t magnitude = from->bits & 0x7fffu, sign = (from->bits & 0x8000u) << 16;
-  if (magnitude >= 0x7c00u) return float_of_bits(sign | magnitude << 13 | 0x7f800000u);
-  const float scaled = float_of_bits(magnitude << 13) * 5.192296858534828e33f;
-  return (sign != 0) ? -scaled : scaled;
-}
-
 // The first n of sixteen neighbours, n < 16, and zeros. Reads no further.
 template <typename T>
 GEOLOC_FAST_INLINE f32x16 load_part(const T* from, int64_t n) {
@@ -68,7 +48,7 @@ GEOLOC_FAST_INLINE f32x16 load_part(const T* from, int64_t n) {
   }
 #else
   float padded[16] = {};
-  for (int64_t i = 0; i < n; ++i) padded[i] = load_float(from + i);
+  for (int64_t i = 0; i < n; ++i) padded[i] = to_float(from[i]);
   return load16(padded);
 #endif
 }
@@ -91,7 +71,7 @@ static uint32_t load_rows(const StripTensor& from, int64_t item, int64_t present
           value = x + 16 <= present ? load16_floats(row + x) : load_part(row + x, present - x);
         } else if (x < present) {
           float strided[16] = {};
-          for (int64_t i = 0; i < min_of(16, present - x); ++i) strided[i] = load_float(row + (x + i) * step);
+          for (int64_t i = 0; i < min_of(16, present - x); ++i) strided[i] = to_float(row[(x + i) * step]);
           value = load16(strided);
         }
         store16(to + x, value);
@@ -111,8 +91,8 @@ static inline Packed pack_rows(const StripTensor& from, int64_t item, int64_t pr
   uint32_t largest = 0;
   switch (from.dtype) {
     case DType::kFloat32: largest = load_rows<float>(from, item, present, rows, row_stride); break;
-    case DType::kBFloat16: largest = load_rows<Brain>(from, item, present, rows, row_stride); break;
-    case DType::kFloat16: largest = load_rows<Half>(from, item, present, rows, row_stride); break;
+    case DType::kBFloat16: largest = load_rows<BFloat16>(from, item, present, rows, row_stride); break;
+    case DType::kFloat16: largest = load_rows<Float16>(from, item, present, rows, row_stride); break;
     case DType::kUInt8: break;  // refused before
   }
   const int64_t count = round_up(from.channels * from.height, 16) * row_stride;
@@ -123,7 +103,7 @@ static inline Packed pack_rows(const StripTensor& from, int64_t item, int64_t pr
   if (largest == 0) return {false, 1.0f, 1.0f};
   uint32_t exponent = largest >> 23;  // biased by 127
   exponent = exponent < 1 ? 1 : exponent > 253 ? 253 : exponent;
-  const float unit = float_of_bits(exponent << 23), inverse = float_of_bits((254 - exponent) << 23);
+  const float unit = half_detail::as_float(exponent << 23), inverse = half_detail::as_float((254 - exponent) << 23);
   for (int64_t i = 0; i < count; i += 16) store16(rows + i, load16(rows + i) * inverse);
   return {false, unit, inverse};
 }

@@ -4,24 +4,6 @@
 namespace geoloc_fast::cpu::GEOLOC_FAST_ISA {
 namespace {
 
-uint32_t bf16_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-}
-
-// Rounds `value` to what the bank stores; `bits` are those of the half word or word.
-double stored(double value, bool bf16, uint32_t* bits) {
-  const float rounded = static_cast<float>(value);
-  if (bf16) {
-    *bits = bf16_bits(rounded);
-    return float_from_bits(*bits << 16);
-  }
-  std::memcpy(bits, &rounded, sizeof *bits);
-  return rounded;
-}
-
 void pack_strip(const StripBankView& view, const double* circle, const float* strip, uint8_t* block, int64_t lane,
                 f64x8* scratch) {
   const int64_t columns = view.columns;
@@ -34,15 +16,16 @@ void pack_strip(const StripBankView& view, const double* circle, const float* st
     planes_of(in, columns, circle, planes, rest);
     for (int64_t p = 0; p < columns; ++p)
       for (int64_t c = 0; c < present; ++c) {
-        uint32_t bits;
-        planes[p][c] = stored(planes[p][c], view.bf16, &bits);
         const int64_t at = begin + c;
         uint8_t* word = block + ((p * view.words + (view.bf16 ? at / 2 : at)) * kStripLanes + lane) * 4;
+        const float single = static_cast<float>(planes[p][c]);
         if (view.bf16) {
-          const uint16_t half = static_cast<uint16_t>(bits);
+          const BFloat16 half = from_float<BFloat16>(single);
           std::memcpy(word + (at % 2) * 2, &half, sizeof half);
+          planes[p][c] = to_float(half);
         } else {
-          std::memcpy(word, &bits, sizeof bits);
+          std::memcpy(word, &single, sizeof single);
+          planes[p][c] = single;
         }
       }
     columns_of(reinterpret_cast<double*>(planes), 8, columns, circle, in, rest);

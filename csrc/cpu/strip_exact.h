@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "common/azimuth_transform.h"
+#include "common/half.h"
 #include "cpu/simd.h"
 #include "geoloc_fast/strip_bank.h"
 
@@ -32,12 +33,6 @@ GEOLOC_FAST_INLINE double lane_sum(f64x8 a) {
   return ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]));
 }
 
-static inline float float_from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 // The factor between plane p and the transforms, which do not scale.
 struct PlaneScale {
   double ends, middle;  // 1/sqrt(W) of plane 0 and, for an even W, the last; sqrt(2/W)
@@ -60,6 +55,7 @@ static inline void columns_of(const double* planes, int64_t stride, int64_t colu
   if (columns % 2 == 0) re[columns / 2] = plane(columns - 1) * scale.ends;
   switch (columns) {
     case 16: return inverse_fixed<16, double>(re, im, out, 1);
+    case 32: return inverse_fixed<32, double, 1, 32>(re, im, out, 1, circle);
     case 64: return inverse_fixed<64, double>(re, im, out, 1);
     default: return inverse_any(columns, re, im, out, 1, circle, columns, im + columns / 2 + 1);
   }
@@ -90,13 +86,13 @@ static inline void gather_planes(const StripBankView& bank, int64_t row, int64_t
     if (bank.bf16)
       for (; c < present; c += 2, word += 4 * kStripLanes) {
         std::memcpy(&bits, word, sizeof bits);
-        planes[c] = float_from_bits(bits << 16);
-        planes[c + 1] = c + 1 < present ? float_from_bits(bits & 0xffff0000u) : 0.0;
+        planes[c] = half_detail::as_float(bits << 16);
+        planes[c + 1] = c + 1 < present ? half_detail::as_float(bits & 0xffff0000u) : 0.0;
       }
     else
       for (; c < present; ++c, word += 4 * kStripLanes) {
         std::memcpy(&bits, word, sizeof bits);
-        planes[c] = float_from_bits(bits);
+        planes[c] = half_detail::as_float(bits);
       }
     for (; c < kChunk; ++c) planes[c] = 0.0;
   }

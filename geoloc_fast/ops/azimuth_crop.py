@@ -91,11 +91,10 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = _backend("azimuth_crop", query, strips)
     if backend in ("cpu", "cuda"):
-        batch, device = query.shape[0], query.device
+        size = query.shape
         # (torch takes sizes one by one in half the time of a shape)
-        crop = torch.empty(*query.shape, dtype=torch.float32, device=device)
-        score = torch.empty(batch, dtype=torch.float32, device=device)
-        shift = torch.empty(batch, dtype=torch.int64, device=device)
+        crop = query.new_empty(*size, dtype=torch.float32)
+        score, shift = crop.new_empty(size[0]), crop.new_empty(size[0], dtype=torch.int64)
         native, first, last = _arguments(backend, query, strips, query_width, select, scale, tau, noise)
         native.azimuth_crop(**first, crop=crop, score=score, shift=shift, **last)
         choose.ran("azimuth_crop", backend, _plan(backend))

@@ -56,7 +56,7 @@ def exactly(
 
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """ValueError unless both lie on one device."""
-    if value.device != other.device:
+    if not (value.is_cpu and other.is_cpu) and value.device != other.device:
         raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
 
 
@@ -168,9 +168,10 @@ def query_width(value: Any, query: Tensor) -> Tensor | None:
         return None
     tensor("query_width", value, "[B]", (torch.int64, torch.int32, torch.int16, torch.uint8))
     same_device("query_width", value, "query", query)
-    batch, padded = query.shape[0], query.shape[3]
-    if value.shape[0] != batch:
-        raise ValueError(f"query_width: expected {batch} widths (B of query), got {value.shape[0]}")
+    batch, _, _, padded = query.shape
+    (widths,) = value.shape
+    if widths != batch:
+        raise ValueError(f"query_width: expected {batch} widths (B of query), got {widths}")
     if values_known(value) and batch:
         low, high = extremes(value)
         if not 1 <= low <= high <= padded:
@@ -197,6 +198,6 @@ def extremes(value: Tensor) -> tuple[int, int]:
         return int(value.min()), int(value.max())
     # Python looks at a few numbers faster than torch does.
     numbers = value.tolist()
-    if value.dim() == 2:
+    if isinstance(numbers[0], list):
         numbers = [number for row in numbers for number in row]
     return min(numbers), max(numbers)

@@ -13,6 +13,10 @@ from torch import Tensor
 # The operators live as long as this object.
 _library = torch.library.Library("geoloc_fast", "FRAGMENT")
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+# By names of their own: to look one up inside torch takes as long as to call it.
+_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_transform, _tracing = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
+_profiling = torch.autograd._profiler_enabled
 
 
 def without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,11 +78,11 @@ def _watched(tensor: Tensor) -> bool:
     """Whether anything stands between this tensor and its values that only the dispatcher knows how to call."""
     return (
         not (tensor.is_cpu or tensor.is_cuda)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
+        or _modes() > 0
+        or _function_modes() > 0
+        or _transform() is not None
+        or _tracing() is not None
+        or _profiling()
     )
 
 

@@ -34,12 +34,23 @@ _MOST_MOVED = 1 << 26  # numbers of one query at every shift, which the search b
 
 
 @lru_cache
-def _made_layout(count: int, channels: int, height: int, columns: int, dtype: str) -> BankLayout:
-    return BankLayout(count, channels, height, columns, dtype)
+def _made_layout(shape: tuple[int, int, int, int], dtype: str) -> BankLayout:
+    return BankLayout(*shape, dtype)
 
 
 def _layout(shape: Sequence[int], dtype: str) -> BankLayout:
-    return _made_layout(*shape, dtype)
+    return _made_layout(tuple(shape), dtype)
+
+
+# What the native functions say is the same for every instruction set of a machine.
+@lru_cache
+def _topk_workspace(*sizes: Any) -> int:
+    return _native.native_cpu.strip_topk_workspace(*sizes)  # type: ignore[union-attr]
+
+
+@lru_cache
+def _score_workspace(*sizes: int) -> int:
+    return _native.native_cpu.strip_score_workspace(*sizes)  # type: ignore[union-attr]
 
 
 def _choose(
@@ -233,10 +244,10 @@ def _run_score(
     query, index = _float32(query), index.contiguous()
     query_width = None if query_width is None else query_width.contiguous()
     size, threads = _size(layout), torch.get_num_threads()
+    batch, _, _, padded_width = query.shape
     # (torch takes sizes one by one in half the time of a shape)
-    score = torch.empty(*index.shape, dtype=torch.float32)
-    shift = torch.empty(*index.shape, dtype=torch.int64)
-    memory = workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
+    score, shift = query.new_empty(*index.shape), index.new_empty(*index.shape)
+    memory = workspace(_score_workspace(batch, *size[1:], padded_width, threads))
     native.strip_score(
         size=size, bf16=dtype == "bf16", blocks=blocks, query=query, query_width=query_width,
         cosine=select == "cosine", dot=kind == "dot", index=index, score=score, shift=shift, curve=None,
@@ -275,8 +286,9 @@ def _run_curve(
     query, index = _float32(query), index.contiguous()
     query_width = None if query_width is None else query_width.contiguous()
     size, threads = _size(layout), torch.get_num_threads()
-    curve = torch.empty(*index.shape, layout.columns, dtype=torch.float32)
-    memory = workspace(native.strip_score_workspace(query.shape[0], *size[1:], query.shape[3], threads))
+    batch, _, _, padded_width = query.shape
+    curve = query.new_empty(*index.shape, layout.columns)
+    memory = workspace(_score_workspace(batch, *size[1:], padded_width, threads))
     native.strip_score(
         size=size, bf16=dtype == "bf16", blocks=blocks, query=query, query_width=query_width,
         cosine=False, dot=False, index=index, score=None, shift=None, curve=curve,
@@ -323,12 +335,11 @@ def _run_topk(
     alive = None if alive is None else alive.contiguous()
     group = None if group is None else group.contiguous()
     size, threads = _size(layout), torch.get_num_threads()
-    batch = query.shape[0]
-    score = torch.empty(batch, k, dtype=torch.float32)
-    index = torch.empty(batch, k, dtype=torch.int64)
-    shift = torch.empty(batch, k, dtype=torch.int64)
+    batch, _, _, padded_width = query.shape
+    score, index = query.new_empty(batch, k), torch.empty(batch, k, dtype=torch.int64)
+    shift = index.new_empty(batch, k)
     bf16 = dtype == "bf16"
-    memory = workspace(native.strip_topk_workspace(size, bf16, query.shape[0], query.shape[3], k, threads))
+    memory = workspace(_topk_workspace(size, bf16, batch, padded_width, k, threads))
     plan = native.strip_topk(
         size=size, bf16=bf16, blocks=blocks, query=query, query_width=query_width, cosine=select == "cosine",
         dot=kind == "dot", k=k, alive=alive, group=group, score=score, index=index, shift=shift,

@@ -65,7 +65,7 @@ class BankLayout:
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """(count, C, H, W), what operators call `shape`."""
-        return self.count, *self.shape
+        return self.count, self.channels, self.height, self.columns
 
     @cached_property
     def words(self) -> int:

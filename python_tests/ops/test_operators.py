@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from geoloc_fast import StripBank, azimuth_match, polar_resample, strip_topk
 from geoloc_fast.ops import azimuth_match as match_op
 from geoloc_fast.ops import strip_bank as bank_op
+from geoloc_fast.ops import tile_signature  # noqa: F401  # registers its operator
 from geoloc_fast.testing import force_backend, random_strips
 
 OPS = torch.ops.geoloc_fast
