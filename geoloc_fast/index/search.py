@@ -17,11 +17,10 @@ places, they are scored over all layers, and no place that was named by none can
     sum over layers of  w_l * max(last score of layer l's list, absent_l),
 
 so the lists are made longer until the k-th place stands above that. Where places have rows that are not searched
-nothing bounds those: the lists are made once, the places with the highest sums that the lists allow,
-
-    sum over layers of  w_l * (the place's score in l's list, or max(last score of l's list, absent_l)),
-
-are scored with all their rows, and the answer is not called exact.
+nothing bounds those: the lists are made once, the places with the highest sums that the lists allow are scored with
+all their rows, and the answer is not called exact. What a list does not name has a row that scores no more than the
+last of the list, or nothing: those places are taken that are among the highest if every such score is the last, or if
+every such score is absent_l.
 
 All of it asks `Parts`, which are the segments of an index here or the shards of one elsewhere: the same steps in the
 same order, so that the answer is the same to the last bit however the places are spread.
@@ -220,24 +219,30 @@ def _deepened(parts: Parts, call: Call, k: int, depth: int, whole: bool) -> Neig
         part = call if len(left) == batch else call._replace(query=query.take(left))
         bound = np.full(len(left), float(others))
         lists = parts.lists(part, length)
-        none = np.full((len(left), 1), -1), np.full((len(left), 1), -np.inf)
-        named: list[list[tuple[np.ndarray, np.ndarray]]] = [[none] for _ in lists]  # places, and what a list adds
+        # Of each list its places, and what it adds to their sums if those it lacks have a row or nothing.
+        none = np.full((len(left), 1), -1), *[np.full((len(left), 1), -np.inf)] * 2
+        named: list[list[tuple[np.ndarray, ...]]] = [[none] for _ in lists]
         complete = np.ones(len(left), bool)
         for layer in taking:
             last = _last([found[layer.name][1] for found in lists if layer.name in found], len(left), length)
             full = last > -np.inf
-            unlisted = np.maximum(np.where(full, last, -np.inf), part.query.absent[layer.name])
-            bound += layer.weight * unlisted
+            absent = part.query.absent[layer.name]
+            unlisted = np.where(full, last, absent), absent
+            bound += layer.weight * np.maximum(*unlisted)
             complete &= ~full
             for n, found in enumerate(lists):
                 if layer.name in found:
                     place, score = found[layer.name]
-                    gain = layer.weight * (score - unlisted[:, None])
-                    named[n].append((np.where(score >= last[:, None], place, -1), gain))
+                    gains = [layer.weight * (score - lacked[:, None]) for lacked in unlisted]
+                    named[n].append((np.where(score >= last[:, None], place, -1), *gains))
         if whole:
-            places = [_unique(np.hstack([place for place, _ in each])) for each in named]
+            places = [_unique(np.hstack([place for place, *_ in each])) for each in named]
         else:
-            places = _highest(named, max(_RESCORED, 4 * k))
+            either = [
+                _highest([[(one[0], one[which]) for one in each] for each in named], max(_RESCORED, 4 * k))
+                for which in (1, 2)
+            ]
+            places = [_unique(np.hstack(both)) for both in zip(*either, strict=True)]
         best = merge([nothing(len(left), k, len(call.layers)), *parts.scored(part, places)], k)
         enough = np.where(best.id[:, -1] >= 0, best.score[:, -1] > bound + _ROUNDING, False)
         # Rows that are not searched have no bound, however deep the lists are. Where nothing is named nothing is there.

@@ -320,6 +320,28 @@ def test_rows_that_are_not_scanned_rescore(tmp_path: Path) -> None:
             index.search(query, 4, layers=every)
 
 
+def test_a_high_score_for_what_is_absent_hides_no_place_that_has_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where lists are shorter than the index, a place that only one of them names may still have rows in the other."""
+    layers = (STREET._replace(scanned_rows=1), SATELLITE._replace(scanned_rows=1))
+    of = world(layers, 60, seed=43, most=1)
+    for name, rows in of.rows.items():
+        place = np.repeat(np.arange(60), 2)
+        strips = random_strips(120, *rows.strips.shape[1:], seed=len(name))
+        of.rows[name] = Rows(strips, place, of.lat[place], of.lon[place])
+    monkeypatch.setattr(searching, "_ONE_DEPTH", 6)
+    monkeypatch.setattr(searching, "_RESCORED", 2)
+    high = torch.tensor([1.5])
+    with make(tmp_path / "index", of, (60,)) as index:
+        for place in range(0, 60, 5):
+            seen = of.rows["street"].strips[2 * place : 2 * place + 1]
+            other = random_strips(1, *SATELLITE.strip, seed=place)
+            query = {"street": QueryStrips(seen, absent=high), "satellite": QueryStrips(other)}
+            found = index.search(query, 1, layers=layers)
+            assert found.id.tolist() == [[place]] and not found.exact.any()
+
+
 @pytest.mark.parametrize("count", [1, 4, 50])
 def test_the_places_that_are_rescored_have_the_highest_sums(count: int) -> None:
     """Over lists of two layers of two parts, places that both name counted once; equals of the last stay."""
