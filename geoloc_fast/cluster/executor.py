@@ -18,10 +18,11 @@ import torch
 
 from geoloc_fast.errors import ClusterError
 
-__all__ = ["Executor", "Host", "Worker", "connect", "host_and_port"]
+__all__ = ["Executor", "Host", "Worker", "checked_label", "connect", "host_and_port"]
 
 _LOCAL = re.compile(r"local(?::([1-9]\d{0,3}))?")
 _RAY = "ray://"
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d{1,5})")
 
 
@@ -79,6 +80,13 @@ def host_and_port(text: str) -> tuple[str, int] | None:
     """(host, port) of "HOST:PORT"; None if it is none."""
     match = _ADDRESS.fullmatch(text)
     return (match[1].strip("[]"), int(match[2])) if match and 0 < int(match[2]) < 1 << 16 else None
+
+
+def checked_label(text: str) -> str:
+    """The label of machines, as it came. ValueError if Ray could not take it."""
+    if _LABEL.fullmatch(text) is None:
+        raise ValueError(f"label: expected letters, digits, '-', '_' and '.', got {text!r}")
+    return text
 
 
 class Host:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -21,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from geoloc_fast.cluster.executor import host_and_port
+from geoloc_fast.cluster.executor import checked_label, host_and_port
 from geoloc_fast.cluster.on_ray import LABEL, imported, joined, knock
 from geoloc_fast.errors import ClusterError
 from geoloc_fast.files import write_atomically
@@ -37,9 +36,7 @@ _DETECTION = {"period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 4, "in
 _SETTINGS = {
     **{f"RAY_health_check_{key}": str(value) for key, value in _DETECTION.items()},
     "RAY_worker_niceness": "0",  # Ray's own is 15: searches would stand behind everything else
-    "RAY_prestart_worker_first_driver": "0",  # a process a CPU that waits for work: what runs here are a few actors
 }
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
 def state_folder() -> Path:
@@ -65,8 +62,8 @@ def start(
         folder: where it is noted; default `~/.geoloc_fast/cluster`.
     """
     imported()
-    if label is not None and _LABEL.fullmatch(label) is None:
-        raise ValueError(f"label: expected letters, digits, '-', '_' and '.', got {label!r}")
+    if label is not None:
+        checked_label(label)
     if join is not None:
         knock(*_address("join", join))
     folder = folder or state_folder()

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from geoloc_fast.cluster.executor import checked_label
 from geoloc_fast.errors import DamagedIndexError, IndexVersionError, PlaceIndexError
 from geoloc_fast.geo import s2
 from geoloc_fast.geo.regions import Box, Circle, Region
@@ -39,7 +40,6 @@ _VERSION = 1
 _MAP = re.compile(r"(\d{8})\.shards")
 _SHARD = re.compile(r"(\d{8})-\d{4}")
 _HEAD = re.compile(rb"geoloc_fast shards (\d{1,9})\n")
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _HEX = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 _MOST_BYTES = 1 << 26
 _MOST_SHARDS = 10_000
@@ -163,8 +163,7 @@ def cut(
     if labels and len(set(labels)) < replicas:
         raise ValueError(f"labels: expected at least {replicas} different ones, one per replica, got {list(labels)}")
     for label in labels:
-        if _LABEL.fullmatch(label) is None:
-            raise ValueError(f"labels: expected letters, digits, '-', '_' and '.', got {label!r}")
+        checked_label(label)
     if shards > len(index):
         raise ValueError(f"shards: expected at most {len(index)}, the places of {index.path}, got {shards}")
     path = Path(out)
@@ -281,13 +280,13 @@ def _entry(values: Any) -> ShardEntry:
         Box(south, west, north, east)  # checks what they are
     entry = ShardEntry(box=None if box is None else tuple(box), replicas=tuple(replicas), **values)
     numbers = (entry.places, entry.ids, entry.first, entry.last, entry.bytes)
-    labels = [label for label in entry.replicas if label is not None]
     if not (all(_whole(value) for value in numbers) and entry.places and entry.replicas):
         raise ValueError(f"shard {entry.name!r:.40}")
-    if _SHARD.fullmatch(entry.name) is None or _HEX.fullmatch(entry.digest) is None or any(
-        not isinstance(label, str) or _LABEL.fullmatch(label) is None for label in labels
-    ):  # fmt: skip
+    if _SHARD.fullmatch(entry.name) is None or _HEX.fullmatch(entry.digest) is None:
         raise ValueError(f"shard {entry.name!r:.40}")
+    for label in entry.replicas:
+        if label is not None:
+            checked_label(label)
     return entry
 
 

@@ -288,7 +288,7 @@ def test_older_shards_or_those_of_another_index_are_no_newer_commit(shards: Path
         ({"shards": 0}, "shards: expected"),
         ({"shards": 999}, "shards: expected at most 148"),
         ({"shards": 2, "replicas": 2, "labels": ["a"]}, "labels: expected at least 2"),
-        ({"shards": 2, "labels": ["a b"]}, "labels: expected letters"),
+        ({"shards": 2, "labels": ["a b"]}, "label: expected letters"),
     ],
 )
 def test_wrong_arguments_of_a_cut(one: PlaceIndex, tmp_path: Path, options: dict[str, Any], message: str) -> None:
