@@ -51,7 +51,7 @@ _DEEPER = 4
 _ONE_DEPTH = 256  # of the only lists, where rows are not searched
 _COMMON = 16  # the place from which a reading's scores are measured: near the best of the wrong ones
 _RESCORED = 96  # places that are then scored with all their rows, and more if more are asked for
-_VALUES_AT_ONCE = 1 << 24
+_VALUES_AT_ONCE = 1 << 21  # so that intermediate arrays stay in memory that is at hand
 _ROUNDING = 1e-6  # between a score and the same window's value in a curve
 
 
