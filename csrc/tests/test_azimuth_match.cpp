@@ -3,11 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
-#include <memory>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -16,30 +12,13 @@
 #include "geoloc_fast/azimuth_crop.h"
 #include "geoloc_fast/azimuth_match.h"
 #include "geoloc_fast/gumbel_noise.h"
+#include "tests/azimuth_case.h"
 #include "tests/check.h"
 
 namespace geoloc_fast::tests {
 namespace {
 
-using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
-
-struct Memory {
-  explicit Memory(int64_t bytes)
-      : data(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))), std::free) {
-    std::memset(data.get(), 0xAB, static_cast<size_t>((bytes + 63) / 64 * 64));
-  }
-  operator void*() const { return data.get(); }
-  std::unique_ptr<uint8_t, decltype(&std::free)> data;
-};
-
-Floats random_values(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  Floats values(static_cast<size_t>(n));
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 StripTensor contiguous(const Floats& values, int64_t items, int64_t channels, int64_t height, int64_t columns) {
   return {values.data(),
@@ -51,23 +30,8 @@ StripTensor contiguous(const Floats& values, int64_t items, int64_t channels, in
           {channels * height * columns, height * columns, columns, 1}};
 }
 
-constexpr double kScale = 0.3, kTau = 0.7;  // correlations here are tens
-
-struct Case {
-  int64_t batch, references, channels, height, query_columns, columns;
-  Selection select;
-  Floats query, strips, noise, grad;
-  std::vector<int64_t> width;
-
-  Case(int64_t b, int64_t r, int64_t c, int64_t h, int64_t wq, int64_t w, Selection s)
-      : batch(b), references(r), channels(c), height(h), query_columns(wq), columns(w), select(s) {
-    query = random_values(b * c * h * wq, 1);
-    strips = random_values(r * c * h * w, 2);
-    noise = random_values(b * r * w, 3);
-    grad = random_values(b * r, 4);
-    for (int64_t i = 0; i < b; ++i) width.push_back(1 + (3 * i + wq - 1) % wq);
-  }
-  int64_t values() const { return channels * height; }
+struct Case : MatchCase {
+  using MatchCase::MatchCase;
   double q(int64_t b, int64_t k, int64_t x) const { return query[(b * values() + k) * query_columns + x]; }
   double s(int64_t r, int64_t k, int64_t x) const { return strips[(r * values() + k) * columns + x % columns]; }
   double window_product(int64_t r, int64_t a, int64_t b, int64_t w) const {
@@ -171,13 +135,11 @@ void test_match(const Case& c, AzimuthPlan forward, AzimuthPlan backward, const 
   p.query_width = c.width.data();
   p.select = c.select;
   p.scale = kScale, p.tau = kTau;
-  p.noise = gumbel ? c.noise.data() : nullptr;
-  p.noise_stride[0] = c.references * c.columns, p.noise_stride[1] = c.columns, p.noise_stride[2] = 1;
+  c.set_noise(p);
   p.score = score.data(), p.shift = shift.data();
   p.slope = gumbel ? slope.data() : nullptr, p.scale_slope = gumbel ? scale_slope.data() : nullptr;
   p.plan = forward;
-  AzimuthMatchSize size{c.batch, c.references, c.values(), c.query_columns, c.columns, true, c.select, gumbel, false};
-  const Memory workspace(cpu::azimuth_match_workspace(size, forward, threads));
+  const Memory workspace(cpu::azimuth_match_workspace(c.size(gumbel, false), forward, threads));
   p.workspace = workspace;
   CHECK(cpu::azimuth_match(p, threads) == Status::kOk);
   CHECK(shift == e.shift, "%s", what.c_str());
@@ -194,8 +156,7 @@ void test_match(const Case& c, AzimuthPlan forward, AzimuthPlan backward, const 
   d.grad_query = grad_query.data(), d.grad_strips = grad_strips.data();
   d.grad_scale = gumbel ? &grad_scale : nullptr;
   d.plan = backward;
-  size.slope = false, size.backward = true;
-  const Memory more(cpu::azimuth_match_workspace(size, backward, threads));
+  const Memory more(cpu::azimuth_match_workspace(c.size(false, true), backward, threads));
   d.workspace = more;
   CHECK(cpu::azimuth_match_backward(d, threads) == Status::kOk);
   check_close(grad_query, e.grad_query, what + " gradient of the query");
@@ -284,26 +245,19 @@ void test_all() {
     for (const Selection select : {Selection::kCorrelation, Selection::kCosine, Selection::kGumbel}) {
       const Case c(n[0], std::max(n[0], n[1]), n[2], n[3], n[4], n[5], select);
       const Expected e = expected_match(c);
-      for (int isa = 0; isa < cpu::kIsaCount; ++isa) {
-        if (cpu::isa_problem(static_cast<cpu::Isa>(isa))[0] != '\0') continue;
-        cpu::set_current_isa(static_cast<cpu::Isa>(isa));
+      for_each_isa([&](const char* isa) {
         for (const int threads : {1, 3}) {
-          const std::string what = std::string(cpu::isa_name(static_cast<cpu::Isa>(isa))) + " select " +
-                                   std::to_string(static_cast<int>(select)) + " W " + std::to_string(n[5]);
+          const std::string what =
+              std::string(isa) + " select " + std::to_string(static_cast<int>(select)) + " W " + std::to_string(n[5]);
           const bool gumbel = select == Selection::kGumbel;
           test_match(c, AzimuthPlan::kDirect, gumbel ? AzimuthPlan::kSpectral : AzimuthPlan::kScatter, e, threads,
                      what + " direct");
           test_match(c, AzimuthPlan::kSpectral, AzimuthPlan::kSpectral, e, threads, what + " spectral");
           test_crop(c, threads, what);
         }
-      }
+      });
     }
-  for (int isa = 0; isa < cpu::kIsaCount; ++isa) {
-    if (cpu::isa_problem(static_cast<cpu::Isa>(isa))[0] != '\0') continue;
-    cpu::set_current_isa(static_cast<cpu::Isa>(isa));
-    test_noise(cpu::isa_name(static_cast<cpu::Isa>(isa)));
-  }
-  cpu::set_current_isa(cpu::best_isa());
+  for_each_isa(test_noise);
 }
 
 void test_callers_at_once() {

@@ -4,57 +4,20 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "common/half.h"
-#include "geoloc_fast/polar_resample.h"
 #include "tests/check.h"
+#include "tests/polar_case.h"
 
 namespace geoloc_fast {
 namespace {
 
-using tests::for_each_isa;
+using namespace tests;
+using Case = PolarCase;
 
 constexpr double kPi = 3.14159265358979323846;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-struct Case {
-  int64_t batch, channels, rows, cols, out_rows, out_cols;
-  bool across, outer, replicate, normalize;
-  std::vector<double> center, radius, heading;  // empty or one a image
-};
-
-template <typename T>
-struct TypeOf;
-template <>
-struct TypeOf<uint8_t> {
-  static constexpr DType value = DType::kUInt8;
-};
-template <>
-struct TypeOf<Float16> {
-  static constexpr DType value = DType::kFloat16;
-};
-template <>
-struct TypeOf<BFloat16> {
-  static constexpr DType value = DType::kBFloat16;
-};
-template <>
-struct TypeOf<float> {
-  static constexpr DType value = DType::kFloat32;
-};
-
-void set_geometry(const Case& c, PolarGeometry* p) {
-  p->batch = c.batch, p->channels = c.channels, p->in_rows = c.rows, p->in_cols = c.cols;
-  p->out_rows = c.out_rows, p->out_cols = c.out_cols;
-  p->center = c.center.empty() ? nullptr : c.center.data();
-  p->max_radius = c.radius.empty() ? nullptr : c.radius.data();
-  p->heading_deg = c.heading.empty() ? nullptr : c.heading.data();
-  p->column0_deg = 180.0;
-  p->outer_radius = c.outer;
-  p->replicate_border = c.replicate;
-}
 
 void position(const Case& c, int64_t b, int64_t i, int64_t j, double* row, double* col) {
   const size_t at = static_cast<size_t>(b);
@@ -89,28 +52,10 @@ void for_taps(const Case& c, double row, double col, Tap tap) {
 }
 
 template <typename In>
-std::vector<In> random_pixels(size_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<In> pixels(count);
-  for (In& pixel : pixels) pixel = from_float<In>(static_cast<float>(random() % 256));
-  return pixels;
-}
-
-template <typename In>
 PolarResampleParams forward_params(const Case& c, const std::vector<In>& images) {
   PolarResampleParams p{};
-  set_geometry(c, &p);
-  p.images = images.data();
-  p.images_dtype = TypeOf<In>::value;
-  p.stride_batch = c.channels * c.rows * c.cols;
-  p.stride_channel = c.across ? 1 : c.rows * c.cols;
-  p.stride_col = c.across ? c.channels : 1;
-  p.stride_row = c.cols * p.stride_col;
-  p.normalize = c.normalize;
-  for (int64_t n = 0; n < c.channels && n < kMaxChannels; ++n) {
-    p.scale[n] = 1.0f / static_cast<float>(50 + n);
-    p.offset[n] = -2.0f + static_cast<float>(n);
-  }
+  set_geometry(c, c.center, c.radius, c.heading, &p);
+  set_images(c, images.data(), &p);
   return p;
 }
 
@@ -119,7 +64,7 @@ std::vector<Out> run(PolarResampleParams p, int threads) {
   std::vector<Out> out(static_cast<size_t>(p.batch * p.channels * p.out_rows * p.out_cols));
   std::memset(static_cast<void*>(out.data()), 0xff, out.size() * sizeof(Out));  // NaN for floats
   p.out = out.data();
-  p.out_dtype = TypeOf<Out>::value;
+  p.out_dtype = dtype_of<Out>();
   CHECK(cpu::polar_resample(p, threads) == Status::kOk, "status");
   return out;
 }
@@ -131,7 +76,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 
 template <typename In, typename Out>
 void check_forward(const Case& c, const std::string& name) {
-  const size_t count = static_cast<size_t>(c.batch * c.channels * c.rows * c.cols);
+  const int64_t count = c.batch * c.channels * c.rows * c.cols;
   const std::vector<In> images = random_pixels<In>(count, 1);
   const PolarResampleParams p = forward_params(c, images);
   std::vector<Out> first;
@@ -158,18 +103,14 @@ void check_forward(const Case& c, const std::string& name) {
             unit = static_cast<double>(p.scale[n]);
             expected = expected * unit + static_cast<double>(p.offset[n]);
           }
-          if (TypeOf<Out>::value == DType::kUInt8) expected = std::fmin(std::fmax(expected, 0.0), 255.0);
+          if (dtype_of<Out>() == DType::kUInt8) expected = std::fmin(std::fmax(expected, 0.0), 255.0);
           const double actual =
               to_float(first[static_cast<size_t>(((b * c.channels + n) * c.out_rows + i) * c.out_cols + j)]);
           // In grey levels, on top of one rounding to the output type.
-          const double rounding = TypeOf<Out>::value == DType::kUInt8      ? 0.5
-                                  : TypeOf<Out>::value == DType::kBFloat16 ? std::fabs(expected) / 256
-                                  : TypeOf<Out>::value == DType::kFloat16  ? std::fabs(expected) / 2048
-                                                                           : 0.0;
-          const double error = (std::fabs(actual - expected) - rounding) / unit;
+          const double error = (std::fabs(actual - expected) - rounding_of<Out>(expected)) / unit;
           if (!(error <= worst)) worst = error;
         }
-  const double allowed = TypeOf<In>::value == DType::kUInt8 ? 0.06 : 2e-4;
+  const double allowed = dtype_of<In>() == DType::kUInt8 ? 0.06 : 2e-4;
   CHECK(worst <= allowed, "%s: %g grey levels off, %g allowed", name.c_str(), worst, allowed);
 }
 
@@ -177,11 +118,11 @@ template <typename Grad>
 void check_backward(const Case& c, const std::string& name) {
   const size_t plane = static_cast<size_t>(c.rows * c.cols), out_plane = static_cast<size_t>(c.out_rows * c.out_cols);
   const size_t planes = static_cast<size_t>(c.batch * c.channels);
-  const std::vector<Grad> grad_out = random_pixels<Grad>(planes * out_plane, 2);
+  const std::vector<Grad> grad_out = random_pixels<Grad>(static_cast<int64_t>(planes * out_plane), 2);
   PolarResampleBackwardParams p{};
-  set_geometry(c, &p);
+  set_geometry(c, c.center, c.radius, c.heading, &p);
   p.grad_out = grad_out.data();
-  p.grad_out_dtype = TypeOf<Grad>::value;
+  p.grad_out_dtype = dtype_of<Grad>();
   p.normalize = c.normalize;
   for (int64_t n = 0; n < c.channels && n < kMaxChannels; ++n) p.scale[n] = 0.25f;
   std::vector<float> first;
@@ -233,36 +174,10 @@ void check_all(const Case& c, const std::string& name) {
   }
 }
 
-void test_sizes_layouts_borders() {
-  const int64_t sizes[][2] = {{1, 1}, {1, 6}, {5, 1}, {2, 2}, {3, 2}, {2, 9}, {17, 23}, {40, 33}};
-  for (const auto& size : sizes)
-    for (int64_t channels : {1, 3, 4, 7})
-      for (int kind = 0; kind < 8; ++kind) {
-        Case c{
-            2,  channels, size[0], size[1], 5, 19, (kind & 1) != 0, (kind & 2) != 0, (kind & 4) != 0, (kind & 1) == 0,
-            {}, {},       {}};
-        const std::string name = std::to_string(size[0]) + "x" + std::to_string(size[1]) + "x" +
-                                 std::to_string(channels) + " kind " + std::to_string(kind);
-        check_all(c, name);
-      }
-}
-
-void test_geometry_of_each_image() {
-  for (bool across : {false, true})
-    for (bool replicate : {false, true}) {
-      // Off the centre, far outside, around a corner, a radius of 0 and a negative one.
-      Case c{5, 3, 20, 28, 70, 37, across, false, replicate, true, {}, {}, {}};
-      c.center = {3.5, 22.25, -300.0, 500.0, 20.0, 28.0, 4.0, 7.0, 10.0, 14.0};
-      c.radius = {12.0, 80.0, 30.0, 0.0, -9.0};
-      c.heading = {0.0, 33.3, -721.0, 90.0, 1e6 + 0.25};
-      check_all(c, std::string("geometry, ") + (across ? "across" : "apart") + (replicate ? ", replicate" : ""));
-    }
-}
-
 void test_geometry_that_is_no_number() {
   for (bool across : {false, true})
     for (bool replicate : {false, true}) {
-      Case c{3, 3, 9, 8, 6, 20, across, false, replicate, false, {}, {}, {}};
+      Case c{3, 3, 9, 8, 6, 20, across, false, replicate, false};
       c.center = {kNaN, 2.0, 1e30, 4.0, 4.0, -1e300};
       c.radius = {4.0, 1.0, std::numeric_limits<double>::infinity()};
       const std::vector<uint8_t> images = random_pixels<uint8_t>(3 * 3 * 9 * 8, 4);
@@ -283,7 +198,7 @@ void test_geometry_that_is_no_number() {
 
 void test_paths() {
   using cpu::PolarPath;
-  Case c{2, 3, 16, 16, 4, 8, true, false, false, false, {}, {}, {}};
+  Case c{2, 3, 16, 16, 4, 8, true, false, false, false};
   const std::vector<uint8_t> bytes(4 * 2 * 16 * 16);
   const std::vector<float> floats(4 * 2 * 16 * 16);
 #if defined(GEOLOC_FAST_X86_KERNELS)
@@ -305,7 +220,7 @@ void test_paths() {
 
 void test_uniform_images_stay_uniform() {
   for (int value : {1, 127, 255}) {
-    Case c{1, 3, 31, 30, 16, 50, true, false, true, false, {}, {}, {}};
+    Case c{1, 3, 31, 30, 16, 50, true, false, true, false};
     const std::vector<uint8_t> images(3 * 31 * 30, static_cast<uint8_t>(value));
     for (float pixel : run<float>(forward_params(c, images), 1))
       CHECK(pixel == static_cast<float>(value), "%g instead of %d", static_cast<double>(pixel), value);
@@ -317,8 +232,8 @@ void test_uniform_images_stay_uniform() {
 
 int main() {
   geoloc_fast::test_paths();
-  geoloc_fast::test_sizes_layouts_borders();
-  geoloc_fast::test_geometry_of_each_image();
+  geoloc_fast::tests::sizes_layouts_borders(geoloc_fast::check_all);
+  geoloc_fast::tests::geometry_of_each_image(geoloc_fast::check_all);
   geoloc_fast::test_geometry_that_is_no_number();
   geoloc_fast::test_uniform_images_stay_uniform();
   return geoloc_fast::tests::failures();

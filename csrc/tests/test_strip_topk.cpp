@@ -3,11 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
-#include <memory>
-#include <random>
 #include <set>
 #include <string>
 #include <thread>
@@ -18,42 +14,16 @@
 #include "geoloc_fast/strip_score.h"
 #include "geoloc_fast/strip_topk.h"
 #include "tests/check.h"
+#include "tests/values.h"
 
 namespace geoloc_fast::tests {
 namespace {
-
-// Memory aligned to 64, of `bytes` bytes and not one more that a sanitizer would not see.
-struct Memory {
-  explicit Memory(int64_t bytes)
-      : data(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))), std::free) {
-    std::memset(data.get(), 0xAB, static_cast<size_t>((bytes + 63) / 64 * 64));
-  }
-  operator void*() const { return data.get(); }
-  std::unique_ptr<uint8_t, decltype(&std::free)> data;
-};
 
 struct Bank {
   StripBankView view;
   std::vector<double> circle;
   Memory blocks;
 };
-
-std::vector<double> circle_of(int64_t columns) {
-  std::vector<double> circle(static_cast<size_t>(2 * columns));
-  for (int64_t i = 0; i < columns; ++i) {
-    circle[i] = std::cos(2 * M_PI * static_cast<double>(i) / static_cast<double>(columns));
-    circle[columns + i] = std::sin(2 * M_PI * static_cast<double>(i) / static_cast<double>(columns));
-  }
-  return circle;
-}
-
-std::vector<float> random_values(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(n));
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 Bank make_bank(const std::vector<float>& strips, int64_t count, int64_t values, int64_t columns, bool bf16) {
   StripBankView view = strip_bank_view(nullptr, count, values, columns, bf16);
@@ -212,14 +182,7 @@ void plans() {
 
 int run() {
   plans();
-  for (int i = 0; i < cpu::kIsaCount; ++i) {
-    const cpu::Isa isa = static_cast<cpu::Isa>(i);
-    if (cpu::isa_problem(isa)[0] != '\0') {
-      std::printf("%s: not run, %s\n", cpu::isa_name(isa), cpu::isa_problem(isa));
-      continue;
-    }
-    cpu::set_current_isa(isa);
-    std::printf("%s\n", cpu::isa_name(isa));
+  for_each_isa([](const char*) {
     for (const bool bf16 : {false, true})
       for (const int64_t columns : {1, 2, 3, 7, 8, 16, 20, 32, 64})
         for (const float spread : {1.0f, 1e-4f}) {
@@ -231,7 +194,7 @@ int run() {
     search_one(400, 8, 16, 5, true, 0.0f);
     unpack_refuses_rows_outside();
     callers_at_once();
-  }
+  });
   return failures();
 }
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -12,21 +11,16 @@
 #include "geoloc_fast/azimuth_match.h"
 #include "tests/check.h"
 #include "tests/simt/buffer.h"
+#include "tests/values.h"
 
 namespace geoloc_fast::simt {
 
-using Floats = std::vector<float>;
+using tests::Floats;
+using tests::Memory;
+using tests::random_values;
 
 inline const float kNan = std::numeric_limits<float>::quiet_NaN();
 inline const float kInfinity = std::numeric_limits<float>::infinity();
-
-inline Floats random_values(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  Floats values(static_cast<size_t>(n));
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 // Contiguous, or with `strided` a view of something larger whose azimuth is not innermost.
 template <typename T>
@@ -67,15 +61,5 @@ inline void check_close(const float* actual, const Floats& expected, double tole
   }
   CHECK(worst <= tolerance * largest, "%s: off by %g of %g", what.c_str(), worst, largest);
 }
-
-// Work space for the CPU's kernels.
-class HostSpace {
- public:
-  explicit HostSpace(int64_t bytes) : memory_(static_cast<size_t>(bytes + 64)) {}
-  void* data() { return memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64; }
-
- private:
-  std::vector<uint8_t> memory_;
-};
 
 }  // namespace geoloc_fast::simt

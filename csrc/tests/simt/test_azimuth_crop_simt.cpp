@@ -44,13 +44,13 @@ Answer on_cpu(const Case& c) {
   e.crop.resize(c.query.size()), e.score.resize(c.width.size()), e.shift.resize(c.width.size());
   e.grad_query.resize(c.query.size()), e.grad_strips.resize(c.strips.size());
   e.grad_scale.resize(c.gumbel() ? c.width.size() : 0);
-  HostSpace space(cpu::azimuth_crop_workspace(c.channels * c.height, c.query_columns, c.columns, 1));
+  const Memory space(cpu::azimuth_crop_workspace(c.channels * c.height, c.query_columns, c.columns, 1));
   AzimuthCropParams p{};
   p.query = query.tensor, p.strips = strips.tensor, p.query_width = c.width.data();
   p.select = c.select, p.scale = kScale, p.tau = kTau;
   p.noise = c.gumbel() ? c.noise.data() : nullptr;
   p.noise_stride[0] = c.columns, p.noise_stride[1] = 1;
-  p.crop = e.crop.data(), p.score = e.score.data(), p.shift = e.shift.data(), p.workspace = space.data();
+  p.crop = e.crop.data(), p.score = e.score.data(), p.shift = e.shift.data(), p.workspace = space;
   CHECK(cpu::azimuth_crop(p, 1) == Status::kOk);
   AzimuthCropBackwardParams d{};
   d.query = p.query, d.strips = p.strips, d.query_width = p.query_width;
@@ -59,7 +59,7 @@ Answer on_cpu(const Case& c) {
   d.grad_crop = c.grad_crop.data(), d.grad_score = c.grad_score.data(), d.score = p.score, d.shift = p.shift;
   d.grad_query = e.grad_query.data(), d.grad_strips = e.grad_strips.data();
   d.grad_scale = c.gumbel() ? e.grad_scale.data() : nullptr;
-  d.workspace = space.data();
+  d.workspace = space;
   CHECK(cpu::azimuth_crop_backward(d, 1) == Status::kOk);
   return e;
 }

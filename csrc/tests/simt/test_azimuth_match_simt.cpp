@@ -1,6 +1,7 @@
 // The CUDA kernels of azimuth_match in the emulator, against those of the CPU.
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/azimuth_match_heuristics.h"
+#include "tests/azimuth_case.h"
 #include "tests/simt/strip_items.h"
 
 namespace geoloc_fast {
@@ -8,29 +9,14 @@ namespace {
 
 using namespace simt;
 
-constexpr double kScale = 0.3, kTau = 0.7;  // correlations here are tens
+using tests::kScale;
+using tests::kTau;
 
-struct Case {
-  int64_t batch, references, channels, height, query_columns, columns;
-  Selection select;
-  Floats query, strips, noise, grad;
-  std::vector<int64_t> width;
-
-  Case(int64_t b, int64_t r, int64_t c, int64_t h, int64_t wq, int64_t w, Selection s)
-      : batch(b), references(r), channels(c), height(h), query_columns(wq), columns(w), select(s) {
-    query = random_values(b * c * h * wq, 1);
-    strips = random_values(r * c * h * w, 2);
-    noise = random_values(b * r * w, 3);
-    grad = random_values(b * r, 4);
-    for (int64_t i = 0; i < b; ++i) width.push_back(1 + (3 * i + wq - 1) % wq);
-  }
-  bool gumbel() const { return select == Selection::kGumbel; }
+struct Case : tests::MatchCase {
+  using MatchCase::MatchCase;
   std::string name() const {
     return "W " + std::to_string(columns) + " Wq " + std::to_string(query_columns) + " select " +
            std::to_string(static_cast<int>(select));
-  }
-  AzimuthMatchSize size(bool slope, bool backward) const {
-    return {batch, references, channels * height, query_columns, columns, true, select, slope, backward};
   }
 };
 
@@ -54,13 +40,12 @@ Answer on_cpu(const Case& c) {
   p.query = query.tensor, p.strips = strips.tensor;
   p.query_width = c.width.data();
   p.select = c.select, p.scale = kScale, p.tau = kTau;
-  p.noise = c.gumbel() ? c.noise.data() : nullptr;
-  p.noise_stride[0] = c.references * c.columns, p.noise_stride[1] = c.columns, p.noise_stride[2] = 1;
+  c.set_noise(p);
   p.score = e.score.data(), p.shift = e.shift.data();
   p.slope = c.gumbel() ? e.slope.data() : nullptr, p.scale_slope = c.gumbel() ? e.scale_slope.data() : nullptr;
   p.plan = AzimuthPlan::kDirect;
-  HostSpace space(cpu::azimuth_match_workspace(c.size(c.gumbel(), false), p.plan, 1));
-  p.workspace = space.data();
+  const Memory space(cpu::azimuth_match_workspace(c.size(c.gumbel(), false), p.plan, 1));
+  p.workspace = space;
   CHECK(cpu::azimuth_match(p, 1) == Status::kOk);
   AzimuthMatchBackwardParams d{};
   d.query = p.query, d.strips = p.strips, d.query_width = p.query_width;
@@ -69,8 +54,8 @@ Answer on_cpu(const Case& c) {
   d.grad_query = e.grad_query.data(), d.grad_strips = e.grad_strips.data();
   d.grad_scale = c.gumbel() ? &e.grad_scale : nullptr;
   d.plan = c.gumbel() ? AzimuthPlan::kSpectral : AzimuthPlan::kScatter;
-  HostSpace more(cpu::azimuth_match_workspace(c.size(false, true), d.plan, 1));
-  d.workspace = more.data();
+  const Memory more(cpu::azimuth_match_workspace(c.size(false, true), d.plan, 1));
+  d.workspace = more;
   CHECK(cpu::azimuth_match_backward(d, 1) == Status::kOk);
   return e;
 }

@@ -11,7 +11,7 @@ namespace geoloc_fast {
 namespace {
 
 using simt::Buffer;
-using simt::HostSpace;
+using simt::Memory;
 
 template <typename T>
 int64_t different(const T* a, const T* b, int64_t n) {
@@ -54,9 +54,9 @@ void pack_unpack_score(int64_t count, int64_t values, int64_t columns, bool bf16
   std::vector<int64_t> rows;
   for (int64_t r = count - 1; r >= 0; --r) rows.push_back(r);
   std::vector<float> columns_expected(static_cast<size_t>(count * one));
-  HostSpace unpack_host(cpu::strip_unpack_workspace(columns, 1));
-  CHECK(cpu::strip_unpack(bank.view, rows.data(), count, columns_expected.data(), bank.circle.data(), unpack_host.get(),
-                          1) == Status::kOk);
+  const Memory unpack_host(cpu::strip_unpack_workspace(columns, 1));
+  CHECK(cpu::strip_unpack(bank.view, rows.data(), count, columns_expected.data(), bank.circle.data(), unpack_host, 1) ==
+        Status::kOk);
   rows.push_back(count), rows.push_back(-1);
   const Buffer<int64_t> device_rows(rows);
   const Buffer<float> out((count + 2) * one);
@@ -87,8 +87,8 @@ void pack_unpack_score(int64_t count, int64_t values, int64_t columns, bool bf16
     p.index = device_index.data(), p.n = count + 1;
     std::vector<float> score(index.size());
     std::vector<int64_t> shift(index.size());
-    HostSpace host(cpu::strip_score_workspace(batch, values, columns, padded, 1));
-    p.score = score.data(), p.shift = shift.data(), p.workspace = host.get();
+    const Memory host(cpu::strip_score_workspace(batch, values, columns, padded, 1));
+    p.score = score.data(), p.shift = shift.data(), p.workspace = host;
     CHECK(cpu::strip_score(p, 1) == Status::kOk);
     const Buffer<float> found(static_cast<int64_t>(score.size()));
     const Buffer<int64_t> at(static_cast<int64_t>(shift.size()));
@@ -102,7 +102,7 @@ void pack_unpack_score(int64_t count, int64_t values, int64_t columns, bool bf16
         static_cast<long>(different(at.data(), shift.data(), at.size())));
 
     std::vector<float> curve(score.size() * static_cast<size_t>(columns));
-    p.curve = curve.data(), p.score = nullptr, p.shift = nullptr, p.workspace = host.get();
+    p.curve = curve.data(), p.score = nullptr, p.shift = nullptr, p.workspace = host;
     CHECK(cpu::strip_score(p, 1) == Status::kOk);
     const Buffer<float> found_curve(static_cast<int64_t>(curve.size()));
     p.curve = found_curve.data(), p.workspace = space.data();
@@ -120,7 +120,7 @@ int main() {
   for (const simt::Order order : {simt::Order::kForward, simt::Order::kBackward, simt::Order::kRandom}) {
     simt::set_order(order, 2);
     for (const bool bf16 : {false, true}) {
-      for (const int64_t columns : {1, 2, 7, 16, 20}) pack_unpack_score(18, 5, columns, bf16);
+      for (const int64_t columns : {1, 2, 7, 16, 20, 32}) pack_unpack_score(18, 5, columns, bf16);
       pack_unpack_score(5, 41, 16, bf16);
       pack_unpack_score(5, 64, 1, bf16);
       pack_unpack_score(5, 9, 64, bf16);

@@ -13,7 +13,7 @@ namespace geoloc_fast {
 namespace {
 
 using simt::Buffer;
-using simt::HostSpace;
+using simt::Memory;
 
 struct Case {
   int64_t count, values, columns, batch;
@@ -81,8 +81,8 @@ void search(const Case& c) {
     p.dot = c.dot, p.group = c.group > 0 ? group.data() : nullptr;
     std::vector<float> score(static_cast<size_t>(c.batch * c.k));
     std::vector<int64_t> index(score.size()), shift(score.size());
-    HostSpace host(cpu::strip_topk_workspace(p, 1));
-    p.score = score.data(), p.index = index.data(), p.shift = shift.data(), p.workspace = host.get();
+    const Memory host(cpu::strip_topk_workspace(p, 1));
+    p.score = score.data(), p.index = index.data(), p.shift = shift.data(), p.workspace = host;
     char plan[kMaxPlanName];
     CHECK(cpu::strip_topk(p, 1, plan) == Status::kOk);
 
