@@ -62,7 +62,7 @@ torch-test:
 lowest-test:
 	$(PYTHON) -m venv build/venv-lowest
 	build/venv-lowest/bin/python -m pip install --quiet uv
-	build/venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra all --extra test pyproject.toml -o build/lowest.txt
+	build/venv-lowest/bin/uv pip compile --quiet --python build/venv-lowest/bin/python --resolution lowest-direct --extra all --extra test pyproject.toml -o build/lowest.txt
 	build/venv-lowest/bin/uv pip install --quiet --python build/venv-lowest/bin/python -r build/lowest.txt
 	build/venv-lowest/bin/python -m pip install --quiet --no-deps -C cmake.define.GEOLOC_FAST_CUDA=OFF .
 	cd python_tests && GEOLOC_FAST_REQUIRE=cpu ../build/venv-lowest/bin/python -m pytest -q -m "not slow and not checkout" .

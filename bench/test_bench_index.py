@@ -7,7 +7,8 @@
 - search: the index against bare `strip_topk` on the same mapped bank; one group.
 - add: strips a second of one `add` of 50 000, encoding not counted; commit: the smallest `add` there is.
 - locate: the default model, one JPEG photo, indexes of 10 000 and 100 000 places with all their rows (a street view,
-  19 standpoints, of which three are searched); the share of each stage goes into `extra_info`.
+  19 standpoints, of which three are searched), its field of view known or not; the share of each stage goes into
+  `extra_info`.
 - evaluate: 800 photos against 100 000 strips, all that `protocol.measure` does with them, against bare `strip_topk`.
 """
 
@@ -163,11 +164,12 @@ def layered(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
 
 @pytest.mark.parametrize(
-    ("layered", "beside"),
-    [(10_000, nullcontext), (100_000, nullcontext), (100_000, busy_neighbour)],
+    ("layered", "fov_deg", "beside"),
+    [(10_000, 90.0, nullcontext), (100_000, 90.0, nullcontext), (100_000, None, nullcontext),
+     (100_000, 90.0, busy_neighbour)],
     indirect=["layered"],
-)
-def test_locate(benchmark: Any, layered: PlaceIndex, beside: Callable[[], Any]) -> None:
+)  # fmt: skip
+def test_locate(benchmark: Any, layered: PlaceIndex, fov_deg: float | None, beside: Callable[[], Any]) -> None:
     model = load_model()
     confidence = Confidence.load(Confidence.path_for(shipped_model()), model=model.fingerprint)
     locator = Locator(layered, model, confidence=confidence)
@@ -178,14 +180,15 @@ def test_locate(benchmark: Any, layered: PlaceIndex, beside: Callable[[], Any]) 
     stages: dict[str, list[float]] = {}
 
     def run() -> None:
-        (answer,) = locator.locate([sink.getvalue()])
+        (answer,) = locator.locate([sink.getvalue()], fov_deg=fov_deg)
         assert answer.candidates
         for stage, seconds in answer.seconds.items():
             stages.setdefault(stage, []).append(seconds)
 
     benchmark.group = f"one photo end to end, {model.name} model, {len(layered):,} places"
-    busy = ", beside a busy process" if beside is busy_neighbour else ""
-    benchmark.extra_info["entry"] = f"geoloc_fast, from JPEG to answer{busy}"
+    said = ", beside a busy process" if beside is busy_neighbour else ""
+    said = said if fov_deg else ", field of view not known"
+    benchmark.extra_info["entry"] = f"geoloc_fast, from JPEG to answer{said}"
     with beside():
         benchmark.pedantic(run, rounds=30, warmup_rounds=3)
     benchmark.extra_info["note"] = "; ".join(

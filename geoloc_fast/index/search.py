@@ -7,7 +7,7 @@ place or the query has nothing adds w_l * absent_l, which a query may know bette
 nothing in any layer of the query is no answer.
 
 Of several readings r of a query the best counts. A wider photo scores less everywhere, so each is measured from its own
-`_COMMON`-th place, and the sum is that of the first reading:
+`COMMON`-th place, and the sum is that of the first reading:
 
     score(p) = max over r of  score_r(p) - score_r(r's 16th place) + score_1(1's 16th place)
 
@@ -44,12 +44,12 @@ from geoloc_fast.layers import Layer, QueryStrips
 from geoloc_fast.ops import checks
 from geoloc_fast.retrieval import MAX_K, strip_curve, strip_score, strip_topk
 
-__all__ = ["Call", "Lists", "Parts", "Query", "Segments", "search"]
+__all__ = ["COMMON", "Call", "Lists", "Parts", "Query", "Segments", "best_readings", "search"]
 
 _FIRST_DEPTH = 64
 _DEEPER = 4
 _ONE_DEPTH = 256  # of the only lists, where rows are not searched
-_COMMON = 16  # the place from which a reading's scores are measured: near the best of the wrong ones
+COMMON = 16  # the place from which a reading's scores are measured: near the best of the wrong ones
 _RESCORED = 96  # places that are then scored with all their rows, and more if more are asked for
 _VALUES_AT_ONCE = 1 << 21  # so that intermediate arrays stay in memory that is at hand
 _ROUNDING = 1e-6  # between a score and the same window's value in a curve
@@ -139,7 +139,7 @@ def search(
     taking = tuple(own) if layers is None else same_layers(own, layers)
     batch, given = checked_query(own, query, device)
     of = next(iter(given.values())).query
-    wanted, k = k, k if of is None else max(k, _COMMON)
+    wanted, k = k, k if of is None else max(k, COMMON)
     groups = group({name: (one.strips, one.width) for name, one in given.items()}, batch)
     found = []
     for rows, names in groups:
@@ -162,10 +162,10 @@ def search(
         for (rows, _), part_of in zip(groups, found, strict=True):
             for target, values in zip(answer, part_of, strict=True):
                 target[rows] = values
-    return answer if of is None else _best_readings(answer, of.cpu().numpy(), wanted)
+    return answer if of is None else best_readings(answer, of.cpu().numpy(), wanted)
 
 
-def _best_readings(readings: Neighbours, of: np.ndarray, k: int) -> Neighbours:
+def best_readings(readings: Neighbours, of: np.ndarray, k: int) -> Neighbours:
     """The k best places of each query, of the answers to its readings: a place with that which says most for it, equals
     by the earlier one.
 
@@ -174,7 +174,7 @@ def _best_readings(readings: Neighbours, of: np.ndarray, k: int) -> Neighbours:
     """
     first = np.searchsorted(of, np.arange(of[-1] + 1)) if len(of) else np.zeros(0, np.int64)
     number, length = np.arange(len(of)) - first[of], readings.id.shape[1]
-    common = np.minimum(_COMMON, np.maximum((readings.id >= 0).sum(axis=1), 1)) - 1  # the last where there are fewer
+    common = np.minimum(COMMON, np.maximum((readings.id >= 0).sum(axis=1), 1)) - 1  # the last where there are fewer
     common = np.take_along_axis(readings.score.astype(np.float64), common[:, None], 1)
     beyond = common - common[first[of]]
     each = np.broadcast_to(number[:, None], readings.id.shape).astype(np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 from geoloc_fast.geo.regions import Region
 from geoloc_fast.index.merge import Neighbours, merge
 from geoloc_fast.index.place_index import Place, PlaceIndex
+from geoloc_fast.index.search import COMMON, best_readings
 from geoloc_fast.layers import Layer, QueryStrips
 
 __all__ = ["Several"]
@@ -103,9 +104,13 @@ class Several:
         within: Region | None = None,
     ) -> Neighbours:
         """The k best places of all, as `PlaceIndex.search` finds them."""
-        parts = [index.search(query, k, layers=layers, within=within) for index in self.indexes]
-        here = [part._replace(id=self._here(part.id, n)) for n, part in enumerate(parts)]
-        return merge(here, k)
+        of = next(iter(query.values())).query if query else None
+        many, apart = k, query
+        if of is not None:  # readings are measured from a place of all indexes, so they are put together at the end
+            many, apart = max(k, COMMON), {name: strips._replace(query=None) for name, strips in query.items()}
+        parts = [index.search(apart, many, layers=layers, within=within) for index in self.indexes]
+        here = merge([part._replace(id=self._here(part.id, n)) for n, part in enumerate(parts)], many)
+        return here if of is None else best_readings(here, of.cpu().numpy(), k)
 
     def _here(self, ids: np.ndarray, which: int) -> np.ndarray:
         return np.where(ids < 0, ids, ids * len(self.indexes) + which)
