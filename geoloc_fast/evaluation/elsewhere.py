@@ -186,8 +186,6 @@ def _encoded(model: Model, photos: Sequence[Photo], batch: int = 32) -> dict[str
     """Strips of many photos, as those of one batch: padded to the widest."""
     parts = [model.encode_queries(photos[first : first + batch]) for first in range(0, len(photos), batch)]
     joined: dict[str, QueryStrips] = {}
-    if not parts:
-        return joined
     of = None
     if any(one.query is not None for part in parts for one in part.values()):
         own = [next(iter(part.values())) for part in parts]

@@ -307,7 +307,7 @@ class Locator:
             status = "located" if first >= least else "unknown"
             radius = radius_m(found, judge)
         best, agrees, fov_deg = found[0], None, shown.fov_deg
-        if shown.fov_from in ("assumed", "tried"):
+        if shown.fov_from in ("assumed", "tried"):  # which of them, the search has found out
             fov_deg = self.model.query_input.readings_deg[int(neighbours.reading[0])]
         if shown.exif.lat is not None and best.lat is not None:
             agrees = bool(great_circle_m(best.lat, best.lon, shown.exif.lat, shown.exif.lon) <= 100.0)

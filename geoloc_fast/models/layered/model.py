@@ -303,9 +303,7 @@ class Layered(BundledModel):
         """The query as it may have been taken: a photo that does not say its field of view with each that is tried."""
         if not isinstance(query, Photo) or query.fov_deg is not None:
             return [query]
-        return [
-            dataclasses.replace(query, fov_deg=fov) for fov in (self.config.assumed_fov_deg, *self.config.tried_fov_deg)
-        ]
+        return [dataclasses.replace(query, fov_deg=fov_deg) for fov_deg in self.query_input.readings_deg]
 
     def _absent(self, layer: str, strips: Tensor, width: Tensor) -> Tensor | None:
         """[B] what stands in for a score of these queries: mean and deviations of those against the cohort."""
